@@ -1,0 +1,112 @@
+"""The values that every other file speaks of: Outputs, Goal, Evidence.
+
+N samples, K classes, C channels of a layer, S dropout draws. Rows are samples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Box", "Evidence", "Goal", "Knowledge", "Outputs", "Rows", "per_sample"]
+
+Box = tuple[float, float]
+Rows = Tensor | slice
+Knowledge = Literal["none", "oblivious", "feature-aware", "detector-aware", "transfer"]
+
+ALL: Rows = slice(None)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass of a classifier shows.
+
+    ``logits`` (N, K) with K >= 2: a network with one sigmoid output z is shown as the two logits (0, z), which has
+    the same probabilities, cross-entropy and decision. ``features`` maps a layer's name to its pooled output (N, C), in network
+    order; the last one is what "last layer" means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the
+    classifier was asked for them. ``others`` (N, F) are the remaining findings of a multi-label network, if there are any.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor]
+    stochastic: Tensor | None = None
+    others: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, rows: Rows) -> "Outputs":
+        return self._each(lambda v: v[rows])
+
+    @property
+    def predicted(self) -> Tensor:
+        """The predicted class, (N,)."""
+        return self.logits.argmax(1)
+
+    @property
+    def last(self) -> Tensor:
+        """The features of the last layer, (N, C)."""
+        return next(reversed(list(self.features.values())))
+
+    def detach(self) -> "Outputs":
+        return self._each(Tensor.detach)
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Outputs":
+        return self._each(lambda v: v.to(target))
+
+    def _each(self, change) -> "Outputs":  # type: ignore[no-untyped-def]
+        return Outputs(
+            change(self.logits),
+            {name: change(v) for name, v in self.features.items()},
+            None if self.stochastic is None else change(self.stochastic),
+            None if self.others is None else change(self.others),
+        )
+
+    @staticmethod
+    def cat(parts: "Sequence[Outputs]") -> "Outputs":
+        """The rows of all parts, one below the other."""
+        first = parts[0]
+        return Outputs(
+            torch.cat([p.logits for p in parts]),
+            {name: torch.cat([p.features[name] for p in parts]) for name in first.features},
+            None if first.stochastic is None else torch.cat([p.stochastic for p in parts if p.stochastic is not None]),
+            None if first.others is None else torch.cat([p.others for p in parts if p.others is not None]),
+        )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the attacker wants: images of class ``source`` (N,) taken for class ``target`` (N,)."""
+
+    source: Tensor
+    target: Tensor
+
+    def __getitem__(self, rows: Rows) -> "Goal":
+        return Goal(self.source[rows], self.target[rows])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a detector may learn from.
+
+    ``train`` are the outputs on the classifier's clean training images with their labels; row i of ``clean``, ``noisy`` and
+    ``adversarial`` is the same held-out image of the fit part: as it is, with random noise of the attack's budget, and attacked
+    by a conventional attack.
+    """
+
+    train: Outputs
+    train_labels: Tensor
+    clean: Outputs
+    noisy: Outputs
+    adversarial: Outputs
+
+
+def per_sample(value: Tensor | float, like: Tensor) -> Tensor:
+    """``value``, a number or one per sample (N,), shaped to broadcast against ``like`` (N, ...)."""
+    v = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return v if v.ndim == 0 else v.reshape(-1, *[1] * (like.ndim - 1))
