@@ -26,13 +26,16 @@ class Outputs:
     ``logits`` (N, K) with K >= 2: a network with one sigmoid output z is shown as the two logits (0, z), which has
     the same probabilities, cross-entropy and decision. ``features`` maps a layer's name to its pooled output (N, C), in network
     order; the last one is what "last layer" means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the
-    classifier was asked for them. ``others`` (N, F) are the remaining findings of a multi-label network, if there are any.
+    classifier was asked for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network, if there
+    are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker who is not there yet asks a detector
+    what it would say of his image once it is taken for the target.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor]
     stochastic: Tensor | None = None
     others: Tensor | None = None
+    assumed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -42,8 +45,8 @@ class Outputs:
 
     @property
     def predicted(self) -> Tensor:
-        """The predicted class, (N,)."""
-        return self.logits.argmax(1)
+        """The predicted class, (N,); a tie goes to the lower class."""
+        return self.logits.argmax(1) if self.assumed is None else self.assumed
 
     @property
     def last(self) -> Tensor:
@@ -54,7 +57,8 @@ class Outputs:
         return self._each(Tensor.detach)
 
     def to(self, target: torch.device | torch.dtype | str) -> "Outputs":
-        return self._each(lambda v: v.to(target))
+        """On another device, or in another floating type (class indices keep theirs)."""
+        return self._each(lambda v: v if isinstance(target, torch.dtype) and not v.is_floating_point() else v.to(target))
 
     def _each(self, change) -> "Outputs":  # type: ignore[no-untyped-def]
         return Outputs(
@@ -62,6 +66,7 @@ class Outputs:
             {name: change(v) for name, v in self.features.items()},
             None if self.stochastic is None else change(self.stochastic),
             None if self.others is None else change(self.others),
+            None if self.assumed is None else change(self.assumed),
         )
 
     @staticmethod

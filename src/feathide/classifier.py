@@ -1,0 +1,335 @@
+"""FeatureClassifier: any torch network, unmodified, that shows its logits and its pooled features in one forward pass."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from feathide.errors import InputError, expected, unknown
+from feathide.types import Box, Outputs
+
+__all__ = ["FeatureClassifier", "Pool", "channel_mean", "units"]
+
+Pool = Callable[[Tensor], Tensor]
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+PRESETS = ("conv", "blocks", "stages", "last")
+
+
+def channel_mean(h: Tensor) -> Tensor:
+    """The mean over all spatial axes: (N, C, *S) -> (N, C), for any number of axes; (N, C) stays."""
+    return h.flatten(2).mean(2) if h.ndim > 2 else h
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One output that was seen in a forward pass: the ``call``-th of module ``module``, with its spatial shape."""
+
+    module: str
+    call: int
+    calls: int
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.module if self.calls == 1 else f"{self.module}#{self.call}"
+
+
+def units(model: nn.Module, x: Tensor) -> list[Unit]:
+    """Every module output (N, C, *S) of one forward pass on ``x``, in the order in which they are computed.
+
+    A module that runs more than once, such as the one ReLU that a residual block uses twice, appears once for each call, as
+    ``name#0``, ``name#1``, ...
+    """
+    seen: list[tuple[str, int, tuple[int, ...]]] = []
+    calls: dict[str, int] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            call = calls.get(name, 0)
+            calls[name] = call + 1
+            if isinstance(output, Tensor) and output.ndim >= 2 and output.is_floating_point():
+                seen.append((name, call, tuple(output.shape[1:])))
+
+        return hook
+
+    with hooked({n: watch(n) for n, _ in model.named_modules() if n}, model), torch.no_grad():
+        model(x)
+    return [Unit(n, c, calls[n], s) for n, c, s in seen]
+
+
+@contextmanager
+def hooked(hooks: Mapping[str, Callable[..., object]], model: nn.Module) -> Iterator[None]:
+    """Forward hooks that live for the length of the ``with`` block, also when it raises."""
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        yield
+
+
+def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Unit]) -> tuple[str, ...]:
+    """The names that ``spec`` stands for, in network order: names, globs and presets, alone or in a list.
+
+    - ``conv``: the output of every conv-norm-activation unit, that is each call of each activation module (48 or so for
+      ResNet-50, 13 + 2 for VGG-16), or of each convolution where a network has no activation modules;
+    - ``blocks``: the output of every repeated block (the outermost modules with two or more convolutions, of a class that occurs twice or more); ``stages`` where there are none;
+    - ``stages``: the last unit of each spatial size;
+    - ``last``: the input of the last linear layer.
+    """
+    spatial = [u for u in seen if isinstance(model.get_submodule(u.module), ACTIVATIONS)]
+    conv = spatial or [u for u in seen if isinstance(model.get_submodule(u.module), CONVOLUTIONS)]
+    stages = list({u.shape[1:]: u for u in conv}.values())
+    table = {
+        "conv": conv,
+        "stages": stages,
+        "blocks": _blocks(model, seen) or stages,
+        "last": _last(model, seen) or conv[-1:],
+    }
+    by_name = {u.name: u for u in seen}
+    chosen: set[str] = set()
+    for item in [spec] if isinstance(spec, str) else spec:
+        found = [u.name for u in table[item]] if item in table else [n for n in by_name if fnmatchcase(n, item)]
+        if not found:
+            again = [n for n in by_name if n.startswith(f"{item}#")]
+            if again:
+                raise InputError(
+                    f"layer {item!r} runs {len(again)} times in one forward pass; name the call: {', '.join(again)}"
+                )
+            raise unknown("layer", item, [*PRESETS, *by_name])
+        chosen.update(found)
+    return tuple(n for n in by_name if n in chosen)
+
+
+def _blocks(model: nn.Module, seen: Sequence[Unit]) -> list[Unit]:
+    counts: dict[type, int] = {}
+    fit: set[str] = set()
+    for name, module in model.named_modules():
+        convs = sum(isinstance(m, CONVOLUTIONS) for m in module.modules())
+        if name and convs >= 2 and type(module) not in (nn.Sequential, nn.ModuleList):
+            fit.add(name)
+            counts[type(module)] = counts.get(type(module), 0) + 1
+    fit = {n for n in fit if counts[type(model.get_submodule(n))] >= 2}
+    outer = {n for n in fit if not any(n.startswith(f"{m}.") for m in fit)}
+    return [u for u in seen if u.module in outer]
+
+
+def _last(model: nn.Module, seen: Sequence[Unit]) -> list[Unit]:
+    heads = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    order = [u.module for u in seen]
+    heads = [h for h in heads if h in order]
+    if not heads:
+        return []
+    width = model.get_submodule(heads[-1]).in_features  # type: ignore[union-attr]
+    before = [u for u in seen[: order.index(heads[-1])] if u.shape[0] == width]
+    return before[-1:]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureClassifier:
+    """A network as an attacker or a guard sees it: images of the box in, ``Outputs`` out, differentiable.
+
+    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output. ``layers``: names, globs or
+    presets (see ``choose_layers``); resolved at the first call. ``box`` are the least and the greatest valid image value.
+    The network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is mapped to [0, 1] first: all of
+    it is inside the attacked function, so that eps and box stay in image units. An image of one channel is repeated for a network that
+    takes three.
+
+    ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j): output j of a multi-label network, shown as
+    (0, z_j) with the other outputs in ``Outputs.others``.
+
+    ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has any, else a dropout of
+    ``dropout_rate`` before the last linear layer. The S masks are drawn once from ``seed`` and shared by all images, so
+    that an image's draws do not depend on its batch.
+
+    Hooks live only during a call; the network, its gradients and its mode are left as they are. Raises ``InputError`` if the
+    network is in training mode, if a layer is unknown or if an image is outside the box (checked by ``check``).
+    """
+
+    model: nn.Module
+    layers: str | Sequence[str] = "blocks"
+    box: Box = (0.0, 1.0)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    window: Box | None = None
+    head: str | tuple[str, int] = "softmax"
+    pool: Pool = channel_mean
+    dropout_samples: int = 0
+    dropout_rate: float = 0.5
+    seed: int = 0
+    _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.model.training:
+            raise expected("the network must be in evaluation mode", got="training mode", do="call model.eval() first")
+        if not self.box[0] < self.box[1]:
+            raise expected("box must be (lo, hi) with lo < hi", got=self.box, do="give the least and greatest image value")
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise expected(
+                "mean and std must be of one length, std positive", got=f"{self.mean}, {self.std}", do="declare both per channel"
+            )
+
+    def __call__(self, x: Tensor) -> Outputs:
+        if self.model.training:
+            raise expected("the network must be in evaluation mode", got="training mode", do="call model.eval() first")
+        z = self._prepared(x)
+        names = self._names(z)
+        found: dict[str, Tensor] = {}
+        head_input: list[Tensor] = []
+        hooks = _collectors(names, found, self.pool)
+        head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
+        with hooked(hooks, self.model), _captured(head, head_input):
+            raw = self.model(z)
+        if self.dropout_samples:
+            draws = self._head_draws(head, head_input) if head else self._network_draws(z)
+            stochastic = self._as_decision(draws.flatten(0, 1))[0].unflatten(0, draws.shape[:2])  # (N, S, K)
+        logits, others = self._as_decision(raw)
+        return Outputs(logits, {n: found[n] for n in names}, stochastic if self.dropout_samples else None, others)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def extract(self, images: Tensor | Iterable[Tensor], *, batch_size: int = 64) -> Outputs:
+        """Outputs of many images, without gradient, batch by batch, on the CPU."""
+        batches = images.split(batch_size) if isinstance(images, Tensor) else images
+        with torch.no_grad():
+            return Outputs.cat([self(b.to(self.device)).to("cpu") for b in batches])
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images that are not finite or outside the box."""
+        if not bool(torch.isfinite(x).all()):
+            raise expected("images must be finite", got="NaN or infinity", do="repair or leave out these images")
+        lo, hi = float(x.amin()), float(x.amax())
+        slack = 1e-6 * (self.box[1] - self.box[0])
+        if lo < self.box[0] - slack or hi > self.box[1] + slack:
+            raise expected(
+                f"x must lie in [{self.box[0]:g}, {self.box[1]:g}]", got=f"[{lo:g}, {hi:g}]", do="pass box=... or rescale"
+            )
+
+    def names(self, x: Tensor) -> tuple[str, ...]:
+        """The layers that ``layers`` stands for, in network order, for images like ``x``."""
+        return self._names(self._prepared(x[:1]))
+
+    def _names(self, z: Tensor) -> tuple[str, ...]:
+        if "layers" not in self._resolved:
+            self._resolved["layers"] = choose_layers(self.model, self.layers, units(self.model, z[:1]))
+        return self._resolved["layers"]
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        z = x
+        if self.window is not None:
+            z = (z.clamp(*self.window) - self.window[0]) / (self.window[1] - self.window[0])
+        if self.mean:
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(self.std).reshape(shape)
+        wanted = _input_channels(self.model)
+        if x.shape[1] == 1 and wanted == 3:
+            z = z.expand(-1, 3, *z.shape[2:])
+        return z.clone() if z is x else z
+
+    def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        if raw.ndim == 1:
+            raw = raw.unsqueeze(1)
+        if self.head == "softmax":
+            if raw.shape[1] < 2:
+                raise expected(
+                    "a softmax head needs two or more outputs", got="one", do='say head="sigmoid" for one sigmoid output'
+                )
+            return raw, None
+        j = 0 if self.head == "sigmoid" else int(self.head[1])
+        if self.head == "sigmoid" and raw.shape[1] != 1:
+            raise expected("a sigmoid head has one output", got=raw.shape[1], do='say head="softmax" or ("finding", j)')
+        if not 0 <= j < raw.shape[1]:
+            raise expected(f"finding must be 0 to {raw.shape[1] - 1}", got=j, do="choose one of the network's outputs")
+        z = raw[:, j]
+        others = None if self.head == "sigmoid" else torch.cat([raw[:, :j], raw[:, j + 1 :]], 1)
+        return torch.stack([torch.zeros_like(z), z], 1), others
+
+    def _head_draws(self, head: nn.Linear, inputs: list[Tensor]) -> Tensor:
+        h = inputs[-1].flatten(1)  # (N, D)
+        keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)  # (S, D)
+        return head(h.unsqueeze(1) * keep)  # (N, S, K)
+
+    def _network_draws(self, z: Tensor) -> Tensor:
+        """Logits of S draws of the network's own dropout, (N, S, K): the batch is multiplied at the first dropout, so that the
+        layers before it run once; where the network does not allow that (a path around it), at the input."""
+        s, n = self.dropout_samples, len(z)
+        try:
+            return self._dropped(z, multiply=True).unflatten(0, (n, s))
+        except (RuntimeError, ValueError):
+            return self._dropped(z.repeat_interleave(s, 0), multiply=False).unflatten(0, (n, s))
+
+    def _dropped(self, z: Tensor, *, multiply: bool) -> Tensor:
+        count, s = [0], self.dropout_samples
+
+        def drop(module: nn.Module, _args: object, h: Tensor) -> Tensor:
+            if multiply and count[0] == 0:
+                h = h.repeat_interleave(s, 0)
+            shape = tuple(h.shape[1:2]) if isinstance(module, DROPOUTS[1:4]) else tuple(h.shape[1:])
+            keep = self._mask((s, *shape), float(module.p), count[0]).to(h)  # type: ignore[arg-type]
+            count[0] += 1
+            keep = keep.reshape(s, *shape, *[1] * (h.ndim - 1 - len(shape)))
+            return (h.unflatten(0, (-1, s)) * keep).flatten(0, 1)
+
+        names = [n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0]
+        with hooked(dict.fromkeys(names, drop), self.model):
+            return self.model(z)
+
+    def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return (torch.rand(shape, generator=generator) >= rate) / (1 - rate)
+
+
+def _collectors(names: Sequence[str], found: dict[str, Tensor], pool: Pool) -> dict[str, Callable[..., None]]:
+    """One hook per module, which pools the outputs of the calls that are wanted as they are made: a following in-place activation
+    cannot corrupt them, and memory stays (N, C)."""
+    wanted: dict[str, dict[int, str]] = {}
+    for name in names:
+        module, _, call = name.partition("#")
+        wanted.setdefault(module, {})[int(call or 0)] = name
+
+    def collect(calls: dict[int, str]) -> Callable[..., None]:
+        count = [0]
+
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if count[0] in calls:
+                found[calls[count[0]]] = pool(output)
+            count[0] += 1
+
+        return hook
+
+    return {module: collect(calls) for module, calls in wanted.items()}
+
+
+@contextmanager
+def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _m, args: into.append(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    return any(isinstance(m, DROPOUTS) and m.p > 0 for m in model.modules())
+
+
+def _linear_head(model: nn.Module) -> nn.Linear:
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        raise InputError("dropout draws need a dropout module or a final linear layer, and the network has neither; leave BU out")
+    return heads[-1]
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+    return first.in_channels if first is not None else None
