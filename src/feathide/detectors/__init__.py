@@ -1,0 +1,45 @@
+"""Detectors: what guards a classifier. ``DETECTORS`` makes each by the name that tables and plans call it."""
+
+from collections.abc import Callable
+from functools import partial
+
+from feathide.detectors.base import Detector
+from feathide.detectors.density import KernelDensity, MixtureEnergy, NearestNeighbours
+from feathide.detectors.learned import LayerNetworks, SupportVectors
+from feathide.detectors.lid import LocalDimension
+from feathide.detectors.mahalanobis import Mahalanobis, input_step
+from feathide.detectors.uncertainty import DensityAndDropout, DropoutUncertainty, FreeEnergy, MaxSoftmax
+
+__all__ = [
+    "DETECTORS",
+    "DensityAndDropout",
+    "Detector",
+    "DropoutUncertainty",
+    "FreeEnergy",
+    "KernelDensity",
+    "LayerNetworks",
+    "LocalDimension",
+    "Mahalanobis",
+    "MaxSoftmax",
+    "MixtureEnergy",
+    "NearestNeighbours",
+    "SupportVectors",
+    "input_step",
+]
+
+MAKERS: tuple[Callable[[], Detector], ...] = (
+    KernelDensity,
+    DropoutUncertainty,
+    DensityAndDropout,
+    LocalDimension,
+    Mahalanobis,
+    SupportVectors,
+    LayerNetworks,
+    NearestNeighbours,
+    MixtureEnergy,
+    MaxSoftmax,
+    FreeEnergy,
+    partial(LocalDimension, name="lid-oneclass", combine="mean"),
+    partial(Mahalanobis, name="maha-oneclass", combine="mean"),
+)
+DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

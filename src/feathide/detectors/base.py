@@ -1,0 +1,142 @@
+"""Detector: learns from evidence, then gives each sample one number, HIGHER = MORE SUSPICIOUS.
+
+A detector is a frozen recipe; ``fit`` returns a copy that holds what was learnt, so a recipe can be fitted many times.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from feathide.errors import expected, unknown
+from feathide.types import Evidence, Outputs
+
+__all__ = ["Detector", "Layers", "class_features", "features", "fitted", "layer_names", "per_class", "spread", "trials"]
+
+Layers = Literal["last", "all"] | Sequence[str]
+T = TypeVar("T")
+
+
+class Detector(ABC):
+    """Gives each sample a suspicion. Statistics are kept in float64, scores come in the dtype and on the device of ``out``.
+
+    ``needs_dropout``: whether ``score`` reads ``out.stochastic``, so that whoever extracts outputs knows to draw it.
+    """
+
+    needs_dropout: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What tables call it."""
+
+    @abstractmethod
+    def fit(self, evidence: Evidence) -> Self:
+        """A copy that has learnt from ``evidence``; what an earlier fit learnt is forgotten.
+
+        Raises:
+            InputError: the evidence is too small, not finite, constant, or lacks a layer, a class or the dropout draws.
+        """
+
+    @abstractmethod
+    def score(self, out: Outputs) -> Tensor:
+        """The suspicion of each sample, (N,). A row's score depends on that row only and is differentiable almost everywhere.
+
+        Raises:
+            InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not finite.
+        """
+
+
+def fitted(learnt: T | None, detector: Detector) -> T:
+    """``learnt``, or the error that ``detector`` has not been fitted."""
+    if learnt is None:
+        raise expected(
+            "score needs a fitted detector",
+            got=f"the recipe {detector!r}",
+            do="use the detector that .fit(evidence) returns",
+        )
+    return learnt
+
+
+def layer_names(out: Outputs, layers: Layers) -> tuple[str, ...]:
+    """The layers of ``out`` that ``layers`` speaks of, in the order of the network (a given list keeps its own)."""
+    names = tuple(out.features)
+    if not names:
+        raise expected(
+            "outputs must hold the features of at least one layer", got="none", do="give the classifier layers"
+        )
+    if layers == "all":
+        return names
+    return names[-1:] if layers == "last" else tuple(layers)
+
+
+def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
+    """The features (N, C) of the layers ``names``, found and finite."""
+    for name in names:
+        if name not in out.features:
+            raise unknown("layer", name, out.features)
+    chosen = [out.features[name] for name in names]
+    if not torch.stack(
+        [f.detach().isfinite().all() for f in chosen]
+    ).all():  # one wait for the device, not one per layer
+        bad = next(name for name, f in zip(names, chosen, strict=True) if not f.isfinite().all())
+        raise expected(
+            f"features must be finite, those of layer {bad!r} are",
+            got="NaN or infinity",
+            do="check the images and weights",
+        )
+    return chosen
+
+
+def spread(x: Tensor, name: str) -> Tensor:
+    """The standard deviation of each channel of ``x`` (N, C), (C,); a layer that is constant is an error."""
+    std = x.std(0, correction=0)
+    if not (std > 1e-12 * x.abs().amax(0)).any():
+        raise expected(
+            f"features of layer {name!r} must vary over the images",
+            got="the same for all",
+            do="leave it out of layers=...",
+        )
+    return std
+
+
+def class_features(evidence: Evidence, name: str) -> tuple[Tensor, ...]:
+    """The training features of layer ``name`` in float64, one (N_c, C) for each class of the classifier."""
+    x, labels = features(evidence.train, [name])[0].detach().double(), evidence.train_labels
+    if len(labels) != len(x):
+        raise expected(
+            f"train_labels must have one label for each of the {len(x)} training rows",
+            got=len(labels),
+            do="pass both whole",
+        )
+    classes = evidence.train.logits.shape[1]
+    empty = [c for c in range(classes) if not (labels == c).any()]
+    if empty:
+        raise expected(
+            f"all {classes} classes must have training features", got=f"none of class {empty}", do="add images of it"
+        )
+    spread(x, name)
+    return tuple(x[labels.to(x.device) == c] for c in range(classes))
+
+
+def per_class(classes: Tensor, score: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """``score(c, rows)`` (n,) of the rows of each class that occurs in ``classes`` (N,), put back in order, (N,)."""
+    rows = [(classes == c).nonzero().flatten() for c in classes.unique()]
+    if not rows:
+        return score(0, classes.nonzero().flatten())
+    values = torch.cat([score(int(classes[r[0]]), r) for r in rows])
+    return values[torch.cat(rows).argsort()]
+
+
+def trials(evidence: Evidence, *, least: int = 2) -> tuple[Outputs, Outputs]:
+    """The negatives (clean, then noisy) and the positives (adversarial) of a supervised detector, without gradient."""
+    rows = [len(evidence.clean), len(evidence.noisy), len(evidence.adversarial)]
+    if len(set(rows)) > 1 or rows[0] < least:
+        raise expected(
+            f"clean, noisy and adversarial must be the same images, at least {least}",
+            got=f"{rows} rows",
+            do="give more images to the fit part",
+        )
+    return Outputs.cat([evidence.clean, evidence.noisy]).detach(), evidence.adversarial.detach()
