@@ -1,0 +1,366 @@
+"""Files that appear whole or not at all, and the digests that name them.
+
+Every file carries the SHA-256 of its own content, so a damaged file is noticed and computed anew instead of being believed.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from torch import Tensor, uint8
+
+from feathide.errors import InputError, expected
+
+__all__ = ["Store", "digest", "open_folder", "write_whole"]
+
+BEAT = 10.0  # seconds between two signs of life of a claim
+STALE = 60.0  # a claim without a sign of life for so long is free to take
+HEX = 64  # length of a SHA-256 in hexadecimal
+PART = re.compile(r"[a-z0-9_+-][a-z0-9._+-]{0,179}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,179}")
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every entry: equal arrays give equal bytes
+META = "meta.json"
+MARK = ".feathide.json"
+
+
+def digest(value: object) -> str:
+    """Sixteen hexadecimal digits that name ``value``: equal in every process, different when anything in it differs.
+
+    Takes None, bool, int, float, str, bytes, paths, lists and tuples (which are the same), sets, mappings, dataclasses and pydantic models
+    (by class name and fields), arrays and tensors (by type, shape and content; arrays of strings by their strings). Raises
+    ``TypeError`` for anything else, because a default ``repr`` would hold an address.
+    """
+    return hashlib.sha256(_dump(_canonical(value)).encode()).hexdigest()[:16]
+
+
+def _canonical(value: object) -> object:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value.item() if isinstance(value, np.generic) else value
+        case np.generic():
+            return _canonical(value.item())
+        case bytes():
+            return {"bytes": value.hex()}
+        case Path():
+            return {"path": value.as_posix()}
+        case Mapping():
+            return {"map": sorted(([_canonical(k), _canonical(v)] for k, v in value.items()), key=_dump)}
+        case list() | tuple():
+            return [_canonical(v) for v in value]
+        case set() | frozenset():
+            return {"set": sorted((_canonical(v) for v in value), key=_dump)}
+        case BaseModel():
+            return {type(value).__name__: {name: _canonical(v) for name, v in value}}
+        case np.ndarray() if value.dtype.kind in "US":
+            return {"array": ["str", list(value.shape), _canonical(value.tolist())]}
+        case np.ndarray() if value.dtype.kind in "biufc":
+            little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+            return {"array": [little.dtype.str, list(value.shape), hashlib.sha256(little.tobytes()).hexdigest()]}
+        case Tensor():
+            raw = value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes()
+            return {"tensor": [str(value.dtype), list(value.shape), hashlib.sha256(raw).hexdigest()]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
+    raise TypeError(
+        f"a value that has a digest is made of plain values, arrays and dataclasses, got {type(value).__name__}"
+    )
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder of results, each under a key such as ``adversarial/pgd-plain-1a2b3c/0003``.
+
+    A key is made of lower-case letters, digits and ``. _ + -``, in parts divided by ``/``; it can never lead out of the folder.
+    Arrays lie in ``<key>.npz`` (readable by ``numpy.load``), documents in ``<key>.json``.
+    """
+
+    folder: Path
+
+    def path(self, key: str, suffix: str = ".npz") -> Path:
+        """The file of a key. Raises ``InputError`` for a key that is not allowed."""
+        parts = key.split("/")
+        if ".." in key or not all(PART.fullmatch(part) for part in parts):
+            raise expected(
+                "a key must be parts of a-z 0-9 . _ + - divided by /, each at most 180 long, without '..'",
+                got=repr(key),
+                do="rename what it is made from",
+            )
+        return Path(self.folder, *parts[:-1], parts[-1] + suffix)
+
+    def done(self, key: str) -> bool:
+        """True if the arrays of ``key`` are there and look whole (a cheap look at the end of the file; ``sound`` reads it all)."""
+        try:
+            with open(self.path(key), "rb") as file:
+                file.seek(-HEX - 2, os.SEEK_END)
+                tail = file.read()
+        except OSError:
+            return False
+        return tail[:2] == HEX.to_bytes(2, "little") and re.fullmatch(rb"[0-9a-f]{64}", tail[2:]) is not None
+
+    def sound(self, key: str) -> bool:
+        """True if the arrays of ``key`` are there and match their checksum."""
+        try:
+            return _intact(self.path(key).read_bytes())
+        except FileNotFoundError:
+            return False
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
+        """Writes arrays of numbers, bools or strings (and a JSON-like ``meta``): whole or not at all, equal bytes for equal content."""
+        write_whole(self.path(key), _packed(key, arrays, meta))
+
+    def load(self, key: str) -> dict[str, np.ndarray]:
+        """The arrays of ``key``. Raises ``InputError`` if the file is missing or does not match its checksum."""
+        with np.load(io.BytesIO(self._checked(key)), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if name != META}
+
+    def meta(self, key: str) -> dict[str, Any]:
+        """The ``meta`` that was saved with ``key``, {} if none was."""
+        with zipfile.ZipFile(io.BytesIO(self._checked(key))) as archive:
+            return dict(json.loads(archive.read(META))) if META in archive.namelist() else {}
+
+    def save_json(self, key: str, value: object) -> None:
+        """Writes a document of plain values to ``<key>.json``, with its checksum."""
+        seal = hashlib.sha256(_dump(value).encode()).hexdigest()
+        text = json.dumps({"sha256": seal, "content": value}, sort_keys=True, indent=1, ensure_ascii=False)
+        write_whole(self.path(key, ".json"), text.encode() + b"\n")
+
+    def load_json(self, key: str) -> Any:
+        """The document of ``key``. Raises ``InputError`` if it is missing or does not match its checksum."""
+        path = self.path(key, ".json")
+        try:
+            found = json.loads(_read(path))
+            if hashlib.sha256(_dump(found["content"]).encode()).hexdigest() == found["sha256"]:
+                return found["content"]
+        except (ValueError, KeyError, TypeError):  # not JSON, or not of ours
+            pass
+        raise _damaged(path)
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """``with store.claim(key) as mine``: True for one process at a time, False while another one works on ``key``.
+
+        A claim is a file that names host and process and is touched every ten seconds; it is taken over when its process is
+        gone or a minute has passed without a sign of life. It only saves double work: two processes that
+        save the same key write equal bytes and rename them into place, so no result ever rests on a claim.
+        """
+        path = self.path(key, ".claim")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _take(path):
+            yield False
+            return
+        stop = threading.Event()
+        beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            stop.set()
+            beat.join()
+            path.unlink(missing_ok=True)
+
+    def _checked(self, key: str) -> bytes:
+        path = self.path(key)
+        raw = _read(path)
+        if not _intact(raw):
+            raise _damaged(path)
+        return raw
+
+
+def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> Store:
+    """The store in ``out``, a new or empty folder or one that was begun with the same plan.
+
+    ``reuse`` lets another plan in: work that both share is kept, since keys name their content. Raises ``InputError`` for a folder
+    that holds a different plan or files that are not ours; nothing is overwritten.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise expected(f"the output {folder} must be a folder", got="a file", do="choose another output folder")
+    mark = folder / MARK
+    if mark.exists():
+        held = _held_plan(mark)
+        if held != plan_digest and not reuse:
+            raise expected(
+                f"the output folder {folder} must be new or hold the plan {plan_digest}",
+                got=f"one that holds the plan {held}",
+                do="choose another output folder, or go back to the plan that this one was begun with",
+            )
+    elif folder.exists() and (foreign := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
+        raise expected(
+            f"the output folder {folder} must be new or empty, or hold this plan",
+            got=f"a folder with other files ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''})",
+            do="choose another output folder",
+        )
+    write_whole(mark, _dump({"plan": plan_digest}).encode() + b"\n")
+    return Store(folder)
+
+
+def _held_plan(mark: Path) -> str:
+    try:
+        return str(json.loads(mark.read_bytes())["plan"])
+    except (ValueError, KeyError, TypeError):
+        return "(unreadable)"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes ``data`` under a temporary name beside ``path``, flushes it to the disk and renames it: a reader sees all or nothing.
+
+    Raises ``InputError`` if the disk is full or the folder cannot be written to; what was at ``path`` before is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{_me()}-{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, len(data), error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _unwritten(path: Path, size: int, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return expected(
+            f"the disk must have room for {path} ({size / 2**20:.1f} MiB)",
+            got="a full disk",
+            do="make room and run the same command again: finished work is kept",
+        )
+    return expected(
+        f"{path} must be writable",
+        got=error.strerror or str(error),
+        do="choose another output folder or change its rights",
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":  # only there can a folder be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _packed(key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None) -> bytes:
+    """An .npz archive whose last 64 bytes (the archive's comment) are the checksum of all before."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            array = np.asarray(arrays[name])
+            if not NAME.fullmatch(name) or array.dtype.kind not in "biufcUS":
+                raise expected(
+                    f"{key} must hold arrays of numbers, bools or strings under plain names",
+                    got=f"{name!r} of type {array.dtype}",
+                    do="convert it before it is saved",
+                )
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(name + ".npy", EPOCH), entry.getbuffer())
+        if meta is not None:
+            archive.writestr(zipfile.ZipInfo(META, EPOCH), _dump(meta))
+        archive.comment = b"0" * HEX
+    body = buffer.getvalue()[:-HEX]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _intact(raw: bytes) -> bool:
+    return hashlib.sha256(memoryview(raw)[:-HEX]).hexdigest().encode() == raw[-HEX:]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise expected(
+            f"{path} must exist", got="no such file", do="run the same command again: what is missing is computed"
+        ) from None
+
+
+def _damaged(path: Path) -> InputError:
+    return expected(
+        f"{path} must match its checksum", got="a damaged file", do="run the same command again: it is computed anew"
+    )
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _take(path: Path) -> bool:
+    """Creates the claim, at the place of a stale one if need be; False if another process holds it."""
+    for _ in range(2):
+        try:
+            with open(path, "x") as file:
+                file.write(_me())
+            return True
+        except FileExistsError:
+            if not _abandoned(path):
+                return False
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise _unwritten(path, 0, error) from error
+    return False
+
+
+def _abandoned(path: Path) -> bool:
+    """Removes a claim whose holder is gone, with the temporary files that it left; False if the holder may live."""
+    try:
+        holder, age = path.read_text(), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    host, _, pid = holder.rpartition("-")
+    gone = host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))
+    if not gone and age < STALE:
+        return False
+    if holder:
+        for leftover in path.parent.glob(f".{path.stem}.*.{holder}-*.tmp"):
+            leftover.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is a real signal; the sign of life decides
+        return True
+    if pid == os.getpid():  # no process asks for a key that it holds: the number was given out anew
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        try:
+            os.utime(path)
+        except OSError:  # taken over, or the folder is gone: the work itself will say so
+            return
