@@ -11,9 +11,9 @@ from multiprocessing import get_context
 from typing import Literal, Protocol, Self
 from zlib import crc32
 
+import cloudpickle
 import numpy as np
 import torch
-from joblib.externals.loky import cloudpickle
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
