@@ -1,0 +1,384 @@
+"""The networks: a zoo that is built here and never downloaded, and the loading of a user's own network.
+
+Every network takes (N, C, *S) and gives logits (N, K); none normalises its input (see ``FeatureClassifier``).
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import monai.networks.nets as volumes
+import torch
+import torchvision.models as pictures
+from torch import Tensor, nn
+
+from feathide.errors import InputError, choose, expected, unknown
+from feathide.weights import load_weights, save_weights, some, start_from, weights_digest
+
+__all__ = [
+    "MODELS",
+    "Arch",
+    "Stem",
+    "build",
+    "check_network",
+    "load_network",
+    "load_weights",
+    "save_weights",
+    "start_from",
+    "weights_digest",
+]
+
+Stem = Literal["standard", "small"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture: the number of spatial axes of its images, and ``make(channels, outputs, small_stem)``."""
+
+    axes: int
+    make: Callable[[int, int, bool], nn.Module]
+
+
+# --- the zoo ---------------------------------------------------------------------------------------------------------
+
+
+def _conv_unit(axes: int, inside: int, outside: int, stride: int) -> nn.Sequential:
+    conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[axes]
+    return nn.Sequential(conv(inside, outside, 3, stride, 1, bias=False), norm(outside), nn.ReLU())
+
+
+def _tiny(axes: int) -> Arch:
+    """Five conv-norm-ReLU units, three of which halve the image, the mean over space, and a linear head."""
+
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        widths = (16, 32, 32, 64, 64)
+        strides = (1, 2, 2, 1, 2) if small else (2, 2, 1, 2, 1)
+        units = [_conv_unit(axes, i, o, s) for i, o, s in zip((channels, *widths), widths, strides, strict=False)]
+        pool = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[axes](1)
+        return nn.Sequential(*units, pool, nn.Flatten(), nn.Linear(widths[-1], outputs))
+
+    return Arch(axes, make)
+
+
+def _first(conv: nn.Module, channels: int, small: bool) -> nn.Module:
+    """The first convolution again, for ``channels`` input channels; a small one has a kernel of 3 and stride 1."""
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    size, stride, padding = (3, 1, 1) if small else (conv.kernel_size, conv.stride, conv.padding)
+    new = type(conv)(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return new
+
+
+def _resnet(builder: Callable[..., nn.Module]) -> Arch:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        net: Any = builder(weights=None, num_classes=outputs)
+        net.conv1 = _first(net.conv1, channels, small)
+        if small:
+            net.maxpool = nn.Identity()
+        return net
+
+    return Arch(2, make)
+
+
+def _vgg16_bn(channels: int, outputs: int, small: bool) -> nn.Module:
+    if small:
+        raise expected(
+            "stem of vgg16_bn must be 'standard'",
+            got="'small'",
+            do="leave it out: its first layer has stride 1 already",
+        )
+    net = pictures.vgg16_bn(weights=None, num_classes=outputs)
+    net.features[0] = _first(net.features[0], channels, small)
+    return net
+
+
+def _densenet121(axes: int) -> Arch:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        net = (
+            pictures.densenet121(weights=None, num_classes=outputs)
+            if axes == 2
+            else volumes.DenseNet121(spatial_dims=3, in_channels=channels, out_channels=outputs)
+        )
+        net.features.conv0 = _first(net.features.conv0, channels, small)
+        if small and axes == 2:
+            net.features.pool0 = nn.Identity()
+        return net
+
+    return Arch(axes, make)
+
+
+def _resnet_3d(builder: Callable[..., nn.Module]) -> Arch:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        stem = {"conv1_t_size": 3, "conv1_t_stride": 1} if small else {"conv1_t_size": 7, "conv1_t_stride": 2}
+        return builder(spatial_dims=3, n_input_channels=channels, num_classes=outputs, **stem)
+
+    return Arch(3, make)
+
+
+MODELS: dict[str, Arch] = {
+    "tiny": _tiny(2),
+    "resnet18": _resnet(pictures.resnet18),
+    "resnet34": _resnet(pictures.resnet34),
+    "resnet50": _resnet(pictures.resnet50),
+    "vgg16_bn": Arch(2, _vgg16_bn),
+    "densenet121": _densenet121(2),
+    "tiny3d": _tiny(3),
+    "resnet10_3d": _resnet_3d(volumes.resnet10),
+    "resnet18_3d": _resnet_3d(volumes.resnet18),
+    "resnet50_3d": _resnet_3d(volumes.resnet50),
+    "densenet121_3d": _densenet121(3),
+}
+
+
+def build(
+    arch: str,
+    *,
+    channels: int,
+    outputs: int,
+    size: Sequence[int] | None = None,
+    stem: Stem = "standard",
+    seed: int = 0,
+) -> nn.Module:
+    """The network ``arch`` of ``MODELS`` with random weights: images (N, channels, *size) in, logits (N, outputs) out.
+
+    The standard stem (kernel 7, stride 2, max-pooling) is affordable on a CPU and right from about 64 px on.
+    ``stem="small"`` is for small images: a first convolution with kernel 3 and stride 1 and, in 2D, no max-pooling, so
+    that images of 32 x 32 or volumes of 24 x 24 x 24 keep some extent to the end, at 16 (2D) and 8 (3D) times the cost.
+    ``tiny`` and ``tiny3d`` halve the image three times in five units; their small stem only does so later. ``size``,
+    where given, is checked against the architecture. Nothing is ever downloaded. ``seed`` decides the weights; the
+    global random state is not touched. The network comes in training mode.
+
+    Raises ``InputError`` for an unknown name, channels other than 1 and 3, or a size that the network cannot take.
+    """
+    entry = choose("architecture", arch, MODELS)
+    if channels not in (1, 3):
+        raise expected("channels must be 1 or 3", got=channels, do="convert the images to grey or RGB")
+    if outputs < 1:
+        raise expected("outputs must be 1 (one sigmoid) or the number of classes", got=outputs, do="correct it")
+    if stem not in ("standard", "small"):
+        raise unknown("stem", stem, ("standard", "small"))
+    if size is not None and len(size) != entry.axes:
+        fit = ", ".join(n for n, a in MODELS.items() if a.axes == len(size)) or "none"
+        raise expected(
+            f"{arch} takes {entry.axes}D images", got=f"{len(size)}D ({_by(size)})", do=f"choose from: {fit}"
+        )
+    with _seeded(seed):
+        model = entry.make(channels, outputs, stem == "small")
+    if size is not None:
+        _check_size(model.eval(), arch, (channels, *size))
+    return model.train()
+
+
+def _check_size(model: nn.Module, arch: str, shape: Sequence[int]) -> None:
+    """Run the network on shapes alone (the meta device: no memory, no arithmetic)."""
+    state = {k: v.to("meta") for k, v in model.state_dict().items()}
+    try:
+        torch.func.functional_call(model, state, (torch.empty(1, *shape, device="meta"),))
+    except RuntimeError as error:
+        raise expected(
+            f"{arch} needs larger images",
+            got=_by(shape[1:]),
+            do="enlarge them, or choose a smaller network or stem='small'",
+        ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+# --- a user's own network --------------------------------------------------------------------------------------------
+
+
+def load_network(
+    spec: str, *, weights: str | Path | None = None, kwargs: Mapping[str, Any] | None = None, trust: bool = False
+) -> nn.Module:
+    """The network that a user's code makes, in evaluation mode.
+
+    ``spec`` is ``package.module:callable`` or ``path/to/file.py:callable``; the callable is a network class, a function
+    that returns a network (both called with ``kwargs``), or a network. Importing it runs the user's code, so nothing
+    happens without ``trust=True``. ``weights`` is a file for ``load_weights``; without it the network comes as made.
+    Raises ``InputError`` if the code does not import, lacks the name, refuses ``kwargs`` or makes no network.
+    """
+    if not trust:
+        raise expected(
+            f"{spec} must be trusted to run its Python code",
+            got="trust=False",
+            do="pass trust=True if you know this code",
+        )
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name:
+        raise expected(
+            "a network is named package.module:callable or file.py:callable", got=repr(spec), do="correct it"
+        )
+    with _seeded(0), _importable(Path(source).parent if source.endswith(".py") else Path.cwd()):
+        module = _import(source)
+        entry = getattr(module, name, None)
+        if not callable(entry):
+            raise unknown(
+                f"callable in {source}", name, [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
+            )
+        model = entry if isinstance(entry, nn.Module) else _call(entry, spec, kwargs or {})
+    if not isinstance(model, nn.Module):
+        raise expected(
+            f"{spec} must make a torch.nn.Module", got=type(model).__name__, do="name the network's class or a function"
+        )
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _call(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        inspect.signature(entry).bind(**kwargs)
+    except TypeError as error:
+        raise expected(f"{spec} must accept kwargs", got=f"{dict(kwargs)} ({error})", do="correct kwargs") from error
+    return entry(**kwargs)
+
+
+def _import(source: str) -> ModuleType:
+    try:
+        if not source.endswith(".py"):
+            return importlib.import_module(source)
+        path = Path(source)
+        if not path.is_file():
+            raise expected("the network's code must be a file", got=path, do="correct the path")
+        found = importlib.util.spec_from_file_location(f"feathide_user_{path.stem}", path)
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module  # dataclasses and pickles in the module look it up
+        found.loader.exec_module(module)
+        return module
+    except InputError:
+        raise
+    except Exception as error:
+        raise expected(
+            f"{source} must import",
+            got=f"{type(error).__name__}: {error}",
+            do="install what it needs, or correct the name",
+        ) from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """The folder is searched first while the block runs, so that a file can import its neighbours."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+# --- is it fit to be audited? ----------------------------------------------------------------------------------------
+
+
+def check_network(
+    model: nn.Module, images: Tensor, n_classes: int, head: str | tuple[str, int] = "softmax"
+) -> list[str]:
+    """Run one batch (n, C, *S), normalised as the network wants it: refuse what cannot be audited, list what is weak.
+
+    ``head`` as in ``FeatureClassifier``: "softmax" wants one output per class; "sigmoid" one output and two classes;
+    ("finding", j) an output j. Returns the caveats: outputs that differ from pass to pass, outputs that
+    look like probabilities, no gradient. Raises ``InputError`` for a network in training mode, NaN in weights or
+    outputs, images with other axes or channels than the network takes, and outputs that do not match the classes.
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise expected(
+            "the network must be in evaluation mode", got=f"training mode ({some(training)})", do="call model.eval()"
+        )
+    bad = [k for k, v in model.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if bad:
+        raise expected(
+            "weights must be finite", got=f"NaN or infinity in {some(bad)}", do="load other weights or train again"
+        )
+    images = images.to(next((p.device for p in model.parameters()), images.device))
+    with torch.no_grad():
+        out = _forward(model, images)
+        again = _forward(model, images)
+    _check_outputs(out, len(images), n_classes, head)
+    caveats = []
+    if not torch.allclose(out, again, rtol=1e-4, atol=1e-5):
+        caveats.append("the network is random at inference: two passes over the same images differ")
+    if _like_probabilities(out, head):
+        caveats.append("the outputs look like probabilities, not logits: gradients vanish where the network is sure")
+    if not _has_gradient(model, images[:1]):
+        caveats.append("no gradient reaches the image: gradient attacks will fail without proving anything")
+    return caveats
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        out = model(images)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+        if first is None:
+            wants = "the network must take the images"
+        else:
+            axes = len(first.kernel_size)
+            wants = f"the network takes {axes}D images of {first.in_channels} channel(s)"
+        got = f"{images.ndim - 2}D images of {images.shape[1]} channel(s), {_by(images.shape[2:])}"
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise expected(wants, got=got, do=f"choose a network for these images ({detail})") from error
+    if not isinstance(out, Tensor):
+        raise expected(
+            "the network must return one tensor of logits", got=type(out).__name__, do="wrap it to return the logits"
+        )
+    return out
+
+
+def _check_outputs(out: Tensor, n: int, n_classes: int, head: str | tuple[str, int]) -> None:
+    shape = tuple(out.shape)
+    columns = 1 if shape == (n,) else shape[1] if len(shape) == 2 and shape[0] == n else 0
+    if not columns:
+        raise expected(
+            f"the network must return logits (N, K), here ({n}, K)", got=shape, do="return one row per image"
+        )
+    if not bool(out.isfinite().all()):
+        raise expected(
+            "outputs must be finite", got="NaN or infinity", do="check the declared normalisation and the weights"
+        )
+    if head == "softmax":
+        if columns != n_classes:
+            hint = 'say head="sigmoid"' if columns == 1 and n_classes == 2 else "use a network trained on these classes"
+            raise expected(f"a softmax head over {n_classes} classes has {n_classes} outputs", got=columns, do=hint)
+    elif head == "sigmoid":
+        if n_classes != 2:
+            raise expected("labels for a sigmoid head have two classes", got=n_classes, do='say head="softmax"')
+        if columns != 1:
+            raise expected("a sigmoid head has one output", got=columns, do='say head="softmax" or ("finding", j)')
+    elif not isinstance(head, tuple) or head[0] != "finding":
+        raise unknown("head", str(head), ("softmax", "sigmoid", "finding"))
+    elif not 0 <= head[1] < columns:
+        raise expected(f"finding must be 0 to {columns - 1}", got=head[1], do="choose one of the network's outputs")
+
+
+def _like_probabilities(out: Tensor, head: str | tuple[str, int]) -> bool:
+    inside = bool(((out >= 0) & (out <= 1)).all())
+    return inside and (head != "softmax" or bool(((out.sum(1) - 1).abs() < 1e-3).all()))
+
+
+def _has_gradient(model: nn.Module, image: Tensor) -> bool:
+    """Whether the squared outputs, which unlike their sum do not cancel in a softmax, depend on the image."""
+    x = image.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        total = model(x).square().sum()
+        if not total.requires_grad:
+            return False
+        (grad,) = torch.autograd.grad(total, x, allow_unused=True)
+    return grad is not None and bool((grad != 0).any())
