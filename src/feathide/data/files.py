@@ -1,0 +1,192 @@
+"""Images on disk: each file is read once, checked and hashed, and read again when it is asked for."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import InputError, expected
+from ..types import Box
+from .cases import SPLITS, Cases, Skipped, few
+from .reading import Reading, first_line
+from .split import by_hash, thin
+from .stored import StoredImage, box_of, content_hash, grid_of
+
+__all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "read_image"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a study on disk: where the image is and what is known about it; an empty patient is unknown."""
+
+    path: Path
+    id: str
+    label: int | tuple[int, ...]
+    patient: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images read from files when they are asked for."""
+
+    paths: tuple[Path, ...]
+    how: Reading
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([load(self.paths[row], self.how).values for row in rows])
+
+    def take(self, rows: np.ndarray) -> "Files":
+        return replace(self, paths=tuple(self.paths[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of a file after it was checked."""
+
+    hash: str
+    range: Box
+    kind: tuple[int, tuple[int, ...], float, str, str]  # channels, shape, step, unit, orientation: the same for all
+    legal: Box | None
+    spacing: tuple[float, ...] | None
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that this package can read it."""
+    return path.name.lower().endswith(PICTURES)
+
+
+def read_image(path: Path, box: Box | None = None) -> StoredImage:
+    """One file as it is stored. Raises InputError, with the file's name, if it is missing, truncated or no image."""
+    if not path.exists():
+        raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
+    return read_picture(path, box)
+
+
+def read_picture(path: Path, box: Box | None = None) -> StoredImage:
+    """A PNG, JPEG, TIFF, ... as it is stored: grey (1, H, W) or colour (3, H, W) of 8 or 16 bits, shown in [0, 1]."""
+    try:
+        with Image.open(path) as file:
+            file.load()
+            if file.mode in ("I;16", "I;16B", "I;16L", "I"):
+                pixels = np.array(file)
+            elif file.mode in ("1", "L", "LA"):
+                pixels = np.array(file.convert("L"))
+            else:
+                pixels = np.array(file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise expected(
+            f"{path} must be a readable picture", got=first_line(error), do="replace it or pass skip_bad=True"
+        ) from error
+    if pixels.dtype.kind == "i":  # 16-bit grey that Pillow widened
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise expected(
+                f"{path} must have 8 or 16 bits", got=f"values {pixels.min()}..{pixels.max()}", do="convert it"
+            )
+        pixels = pixels.astype(np.uint16)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    stored = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # (C, H, W)
+    slope, legal, unit = grid_of(stored.dtype, box)
+    return StoredImage(stored, slope, 0.0, legal, unit)
+
+
+def load(path: Path, how: Reading) -> StoredImage:
+    """One file with the channels and size that were asked for."""
+    return read_image(path, how.box).on(how.size, how.channels)
+
+
+def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence[str], how: Reading) -> Cases:
+    """A study on disk: every file is read once, in order; the first error ends it.
+
+    With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs from most others are
+    left out and listed in ``skipped``.
+    """
+    entries = _with_splits(entries, name, how)
+    labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
+    found, skipped = _scan([entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how)
+    if not found:
+        raise expected(
+            f"{name} must hold readable images", got=f"{len(skipped)} bad ones", do=f"see: {skipped[0].reason}"
+        )
+    kept, facts = [entry for entry, _ in found], [fact for _, fact in found]
+    channels, shape, step, unit, _ = facts[0].kind
+    spacings = [f.spacing for f in facts if f.spacing is not None]
+    return Cases(
+        name=name,
+        ids=np.array([e.id for e in kept]),
+        labels=np.array([e.label for e in kept], dtype=np.int64),
+        patients=np.array([e.patient or e.id for e in kept]),
+        splits=np.array([e.split for e in kept]),
+        class_names=tuple(class_names),
+        box=box_of(np.array([f.range for f in facts]), facts[0].legal, name),
+        step=step,
+        unit=unit,
+        channels=channels,
+        shape=shape,
+        hashes=np.array([f.hash for f in facts]),
+        pixels=Files(tuple(e.path for e in kept), how),
+        paths=tuple(str(e.path) for e in kept),
+        spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
+        skipped=tuple(skipped),
+    )
+
+
+def _with_splits(entries: Sequence[Entry], name: str, how: Reading) -> list[Entry]:
+    """The entries as they are if all name a split, hashed by patient if none does."""
+    without = [e.id for e in entries if not e.split]
+    if not without:
+        return list(entries)
+    if len(without) < len(entries):
+        raise expected(
+            f"all cases of {name} must have a split, or none", got=f"none for {few(without)}", do="fill it in"
+        )
+    parts = by_hash([e.patient or e.id for e in entries], dict(zip(SPLITS, how.fractions, strict=True)), seed=how.seed)
+    return [replace(e, split=str(part)) for e, part in zip(entries, parts, strict=True)]
+
+
+def _scan(entries: Sequence[Entry], how: Reading) -> tuple[list[tuple[Entry, Facts]], list[Skipped]]:
+    """The readable files that are of one kind, and the others."""
+    found: list[tuple[Entry, Facts]] = []
+    skipped: list[Skipped] = []
+    for entry in entries:
+        try:
+            found.append((entry, _facts(entry.path, how)))
+        except InputError as error:
+            if not how.skip_bad:
+                raise
+            skipped.append(Skipped(str(entry.path), str(error)))
+        if not how.skip_bad and found[-1][1].kind != found[0][1].kind:
+            raise _differs(found[-1], found[0])
+    usual = Counter(fact.kind for _, fact in found).most_common(1)
+    model = next((pair for pair in found if pair[1].kind == usual[0][0]), None)
+    skipped += [
+        Skipped(str(pair[0].path), str(_differs(pair, model)))
+        for pair in found
+        if model and pair[1].kind != model[1].kind
+    ]
+    return [pair for pair in found if model and pair[1].kind == model[1].kind], skipped
+
+
+def _facts(path: Path, how: Reading) -> Facts:
+    image = load(path, how)
+    values = image.values
+    if not np.isfinite(values).all():
+        got = f"{np.count_nonzero(~np.isfinite(values))} voxels of NaN or infinity"
+        raise expected(f"{path} must be finite", got=got, do="repair it or pass skip_bad=True")
+    kind = (len(values), values.shape[1:], image.step, image.unit, image.orientation)
+    span = (float(values.min()), float(values.max()))
+    return Facts(content_hash(image.stored), span, kind, image.legal, image.spacing)
+
+
+def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError:
+    names = ("channels", "shape", "step of grey levels", "unit", "orientation")
+    what, a, b = next(row for row in zip(names, odd[1].kind, model[1].kind, strict=True) if row[1] != row[2])
+    do = {"channels": "pass channels=1 or 3", "shape": "pass size=..."}.get(what, "convert it")
+    return expected(
+        f"{odd[0].path} must have the {what} of {model[0].path.name} ({b})", got=a, do=f"{do}, or skip_bad=True"
+    )

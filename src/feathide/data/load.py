@@ -1,0 +1,95 @@
+"""The one entry to a study's images: a path in, Cases out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..errors import expected, unknown
+from ..types import Box
+from .arrays import read_npz
+from .cases import Cases
+from .folder import read_folder
+from .manifest import read_manifest
+from .phantoms import phantoms
+from .reading import Reading
+from .split import check_classes, check_split, thin, without_copies
+
+__all__ = ["Kind", "load_cases"]
+
+Kind = Literal["auto", "npz", "folder", "manifest", "phantoms"]
+
+
+def load_cases(
+    path: str | Path,
+    *,
+    kind: Kind = "auto",
+    name: str | None = None,
+    patients: str | Path | None = None,
+    patient_pattern: str | None = None,
+    class_names: Sequence[str] | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    box: Box | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    skip_bad: bool = False,
+) -> Cases:
+    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV manifest, or "phantoms".
+
+    ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a CSV of patient ids
+    (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a regular expression that finds the
+    patient in a file's path. ``size`` and ``channels`` resize and convert; ``box`` declares the legal values in the
+    images' own units; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where the data
+    has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves out unusable files and copies
+    across splits and lists them in ``Cases.skipped``.
+
+    Raises InputError for anything that cannot be used: missing or corrupt files, unequal shapes, one class only,
+    labels out of range, duplicate ids, values outside the box, a patient or an exact copy of an image in two splits.
+    """
+    how = Reading(
+        patients=None if patients is None else Path(patients),
+        patient_pattern=patient_pattern,
+        class_names=class_names,
+        size=size,
+        channels=channels,
+        box=box,
+        limit=limit,
+        seed=seed,
+        fractions=fractions,
+        skip_bad=skip_bad,
+    )
+    chosen = _kind(path) if kind == "auto" else kind
+    if chosen == "phantoms":
+        axes = 3 if str(path) == "phantoms3d" else 2
+        shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
+        cases = phantoms(shape=shape, channels=channels or 1, seed=seed)
+        cases = cases.take(thin(cases.labels, cases.splits, limit=limit, seed=seed))
+    elif chosen in _READERS:
+        cases = _READERS[chosen](Path(path), name or Path(path).stem, how)
+    else:
+        raise unknown("kind of data", chosen, get_args(Kind))
+    cases = without_copies(cases) if skip_bad else cases
+    check_classes(cases)
+    check_split(cases)
+    return cases
+
+
+_READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest}
+
+
+def _kind(path: str | Path) -> str:
+    """The kind of data that a path is."""
+    where = Path(path)
+    if str(path) in ("phantoms", "phantoms3d"):
+        return "phantoms"
+    if not where.exists():
+        raise expected(
+            f"{path} must be a file or folder", got="nothing of that name", do='correct the path, or use "phantoms"'
+        )
+    if where.is_dir():
+        return "folder"
+    kinds = {".npz": "npz", ".csv": "manifest"}
+    if where.suffix.lower() not in kinds:
+        raise expected(f"{path} must be .npz, .csv or a folder", got=where.suffix or "no ending", do="pass kind=...")
+    return kinds[where.suffix.lower()]
