@@ -3,7 +3,7 @@
 Negatives are images that should pass (clean, noisy), positives are those that should be caught. Everything is float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.intp]
+Arrays = list[NDArray[Any]]
+Statistic = Callable[..., Any]
 
 
 def auc(negatives: ArrayLike, positives: ArrayLike) -> float:
@@ -48,11 +51,11 @@ def _weighted_auc(neg: Floats, pos: Floats, w_neg: Floats, w_pos: Floats) -> Flo
 
 
 def threshold(negatives: ArrayLike, fpr: float) -> float:
-    """The smallest threshold that flags at most a share ``fpr`` of the (calibrate) negatives; flagged means score > threshold.
+    """The smallest threshold that flags at most a share ``fpr`` of the calibrate negatives; flagged: score > threshold.
 
-    It is the (k + 1)-largest score, k = floor(fpr n). Ties are never split: scores equal to the threshold pass, so fewer than k may be
-    flagged. Of *new* negatives from the same source a share (k + 1) / (n + 1) is flagged on average, and
-    it varies as Beta(k + 1, n - k): see ``enough``.
+    It is the (k + 1)-largest score, k = floor(fpr n). Ties are never split: scores equal to the threshold pass, so
+    fewer than k may be flagged. Of *new* negatives from the same source a share (k + 1) / (n + 1) is flagged on
+    average, and the share varies as Beta(k + 1, n - k): see ``enough``.
     """
     scores = np.sort(_scores(negatives))
     if not 0 <= fpr < 1:
@@ -62,12 +65,16 @@ def threshold(negatives: ArrayLike, fpr: float) -> float:
 
 
 def enough(n: int, fpr: float) -> bool:
-    """True if ``n`` calibrate negatives hold the false alarms within a factor of two of ``fpr`` (19 times in 20): n fpr >= 10."""
+    """True if ``n`` calibrate negatives are enough for the rate ``fpr``: n fpr >= 10.
+
+    The false alarms among new negatives then lie within a factor of two of ``fpr`` 19 times in 20 (the Beta law of
+    ``threshold``).
+    """
     return n * fpr >= 10 - 1e-9
 
 
 def tpr_at(scores: ArrayLike, threshold: float) -> float:
-    """The share of ``scores`` that is flagged, score > threshold: of positives the rate caught, of negatives the false alarms."""
+    """The share of ``scores`` > ``threshold``: of positives the rate caught, of negatives the false alarms."""
     return float(np.mean(_scores(scores) > threshold))
 
 
@@ -115,84 +122,150 @@ class Interval:
     n: int
 
 
+def proportion(hits: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """The share of true ``hits`` (N,) with Wilson's interval, on the effective number of rows if in ``groups``.
+
+    Wilson (1927) instead of the bootstrap, which shrinks to a point when all hits agree. With x_g hits among the n_g
+    rows of patient g, p the share and G patients, the effective number is n / d with the design effect
+
+        d = [ G / (G - 1) sum_g (x_g - p n_g)^2 ] / [ n p (1 - p) ],   kept within 1 and sum_g n_g^2 / n,
+
+    and d is that upper end (patients agree with themselves entirely) where p is 0 or 1 and nothing can be estimated.
+    Simulated coverage of the 95 % interval: 92 to 98 %, for n = 50 to 300, p = 0.05 to 0.95, 1 to 5 rows a patient, any
+    correlation within a patient.
+    """
+    x = _scores(hits)
+    if not np.isin(x, (0, 1)).all():
+        raise expected(
+            "hits must be true or false",
+            got=f"values from {x.min():g} to {x.max():g}",
+            do="use bootstrap(np.mean, ...)",
+        )
+    (rows,), count = _patients([x], groups)
+    n, p, size = len(x), float(x.mean()), np.bincount(rows)
+    most = float((size**2).sum()) / n
+    if 0 < p < 1 and count > 1:
+        spread = count / (count - 1) * ((np.bincount(rows, x) - p * size) ** 2).sum()
+        design = float(np.clip(spread / (n * p * (1 - p)), 1, most))
+    else:
+        design = most
+    return Interval(p, *_wilson(p, n / design, level), n)
+
+
 def bootstrap(
-    statistic: Callable[..., Any],
+    statistic: Statistic,
     *arrays: ArrayLike,
-    groups: Sequence[ArrayLike] | ArrayLike | None = None,
+    groups: tuple[ArrayLike, ...] | ArrayLike | None = None,
     seed: int = 0,
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The percentile bootstrap interval of ``statistic(*arrays)``, with patients drawn instead of rows."""
+    """``statistic(*arrays)`` with the interval of a bootstrap that draws patients, not rows; ``n`` counts all rows.
+
+    ``groups`` names the patient of each row: one array if row i of every array is the same case, a tuple with one per
+    array otherwise, as for the negatives and positives of ``auc``; a patient who has both is drawn with both. Without
+    groups each row is a patient of its own, the same one in arrays of equal length. Draws that leave an array empty are
+    left out.
+
+    The interval holds the middle ``level`` of the draws (percentiles); for ``auc``, ``aupr`` and ``fpr95``, which crowd
+    at 0 and 1, it is Wilson's with the effective number v (1 - v) / variance of the draws, and with the number of
+    patients in the smaller array where all draws agree. Shares of cases have ``proportion``.
+    """
     values = [np.asarray(a) for a in arrays]
-    members, count = _members(values, groups)
-    rng = np.random.default_rng(seed)
-    drawn = _draw(rng, count, draws)
-    fast = {auc: _weighted_auc, np.mean: _weighted_mean}.get(statistic)
-    if fast is not None:
-        found = fast(*[_scores(v) for v in values], *[drawn[:, m] for m in members])
-    else:
-        found = np.array(
-            [statistic(*[np.repeat(v, w[m], axis=0) for v, m in zip(values, members, strict=True)]) for w in drawn]
-        )
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*values)), float(low), float(high), sum(len(v) for v in values))
-
-
-def proportion(hits: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95) -> Interval:
-    """The share of ``hits`` with Wilson's interval on an effective number of rows."""
-    x = np.asarray(hits, dtype=np.float64)
-    return _wilson(float(x.mean()), len(x), len(x), level)
-
-
-def _wilson(p: float, size: float, n: int, level: float) -> Interval:
-    z = float(norm.ppf((1 + level) / 2))
-    centre, half = p + z**2 / (2 * size), z * np.sqrt(p * (1 - p) / size + z**2 / (4 * size**2))
-    return Interval(p, float((centre - half) / (1 + z**2 / size)), float((centre + half) / (1 + z**2 / size)), n)
+    rows, count = _patients(values, groups)
+    found = _replicates(statistic, values, rows, _draw(rows, count, draws, seed))
+    value, n = float(statistic(*values)), sum(map(len, values))
+    if statistic not in (auc, aupr, fpr95):
+        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(value, float(low), float(high), n)
+    size = float(min(len(np.unique(r)) for r in rows))
+    if found.min() < found.max() and 0 < value < 1:
+        size = value * (1 - value) / float(found.var())
+    return Interval(value, *_wilson(value, size, level), n)
 
 
 def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
+    statistic: Statistic,
+    a: tuple[ArrayLike, ...],
+    b: tuple[ArrayLike, ...],
     *,
-    groups: ArrayLike | None = None,
+    groups: tuple[ArrayLike, ...] | ArrayLike | None = None,
     seed: int = 0,
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of a - b over the same cases, with its interval: "A beats B" holds if it excludes 0."""
-    return bootstrap(np.mean, _scores(a) - _scores(b), groups=groups, seed=seed, draws=draws, level=level)
+    """``statistic(*a) - statistic(*b)`` of two methods on the same cases: "A beats B" holds if the interval lies above 0.
 
-
-def _weighted_mean(values: Floats, weights: Floats) -> Floats:
-    return (weights @ values) / weights.sum(1)
-
-
-def _draw(rng: np.random.Generator, count: int, draws: int) -> NDArray[np.int64]:
-    """How often each of ``count`` patients is drawn, (draws, count)."""
-    picked = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
-    return np.bincount(picked.ravel(), minlength=draws * count).reshape(draws, count)
-
-
-def _members(values: list[NDArray[Any]], groups: Any) -> tuple[list[NDArray[np.int64]], int]:
-    """For each array the number of each row's patient, and the number of patients."""
-    if groups is None:
-        same = len({len(v) for v in values}) == 1
-        named = [
-            np.arange(len(v)) if same else np.arange(len(v)) + sum(map(len, values[:i])) for i, v in enumerate(values)
-        ]
-    elif len(values) > 1 and isinstance(groups, Sequence) and len(groups) == len(values):
-        named = [np.asarray(g) for g in groups]
-    else:
-        named = [np.asarray(groups)] * len(values)
-    if any(len(g) != len(v) for g, v in zip(named, values, strict=True)):
+    For statistics within [0, 1]: ``paired_difference(np.mean, (fooled_a,), (fooled_b,))``. Row i of ``a[j]`` and of
+    ``b[j]`` is the same case, and both see the same draws; ``groups`` as in ``bootstrap``. The interval is that of
+    Bonett and Price (2012), which adds one case in favour of either side and so does not shrink to a point when the
+    methods agree on all cases; with d the difference, s^2 the variance of its draws and G patients:  d G / (G + 2)  +-
+    z sqrt(s^2 G^2 + 2) / (G + 2).
+    """
+    left, right = [np.asarray(v) for v in a], [np.asarray(v) for v in b]
+    if [len(v) for v in left] != [len(v) for v in right]:
         raise expected(
-            "groups must name a patient for each row",
-            got=[len(g) for g in named],
-            do=f"pass {[len(v) for v in values]}",
+            "both sides must have the same cases",
+            got=f"{[len(v) for v in left]} and {[len(v) for v in right]} rows",
+            do="compare the cases that both have",
         )
-    unique, index = np.unique(np.concatenate(named), return_inverse=True)
-    return np.split(index, np.cumsum([len(g) for g in named])[:-1]), len(unique)
+    rows, count = _patients(left, groups)
+    drawn = _draw(rows, count, draws, seed)
+    spread = (_replicates(statistic, left, rows, drawn) - _replicates(statistic, right, rows, drawn)).var()
+    value = float(statistic(*left)) - float(statistic(*right))
+    centre, half = value * count / (count + 2), _z(level) * np.sqrt(spread * count**2 + 2) / (count + 2)
+    return Interval(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), sum(map(len, left)))
+
+
+def _replicates(statistic: Statistic, values: Arrays, rows: list[Counts], drawn: Counts) -> Floats:
+    """The statistic of each draw, (draws,)."""
+    weights = [drawn[:, r] for r in rows]
+    if statistic is auc:
+        return _weighted_auc(*[_scores(v) for v in values], *weights)
+    if statistic is np.mean:
+        return (weights[0] @ _scores(values[0])) / weights[0].sum(1)
+    return np.array(
+        [
+            statistic(*[np.repeat(v, w) for v, w in zip(values, each, strict=True)])
+            for each in zip(*weights, strict=True)
+        ]
+    )
+
+
+def _draw(rows: list[Counts], count: int, draws: int, seed: int) -> Counts:
+    """How often each patient is drawn, (draws, count), without the draws that leave one of the arrays empty."""
+    picked = np.random.default_rng(seed).integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
+    drawn = np.bincount(picked.ravel(), minlength=draws * count).reshape(draws, count)
+    return drawn[np.all([drawn[:, np.unique(r)].any(1) for r in rows], axis=0)]
+
+
+def _patients(values: Arrays, groups: tuple[ArrayLike, ...] | ArrayLike | None) -> tuple[list[Counts], int]:
+    """The number of the patient of each row, array by array, and how many patients there are."""
+    sizes = [len(v) for v in values]
+    if groups is None:
+        starts = [0] * len(sizes) if len(set(sizes)) == 1 else np.cumsum([0, *sizes[:-1]])
+        named = [start + np.arange(size) for start, size in zip(starts, sizes, strict=True)]
+    else:
+        named = [np.asarray(g) for g in groups] if isinstance(groups, tuple) else [np.asarray(groups)] * len(sizes)
+    if [len(g) for g in named] != sizes:
+        raise expected(
+            f"groups must name the patient of each of {sizes} rows",
+            got=[len(g) for g in named],
+            do="pass one array per array",
+        )
+    names, number = np.unique(np.concatenate(named), return_inverse=True)
+    return np.split(number, np.cumsum(sizes)[:-1]), len(names)
+
+
+def _wilson(p: float, size: float, level: float) -> tuple[float, float]:
+    z2 = _z(level) ** 2
+    half = np.sqrt(z2 * p * (1 - p) / size + (z2 / (2 * size)) ** 2)
+    low, high = ((p + z2 / (2 * size) + sign * half) / (1 + z2 / size) for sign in (-1, 1))
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def _z(level: float) -> float:
+    return float(norm.ppf((1 + level) / 2))
 
 
 def _scores(values: ArrayLike) -> Floats:

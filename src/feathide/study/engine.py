@@ -1,4 +1,4 @@
-"""Runs a graph of tasks on a store: what is done is skipped, what is killed is resumed, and many processes may share a folder."""
+"""Runs a graph of tasks on a store: skips what is done, resumes what was killed, alone or with others on the same folder."""
 
 import math
 import time
@@ -29,10 +29,11 @@ POLL = 0.2  # seconds between two looks at the tasks that other processes work o
 
 @dataclass(frozen=True)
 class Task:
-    """One file and how it is made: ``work(store)`` gives the arrays that are saved under ``key`` once all of ``needs`` are there.
+    """One file and how it is made: ``work(store)`` gives the arrays to save under ``key`` once all ``needs`` are there.
 
-    The key names its content: it holds a digest of all that decides it. ``stage`` is what a person reads on the display,
-    ``title`` says which part of the stage, ``weight`` is the cost relative to other tasks (it serves the time left only).
+    The key names its content: it holds a digest of all that decides it. ``stage`` is what a person reads on the
+    display, ``title`` says which part of the stage, ``weight`` is the cost relative to other tasks (it serves the time
+    left only).
     """
 
     key: str
@@ -45,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Status:
-    """What a display shows: the task at hand, tasks ``done`` of ``total``, tasks per second, seconds ``left`` (NaN until known)."""
+    """What a display shows: the task at hand, ``done`` of ``total``, tasks per second, seconds ``left`` (NaN if unknown)."""
 
     stage: str
     title: str
@@ -79,13 +80,14 @@ def run(
 ) -> tuple[str, ...]:
     """Computes every task whose file is missing or damaged, needs first; gives the keys that this process computed.
 
-    Any number of processes may run the same graph on one folder: each claims a task, works on it, and goes on with the next that
-    is free, until all are done. ``shard`` (i, n) makes this one begin with the i-th of n parts (i from 0) and then help with the rest,
-    so a part that never starts costs time but no result. ``workers`` > 1 starts that many processes here, each with as many
-    torch threads as this one; ``work`` must then survive ``cloudpickle``.
+    Any number of processes may run the same graph on one folder: each claims a task, works on it, and goes on with the
+    next that is free, until all are done. ``shard`` (i, n) makes this one begin with the i-th of n parts (i from 0) and
+    then help with the rest, so a part that never starts costs time but no result. ``workers`` > 1 starts that many
+    processes here, each with as many torch threads as this one; ``work`` must then survive ``cloudpickle``.
 
-    Raises ``InputError`` for a graph that cannot be run, for what a task refuses (its key in front), ``RuntimeError`` that names the key
-    if a task fails otherwise, ``Interrupted`` on Ctrl-C. In each case finished tasks stay and the same call goes on from there.
+    Raises ``InputError`` for a graph that cannot be run, for what a task refuses (its key in front), ``RuntimeError``
+    that names the key if a task fails otherwise, ``Interrupted`` on Ctrl-C. In each case finished tasks stay and the
+    same call goes on from there.
     """
     order = ordered(tasks)
     display = progress or Silent()
@@ -96,12 +98,13 @@ def run(
     except KeyboardInterrupt:
         done = sum(store.done(task.key) for task in order)
         raise Interrupted(
-            f"stopped: {done} of {len(order)} steps are done and kept in {store.folder}; run the same command again to go on"
+            f"stopped: {done} of {len(order)} steps are done and kept in {store.folder}; "
+            "run the same command again to go on"
         ) from None
 
 
 def ordered(tasks: Iterable[Task]) -> tuple[Task, ...]:
-    """The tasks with every need before its user, otherwise as given. Raises ``InputError`` for unknown, cyclic and double keys."""
+    """The tasks with every need before its user. Raises ``InputError`` for unknown or cyclic needs and double keys."""
     table: dict[str, Task] = {}
     for task in tasks:
         if table.setdefault(task.key, task) is not task:
@@ -142,7 +145,7 @@ def _own_first(order: tuple[Task, ...], shard: tuple[int, int] | None) -> tuple[
 
 
 def _missing(order: Sequence[Task], store: Store, progress: Progress) -> set[str]:
-    """The keys to compute. A damaged file is said and removed, under a claim: another process may just have replaced it."""
+    """The keys to compute. Damaged files are said and removed, under a claim: another process may just have replaced one."""
     missing = {task.key for task in order if not store.sound(task.key)}
     for key in sorted(missing):
         if store.path(key).exists():
@@ -204,7 +207,7 @@ def _result(task: Task, store: Store) -> Mapping[str, np.ndarray]:
         raise InputError(f"{task.key}: {error}") from error
     except Exception as error:
         raise RuntimeError(
-            f"the step {task.key} failed with {type(error).__name__}: {error}; what is finished is kept in {store.folder}"
+            f"the step {task.key} failed with {type(error).__name__}: {error}; finished steps are kept in {store.folder}"
         ) from error
 
 
@@ -244,7 +247,7 @@ class Silent:
 
 
 class Clock:
-    """Counts tasks and weights and tells a ``Progress``; tasks that were done before the start do not enter the rate."""
+    """Counts tasks and weights and tells a ``Progress``; what was done before the start does not enter the rate."""
 
     def __init__(self, order: Sequence[Task], missing: Set[str], progress: Progress) -> None:
         self._progress = progress
@@ -270,7 +273,7 @@ class Clock:
 
 
 class RichProgress:
-    """One line on the terminal with stage, count, rate and time left; where stderr is no terminal, one plain line per stage.
+    """One live line with stage, count, rate and time left; where stderr is no terminal, one plain line per stage.
 
     A context manager: ``with RichProgress() as progress: run(tasks, store, progress=progress)``.
     """

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and the digests that name them.
 
-Every file carries the SHA-256 of its own content, so a damaged file is noticed and computed anew instead of being believed.
+Every file carries the SHA-256 of its own content, so a damaged file is noticed and computed anew instead of being
+believed.
 """
 
 import dataclasses
@@ -40,9 +41,9 @@ MARK = ".feathide.json"
 def digest(value: object) -> str:
     """Sixteen hexadecimal digits that name ``value``: equal in every process, different when anything in it differs.
 
-    Takes None, bool, int, float, str, bytes, paths, lists and tuples (which are the same), sets, mappings, dataclasses and pydantic models
-    (by class name and fields), arrays and tensors (by type, shape and content; arrays of strings by their strings). Raises
-    ``TypeError`` for anything else, because a default ``repr`` would hold an address.
+    Takes None, bool, int, float, str, bytes, paths, lists and tuples (which are the same), sets, mappings, dataclasses
+    and pydantic models (by class name and fields), arrays and tensors (by type, shape and content; arrays of strings by
+    their strings). Raises ``TypeError`` for anything else, because a default ``repr`` would hold an address.
     """
     return hashlib.sha256(_dump(_canonical(value)).encode()).hexdigest()[:16]
 
@@ -89,8 +90,8 @@ def _dump(value: object) -> str:
 class Store:
     """A folder of results, each under a key such as ``adversarial/pgd-plain-1a2b3c/0003``.
 
-    A key is made of lower-case letters, digits and ``. _ + -``, in parts divided by ``/``; it can never lead out of the folder.
-    Arrays lie in ``<key>.npz`` (readable by ``numpy.load``), documents in ``<key>.json``.
+    A key is made of lower-case letters, digits and ``. _ + -``, in parts divided by ``/``; it can never lead out of the
+    folder. Arrays lie in ``<key>.npz`` (readable by ``numpy.load``), documents in ``<key>.json``.
     """
 
     folder: Path
@@ -107,7 +108,7 @@ class Store:
         return Path(self.folder, *parts[:-1], parts[-1] + suffix)
 
     def done(self, key: str) -> bool:
-        """True if the arrays of ``key`` are there and look whole (a cheap look at the end of the file; ``sound`` reads it all)."""
+        """True if the arrays of ``key`` are there and end as they should (a cheap look; ``sound`` reads the whole file)."""
         try:
             with open(self.path(key), "rb") as file:
                 file.seek(-HEX - 2, os.SEEK_END)
@@ -124,7 +125,7 @@ class Store:
             return False
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
-        """Writes arrays of numbers, bools or strings (and a JSON-like ``meta``): whole or not at all, equal bytes for equal content."""
+        """Writes arrays of numbers, bools or strings, and a JSON-like ``meta``: equal content gives equal bytes."""
         write_whole(self.path(key), _packed(key, arrays, meta))
 
     def load(self, key: str) -> dict[str, np.ndarray]:
@@ -158,8 +159,8 @@ class Store:
     def claim(self, key: str) -> Iterator[bool]:
         """``with store.claim(key) as mine``: True for one process at a time, False while another one works on ``key``.
 
-        A claim is a file that names host and process and is touched every ten seconds; it is taken over when its process is
-        gone or a minute has passed without a sign of life. It only saves double work: two processes that
+        A claim is a file that names host and process and is touched every ten seconds; it is taken over when its
+        process is gone or a minute has passed without a sign of life. It only saves double work: two processes that
         save the same key write equal bytes and rename them into place, so no result ever rests on a claim.
         """
         path = self.path(key, ".claim")
@@ -188,8 +189,8 @@ class Store:
 def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> Store:
     """The store in ``out``, a new or empty folder or one that was begun with the same plan.
 
-    ``reuse`` lets another plan in: work that both share is kept, since keys name their content. Raises ``InputError`` for a folder
-    that holds a different plan or files that are not ours; nothing is overwritten.
+    ``reuse`` lets another plan in: work that both share is kept, since keys name their content. Raises ``InputError``
+    for a folder that holds a different plan or files that are not ours; nothing is overwritten.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -221,9 +222,10 @@ def _held_plan(mark: Path) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes ``data`` under a temporary name beside ``path``, flushes it to the disk and renames it: a reader sees all or nothing.
+    """Writes ``data`` under a temporary name, flushes it to the disk and renames it: a reader sees all or nothing.
 
-    Raises ``InputError`` if the disk is full or the folder cannot be written to; what was at ``path`` before is then still there.
+    Raises ``InputError`` if the disk is full or the folder cannot be written to; what was at ``path`` before is then
+    still there.
     """
     temporary = path.with_name(f".{path.name}.{_me()}-{threading.get_ident()}.tmp")
     try:
