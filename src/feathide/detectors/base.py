@@ -5,7 +5,7 @@ A detector is a frozen recipe; ``fit`` returns a copy that holds what was learnt
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from feathide.types import Evidence, Outputs
 
 __all__ = ["Detector", "Layers", "class_features", "features", "fitted", "layer_names", "per_class", "spread", "trials"]
 
-Layers = Literal["last", "all"] | Sequence[str]
+Layers = str | Sequence[str]  # "last", "all", a name, several names
 T = TypeVar("T")
 
 
 class Detector(ABC):
-    """Gives each sample a suspicion. Statistics are kept in float64, scores come in the dtype and on the device of ``out``.
+    """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
     ``needs_dropout``: whether ``score`` reads ``out.stochastic``, so that whoever extracts outputs knows to draw it.
     """
@@ -42,7 +42,7 @@ class Detector(ABC):
 
     @abstractmethod
     def score(self, out: Outputs) -> Tensor:
-        """The suspicion of each sample, (N,). A row's score depends on that row only and is differentiable almost everywhere.
+        """The suspicion of each sample, (N,): of a row that row alone decides, differentiably almost everywhere.
 
         Raises:
             InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not finite.
@@ -61,7 +61,7 @@ def fitted(learnt: T | None, detector: Detector) -> T:
 
 
 def layer_names(out: Outputs, layers: Layers) -> tuple[str, ...]:
-    """The layers of ``out`` that ``layers`` speaks of, in the order of the network (a given list keeps its own)."""
+    """The layers of ``out`` that ``layers`` speaks of: in the order of the network, or in that of the names given."""
     names = tuple(out.features)
     if not names:
         raise expected(
@@ -69,7 +69,9 @@ def layer_names(out: Outputs, layers: Layers) -> tuple[str, ...]:
         )
     if layers == "all":
         return names
-    return names[-1:] if layers == "last" else tuple(layers)
+    if layers == "last":
+        return names[-1:]
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
@@ -92,7 +94,7 @@ def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
 
 def spread(x: Tensor, name: str) -> Tensor:
     """The standard deviation of each channel of ``x`` (N, C), (C,); a layer that is constant is an error."""
-    std = x.std(0, correction=0)
+    std = x.double().std(0, correction=0)
     if not (std > 1e-12 * x.abs().amax(0)).any():
         raise expected(
             f"features of layer {name!r} must vary over the images",
@@ -123,11 +125,9 @@ def class_features(evidence: Evidence, name: str) -> tuple[Tensor, ...]:
 
 def per_class(classes: Tensor, score: Callable[[int, Tensor], Tensor]) -> Tensor:
     """``score(c, rows)`` (n,) of the rows of each class that occurs in ``classes`` (N,), put back in order, (N,)."""
-    rows = [(classes == c).nonzero().flatten() for c in classes.unique()]
-    if not rows:
-        return score(0, classes.nonzero().flatten())
-    values = torch.cat([score(int(classes[r[0]]), r) for r in rows])
-    return values[torch.cat(rows).argsort()]
+    present = classes.unique().tolist() or [0]
+    rows = [(classes == c).nonzero().flatten() for c in present]
+    return torch.cat([score(c, r) for c, r in zip(present, rows, strict=True)])[torch.cat(rows).argsort()]
 
 
 def trials(evidence: Evidence, *, least: int = 2) -> tuple[Outputs, Outputs]:

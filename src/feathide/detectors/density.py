@@ -18,7 +18,7 @@ __all__ = ["KernelDensity", "MixtureEnergy", "NearestNeighbours"]
 
 
 def log_kernel(distances: Tensor, channels: int, bandwidth: float) -> Tensor:
-    """Log of the Gaussian kernel density (N,) from squared distances (N, R) to R references in ``channels`` dimensions."""
+    """Log of the Gaussian kernel density (N,) from squared distances (N, R) to R references of C = ``channels``."""
     constant = math.log(distances.shape[1]) + channels / 2 * math.log(2 * math.pi * bandwidth**2)
     return torch.logsumexp(distances / (-2 * bandwidth**2), 1) - constant
 
@@ -43,7 +43,7 @@ class ClassKernels:
 
 
 def held_out_bandwidth(references: tuple[Tensor, ...], x: Tensor, classes: Tensor) -> float:
-    """Of 40 bandwidths, 0.001 to 1 times the distance of the references from their class mean, the likeliest for ``x``."""
+    """The bandwidth that makes ``x`` likeliest, of 40 from 0.001 to 1 times the r.m.s. distance to the class mean."""
     unit = torch.cat([r - r.mean(0) for r in references]).square().sum(1).mean().sqrt().item()
     grid = [unit * 10 ** (-3 + 3 * i / 39) for i in range(40)]
     total = torch.zeros(len(grid), dtype=torch.float64)
@@ -60,11 +60,12 @@ def held_out_bandwidth(references: tuple[Tensor, ...], x: Tensor, classes: Tenso
 
 @dataclass(frozen=True)
 class KernelDensity(Detector):
-    """KD (Feinman et al. 2017): minus the log density of a sample's feature among the training features of its predicted class.
+    """KD (Feinman et al. 2017): minus the log density among the training features of the predicted class.
 
-    score = - sum_l log( 1 / N_c sum_i N(f_l; f_l(x_i), h_l^2 I) ), i over the training images of the predicted class c; the last
-    layer by default. The bandwidth h_l, in the units of the features and the same for all classes, is ``bandwidth`` or the
-    one that makes the evidence's clean images likeliest. Sums of logarithms: no underflow however far a sample lies.
+    score = - sum_l log( 1 / N_c sum_i N(f_l; f_l(x_i), h_l^2 I) ), i over the training images of the predicted class
+    c; the last layer by default. The bandwidth h_l, in the units of the features and the same for all classes, is
+    ``bandwidth`` or the one that makes the evidence's clean images likeliest. Sums of logarithms: no underflow
+    however far a sample lies.
     """
 
     name: str = "kd"
@@ -94,20 +95,20 @@ class KernelDensity(Detector):
 
 @dataclass(frozen=True)
 class NearestNeighbours(Detector):
-    """kNN (Sun et al. 2022): the distance of the last layer's feature to the ``neighbours``-th nearest training feature.
+    """kNN (Sun et al. 2022): the distance of a feature to its ``neighbours``-th nearest training feature.
 
-    Features are scaled to unit length first, as in the paper, unless ``unit_length`` is False. All classes count. Duplicates
-    among the training features count once, and a training image does not count itself.
+    Features are scaled to unit length first, as in the paper, unless ``unit_length`` is False. All classes count.
+    Duplicates among the training features count once, and a training image does not count itself.
     """
 
     name: str = "knn"
     neighbours: int = 10
     unit_length: bool = True
-    layer: str | None = None
+    layer: str = "last"
     reference_: tuple[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def fit(self, evidence: Evidence) -> "NearestNeighbours":
-        name = self.layer or layer_names(evidence.train, "last")[0]
+        name = layer_names(evidence.train, self.layer)[0]
         x = features(evidence.train, [name])[0].detach().double()
         spread(x, name)
         reference = (normalize(x) if self.unit_length else x).unique(dim=0)
@@ -127,7 +128,7 @@ class NearestNeighbours(Detector):
 
 @dataclass(frozen=True)
 class MixtureEnergy(Detector):
-    """The energy that HFC lowers, as a detector: sum_l E_l(x, c), c the predicted class, under a ``MixtureBank`` of the training features.
+    """The energy that HFC lowers, as a detector: sum_l E_l(x, c), c the predicted class (see ``MixtureBank``).
 
     All layers by default. ``components`` "auto": chosen by held-out likelihood for each layer and class.
     """

@@ -29,9 +29,9 @@ def squared(x: Tensor, reference: Tensor) -> Tensor:
 def nearest(x: Tensor, reference: Tensor, k: int) -> Tensor:
     """Distances to the ``k`` nearest references, ascending, (N, k); needs at least k + 1 references, all different.
 
-    Neighbours are chosen by ``squared``, without gradient; their distances are computed from the differences, hence exact
-    and differentiable. A sample that is itself a reference does not count itself: the nearest one is passed over where
-    it is 10,000 times closer than the second.
+    Neighbours are chosen by ``squared``, without gradient; their distances are computed from the differences, hence
+    exact and differentiable. A sample that is itself a reference does not count itself: the nearest one is passed
+    over where it is 10,000 times closer than the second.
     """
 
     def rows(part: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ class Head:
     def fit(combine: Combine, columns: Callable[[Outputs], Tensor], evidence: Evidence) -> "Head":
         """Fits on ``columns(outputs)`` (N, L) of the evidence.
 
-        ``logistic``: the log-odds of an L2-regularised, class-balanced logistic regression of adversarial against clean and noisy.
-        ``mean``: the average of the columns standardised by the clean part; adversarial and noisy are never looked at.
+        ``logistic``: the log-odds of an L2-regularised, class-balanced logistic regression of adversarial against
+        clean and noisy. ``mean``: the average of the columns standardised by the clean part; adversarial and noisy
+        are never looked at.
         """
         if combine == "mean":
             values = columns(evidence.clean.detach()).double()

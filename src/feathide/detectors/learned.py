@@ -20,7 +20,7 @@ __all__ = ["LayerNetworks", "SupportVectors"]
 
 @dataclass(frozen=True)
 class Machine:
-    """A fitted support-vector machine of layer ``layer``: vectors (V, C) of standardised features, coefficients (V,)."""
+    """A fitted support-vector machine of one layer: vectors (V, C) of standardised features, coefficients (V,)."""
 
     layer: str
     centre: Tensor
@@ -42,13 +42,14 @@ class Machine:
 class SupportVectors(Detector):
     """SVM: the decision value of an RBF support-vector machine on the standardised features of the last layer.
 
-    score = sum_v a_v exp(-gamma || z - z_v ||^2) + b, with the exact gradient. Adversarial against clean and noisy, classes balanced. The
-    cost C and gamma = width / channels are those of ``costs`` and ``widths`` with the best AUC in three-fold cross-validation
-    over at most ``search`` of the fit images, drawn with ``seed``, all rows of an image in one fold.
+    score = sum_v a_v exp(-gamma || z - z_v ||^2) + b, with the exact gradient. Adversarial against clean and noisy,
+    classes balanced. The cost C and gamma = width / channels are those of ``costs`` and ``widths`` with the best AUC
+    in three-fold cross-validation over at most ``search`` of the fit images, drawn with ``seed``, all rows of an
+    image in one fold.
     """
 
     name: str = "svm"
-    layer: str | None = None
+    layer: str = "last"
     costs: tuple[float, ...] = (1.0, 10.0, 100.0)
     widths: tuple[float, ...] = (0.3, 1.0, 3.0)
     search: int = 500
@@ -56,7 +57,7 @@ class SupportVectors(Detector):
     machine_: Machine | None = field(default=None, repr=False, compare=False)
 
     def fit(self, evidence: Evidence) -> "SupportVectors":
-        name = self.layer or layer_names(evidence.clean, "last")[0]
+        name = layer_names(evidence.clean, self.layer)[0]
         parts = [features(part, [name])[0].double() for part in trials(evidence, least=3)]
         x = torch.cat(parts)
         spread(x, name)
@@ -102,10 +103,10 @@ class Network:
 class LayerNetworks(Detector):
     """DNN (after Metzen et al. 2017): a network with one hidden layer on each layer's features, probabilities averaged.
 
-    score = log(p / (1 - p)), p the mean over layers of the probability of being adversarial: the order of p without its ties near
-    0 and 1. Each network learns adversarial against clean and noisy (balanced) from standardised features by Adam, and keeps the
-    weights with the lowest loss on a fifth of the images (all rows of an image together); it stops after ``patience`` epochs
-    that lower this loss by less than 1 %.
+    score = log(p / (1 - p)), p the mean over layers of the probability of being adversarial: the order of p without
+    its ties near 0 and 1. Each network learns adversarial against clean and noisy (balanced) from standardised
+    features by Adam, and keeps the weights with the lowest loss on a fifth of the images (all rows of an image
+    together); it stops after ``patience`` epochs that lower this loss by less than 0.001.
     """
 
     name: str = "dnn"
@@ -152,7 +153,7 @@ class LayerNetworks(Detector):
                     weight.grad = gradient
                 optimiser.step()
             loss = balanced_loss(perceptron(z[held], weights), y[held]).item()
-            waited = 0 if loss < 0.99 * lowest else waited + 1
+            waited = 0 if loss < lowest - 1e-3 else waited + 1
             if loss < lowest:
                 lowest, best = loss, [w.detach().clone() for w in weights]
             if waited >= self.patience:

@@ -17,8 +17,8 @@ __all__ = ["LocalDimension", "local_dimension"]
 def local_dimension(x: Tensor, reference: Tensor, k: int) -> Tensor:
     """Maximum-likelihood local intrinsic dimensionality -( (1/k) sum_i log(r_i / r_k) )^-1, (N,).
 
-    r_1 <= ... <= r_k are the distances of ``x`` (N, C) to its k nearest among ``reference`` (R, C), itself not counted. Where all
-    are equal the dimension is infinite; it is cut at one million.
+    r_1 <= ... <= r_k are the distances of ``x`` (N, C) to its k nearest among ``reference`` (R, C), itself not
+    counted. Where all are equal the dimension is infinite; it is cut at one million.
     """
     log_r = nearest(x, reference, k).log()
     return 1 / (log_r[:, -1:] - log_r).mean(1).clamp_min(1e-6)
@@ -28,8 +28,9 @@ def local_dimension(x: Tensor, reference: Tensor, k: int) -> Tensor:
 class LocalDimension(Detector):
     """LID: the local intrinsic dimensionality of a sample's features in every layer, combined by a ``Head``.
 
-    Distances go to a fixed reference, ``reference`` training images drawn with ``seed`` (None: all), of which duplicates count once:
-    a score does not depend on the batch. ``combine="mean"`` is the one-class version that never sees an adversarial example.
+    Distances go to a fixed reference, ``reference`` training images drawn with ``seed`` (None: all), of which
+    duplicates count once: a score does not depend on the batch. ``combine="mean"`` is the one-class version that
+    never sees an adversarial example.
     """
 
     name: str = "lid"

@@ -54,11 +54,12 @@ class TiedGaussian:
 class Mahalanobis(Detector):
     """MAHA: per layer, the squared Mahalanobis distance to the nearest class mean, combined over layers by a ``Head``.
 
-    column_l = min_c (f_l - mu_lc)^T Sigma_l^-1 (f_l - mu_lc), Sigma_l the covariance within classes of the training features. The square
-    is that of the reference. Channels are brought to unit variance, then the covariance is shrunk towards a multiple of the
-    identity by ``shrinkage`` in [0, 1]; "auto" is 0 (the plain estimate of the reference) from two samples per channel on, and
-    Ledoit and Wolf's weight below. Variances under 1e-6 of the largest are raised to it, so constant or repeated channels do no
-    harm. ``combine="mean"`` is the one-class version that never sees an adversarial example. For the input step see ``input_step``.
+    column_l = min_c (f_l - mu_lc)^T Sigma_l^-1 (f_l - mu_lc), Sigma_l the covariance within classes of the training
+    features. The square is that of the reference. Channels are brought to unit variance, then the covariance is
+    shrunk towards a multiple of the identity by ``shrinkage`` in [0, 1]; "auto" is 0 (the plain estimate of the
+    reference) from two samples per channel on, and Ledoit and Wolf's weight below. Variances under 1e-6 of the
+    largest are raised to it, so constant or repeated channels do no harm. ``combine="mean"`` is the one-class version
+    that never sees an adversarial example. For the input step see ``input_step``.
     """
 
     name: str = "maha"
@@ -86,11 +87,11 @@ def distances(gaussians: dict[str, TiedGaussian], out: Outputs) -> Tensor:
 
 
 def input_step(classifier: Callable[[Tensor], Outputs], detector: Mahalanobis, x: Tensor, magnitude: float) -> Tensor:
-    """Lee et al.'s input step: ``x - magnitude * sign(grad_x distance)``, towards the nearest class, same shape as ``x``.
+    """Lee et al.'s input step: ``x - magnitude * sign(grad_x distance)``, towards the nearest class.
 
-    Clean images come much closer by it, others less. The distance is the sum over the detector's layers in units of their
-    spread over the fit part; the reference takes one step per layer, which is ``layers=(name,)``. ``magnitude`` is in units of
-    the box, which may be left by as much; the reference has 0.0005 among its values.
+    Clean images come much closer by it, others less. The distance is the sum over the detector's layers in units of
+    their spread over the fit part; the reference takes one step per layer, which is ``layers=(name,)``. ``magnitude``
+    is in units of the box, which may be left by as much; the reference has 0.0005 among its values.
     """
     gaussians, head = fitted(detector.learnt_, detector)
     x = x.detach().requires_grad_()

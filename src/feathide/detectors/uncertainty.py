@@ -51,7 +51,7 @@ class DensityAndDropout(Detector):
 
     needs_dropout: ClassVar[bool] = True
     name: str = "kd+bu"
-    density: KernelDensity = KernelDensity()  # noqa: RUF009  frozen
+    density: KernelDensity = field(default_factory=KernelDensity)
     learnt_: tuple[KernelDensity, Head] | None = field(default=None, repr=False, compare=False)
 
     def fit(self, evidence: Evidence) -> "DensityAndDropout":
@@ -70,7 +70,7 @@ def both(density: KernelDensity, out: Outputs) -> Tensor:
 
 @dataclass(frozen=True)
 class MaxSoftmax(Detector):
-    """Max-softmax (Hendrycks and Gimpel 2017): the log-odds log((1 - p) / p) against the predicted class's probability p.
+    """Max-softmax (Hendrycks and Gimpel 2017): the log-odds log((1 - p) / p), p that of the predicted class.
 
     It orders samples as 1 - p does, without the ties of a p that rounds to 1. Nothing is learnt.
     """

@@ -1,0 +1,1 @@
+"""The laws: batteries that run on everything that the catalogue lists."""

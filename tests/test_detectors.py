@@ -1,0 +1,319 @@
+"""Each detector against an independent computation of its definition."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist, mahalanobis
+from scipy.special import expit, softmax
+from sklearn import neighbors
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from feathide.detectors import (
+    DensityAndDropout,
+    DropoutUncertainty,
+    FreeEnergy,
+    KernelDensity,
+    LayerNetworks,
+    LocalDimension,
+    Mahalanobis,
+    MaxSoftmax,
+    MixtureEnergy,
+    NearestNeighbours,
+    SupportVectors,
+    distance,
+    input_step,
+)
+from feathide.errors import InputError
+from feathide.types import Evidence, Outputs
+
+Array = NDArray[np.float64]
+LABELS = torch.arange(150) % 3
+
+
+def sample(n: int, seed: int, *, shift: float = 0.0, channels: tuple[int, int] = (3, 5)) -> Outputs:
+    """Three overlapping classes, correlated channels, classes predicted in turn."""
+    random = torch.Generator().manual_seed(seed)
+    features = {}
+    for layer, c in zip(("early", "late"), channels, strict=True):
+        mix = torch.randn(c, c, generator=torch.Generator().manual_seed(c)).double()
+        features[layer] = torch.randn(n, c, generator=random).double() @ mix + shift
+        features[layer][:, 0] += 2.0 * (torch.arange(n) % 3)
+    logits = torch.randn(n, 3, generator=random).double()
+    logits[torch.arange(n), torch.arange(n) % 3] += 6.0
+    return Outputs(logits, features, logits[:, None] + torch.randn(n, 10, 3, generator=random).double())
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    return Evidence(sample(150, 0), LABELS, sample(40, 1), sample(40, 2, shift=0.1), sample(40, 3, shift=1.5))
+
+
+@pytest.fixture(scope="module")
+def out() -> Outputs:
+    return Outputs.cat([sample(12, 4), sample(12, 5, shift=1.5)])
+
+
+def close(score: torch.Tensor, reference: object, tolerance: float = 1e-9) -> None:
+    np.testing.assert_allclose(score.numpy(), np.asarray(reference), rtol=tolerance, atol=tolerance)
+
+
+def regression(negative: list[Array], positive: Array, query: Array) -> Array:
+    """Logistic regression of the columns (N, L) as scikit-learn's pipeline does it."""
+    x, y = np.concatenate([*negative, positive]), np.repeat([0, 1], [sum(map(len, negative)), len(positive)])
+    scaler = StandardScaler().fit(x)
+    model = LogisticRegression(class_weight="balanced", max_iter=5000).fit(scaler.transform(x), y)
+    return np.asarray(model.decision_function(scaler.transform(query)))
+
+
+def kernel_density(evidence: Evidence, x: Outputs, bandwidth: float) -> Array:
+    log_density = np.empty(len(x))
+    for c in range(3):
+        model = neighbors.KernelDensity(bandwidth=bandwidth).fit(evidence.train.last[c == LABELS].numpy())
+        rows = (x.predicted == c).numpy()
+        log_density[rows] = model.score_samples(x.last.numpy()[rows])
+    return log_density
+
+
+def test_kernel_density_is_that_of_the_predicted_class(evidence: Evidence, out: Outputs) -> None:
+    close(KernelDensity(bandwidth=0.7).fit(evidence).score(out), -kernel_density(evidence, out, 0.7))
+
+
+def test_kernel_density_over_layers_is_the_sum(evidence: Evidence, out: Outputs) -> None:
+    each = sum(KernelDensity(layers=name).fit(evidence).score(out) for name in ("early", "late"))
+    close(KernelDensity(layers="all").fit(evidence).score(out), each)
+
+
+def test_bandwidth_makes_held_out_images_likeliest(evidence: Evidence) -> None:
+    detector = KernelDensity().fit(evidence)
+    assert detector.kernels_ is not None
+    chosen = detector.kernels_["late"].bandwidth
+    likelihood = {h: kernel_density(evidence, evidence.clean, chosen * h).mean() for h in (0.5, 0.8, 1.0, 1.25, 2.0)}
+    assert max(likelihood, key=likelihood.__getitem__) == 1.0
+
+
+def test_kernel_density_does_not_underflow(evidence: Evidence, out: Outputs) -> None:
+    detector = KernelDensity().fit(evidence)
+    far = [detector.score(Outputs(out.logits, {"late": out.last * 10.0**i})) for i in range(1, 5)]
+    assert all((b > a).all() for a, b in pairwise(far))
+    assert far[-1].isfinite().all()
+
+
+def dropout_deviation(out: Outputs) -> Array:
+    assert out.stochastic is not None
+    p = softmax(out.stochastic.numpy(), axis=2)
+    return np.array([p[i, :, c].std() for i, c in enumerate(out.predicted.tolist())])
+
+
+def test_dropout_uncertainty(evidence: Evidence, out: Outputs) -> None:
+    close(DropoutUncertainty().fit(evidence).score(out), dropout_deviation(out))
+
+
+def test_draws_that_agree_have_no_uncertainty_and_no_infinite_slope(evidence: Evidence) -> None:
+    logits = torch.tensor([[2.0, 1.0]], requires_grad=True)
+    score = DropoutUncertainty().score(Outputs(logits, {}, logits[:, None].expand(-1, 5, -1)))
+    assert score.item() < 1e-12
+    assert torch.autograd.grad(score.sum(), logits)[0].isfinite().all()
+
+
+def test_density_and_dropout_is_a_regression_on_both(evidence: Evidence, out: Outputs) -> None:
+    def both(x: Outputs) -> Array:
+        return np.stack([-kernel_density(evidence, x, 0.7), dropout_deviation(x)], 1)
+
+    reference = regression([both(evidence.clean), both(evidence.noisy)], both(evidence.adversarial), both(out))
+    close(DensityAndDropout(density=KernelDensity(bandwidth=0.7)).fit(evidence).score(out), reference, 1e-6)
+
+
+def dimension(x: Array, reference: Array, k: int) -> Array:
+    """The formula, sample by sample."""
+    values = []
+    for row in x:
+        r = np.sort(np.linalg.norm(reference - row, axis=1))
+        r = r[r > 0][:k]
+        values.append(-1 / np.mean(np.log(r / r[-1])))
+    return np.array(values)
+
+
+def dimensions(evidence: Evidence, x: Outputs, k: int) -> Array:
+    return np.stack([dimension(f.numpy(), evidence.train.features[n].numpy(), k) for n, f in x.features.items()], 1)
+
+
+def test_local_dimension_combined_by_regression(evidence: Evidence, out: Outputs) -> None:
+    parts = (dimensions(evidence, x, 20) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
+    clean, noisy, adversarial, query = parts
+    close(LocalDimension().fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+
+
+def test_local_dimension_of_one_class_is_a_mean_of_standardised_layers(evidence: Evidence, out: Outputs) -> None:
+    clean, query = (dimensions(evidence, x, 20) for x in (evidence.clean, out))
+    close(LocalDimension(combine="mean").fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_training_image_does_not_count_itself(dtype: torch.dtype) -> None:
+    reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).to(dtype) + 10.0
+    found = distance.nearest(reference, reference, 5)
+    expected = np.sort(cdist(reference.double(), reference.double()), 1)[:, 1:6]
+    close(found.double(), expected, 1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_distances_of_a_repeated_image_stay_finite(evidence: Evidence) -> None:
+    first = Outputs(evidence.train.logits[:30], {k: v[:30] for k, v in evidence.train.features.items()})
+    train = Outputs.cat([first, first])
+    detector = LocalDimension().fit(Evidence(train, LABELS[:60], evidence.clean, evidence.noisy, evidence.adversarial))
+    assert detector.score(train).isfinite().all()
+
+
+@pytest.mark.parametrize("detector", [LocalDimension(neighbours=150), NearestNeighbours(neighbours=150)])
+def test_too_few_references_are_refused(evidence: Evidence, detector: LocalDimension | NearestNeighbours) -> None:
+    with pytest.raises(InputError, match=r"more than 150 different .* got 150"):
+        detector.fit(evidence)
+
+
+def test_local_dimension_reference_is_drawn_by_seed(evidence: Evidence, out: Outputs) -> None:
+    scores = [LocalDimension(reference=60, seed=seed).fit(evidence).score(out) for seed in (0, 0, 1)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+def squared_mahalanobis(evidence: Evidence, x: Outputs) -> Array:
+    columns = []
+    for name, f in x.features.items():
+        train = evidence.train.features[name].numpy()
+        means = [train[c == LABELS.numpy()].mean(0) for c in range(3)]
+        residual = train - np.stack(means)[LABELS.numpy()]
+        precision = np.linalg.inv(residual.T @ residual / len(residual))
+        columns.append([min(mahalanobis(row, m, precision) ** 2 for m in means) for row in f.numpy()])
+    return np.array(columns).T
+
+
+def test_mahalanobis_is_the_tied_distance_to_the_nearest_class(evidence: Evidence, out: Outputs) -> None:
+    parts = (evidence.clean, evidence.noisy, evidence.adversarial, out)
+    clean, noisy, adversarial, query = (squared_mahalanobis(evidence, x) for x in parts)
+    close(Mahalanobis().fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+    one_class = ((query - clean.mean(0)) / clean.std(0)).mean(1)
+    close(Mahalanobis(combine="mean").fit(evidence).score(out), one_class)
+
+
+def test_mahalanobis_with_fewer_samples_than_channels_knows_unseen_images() -> None:
+    """Squared distances of unseen images stay about C: directions without training variance do not explode."""
+    train, clean, fresh = (sample(n, seed, channels=(3, 400)) for seed, n in enumerate((150, 40, 40)))
+    far = sample(40, 3, shift=20.0, channels=(3, 400))
+    detector = Mahalanobis(layers="late", combine="mean").fit(Evidence(train, LABELS, clean, clean, clean))
+    assert detector.learnt_ is not None
+    distances = detector.learnt_[0]["late"].distance(fresh.last) / 400
+    assert ((distances > 0.3) & (distances < 3)).all()
+    assert detector.score(far).min() > detector.score(fresh).max()
+
+
+def test_input_step_walks_towards_the_nearest_class(evidence: Evidence) -> None:
+    detector = Mahalanobis(layers="late").fit(evidence)
+    weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(7)).double()
+
+    def classifier(x: torch.Tensor) -> Outputs:
+        return Outputs(x[:, :3], {"late": x @ weight})
+
+    def far(x: torch.Tensor) -> Array:
+        return squared_mahalanobis(evidence, classifier(x))[:, 0]
+
+    x = 5 * torch.randn(6, 4, generator=torch.Generator().manual_seed(8)).double()
+    stepped = input_step(classifier, detector, x, 0.01)
+    close((stepped - x).abs(), np.full((6, 4), 0.01))
+    assert (far(stepped) < far(x)).all()
+    slope = np.stack([(far(x + 1e-5 * e) - far(x - 1e-5 * e)) / 2e-5 for e in torch.eye(4).double()], 1)
+    close((stepped - x).sign(), -np.sign(slope))
+
+
+def rows(evidence: Evidence, layer: str) -> tuple[Array, Array]:
+    parts = [part.features[layer].numpy() for part in (evidence.clean, evidence.noisy, evidence.adversarial)]
+    return np.concatenate(parts), np.repeat([0, 0, 1], len(parts[0]))
+
+
+def test_support_vectors_equal_scikit_learn(evidence: Evidence, out: Outputs) -> None:
+    x, y = rows(evidence, "late")
+    scaler = StandardScaler().fit(x)
+    machine = SVC(C=10.0, gamma=2.0 / 5, class_weight="balanced").fit(scaler.transform(x), y)
+    score = SupportVectors(costs=(10.0,), widths=(2.0,)).fit(evidence).score(out)
+    close(score, machine.decision_function(scaler.transform(out.last.numpy())), 1e-6)
+
+
+def test_support_vectors_are_not_chosen_by_recognising_an_image() -> None:
+    """The three rows of an image are almost the same: folds that split them would prefer a memory of images."""
+    random = np.random.default_rng(0)
+    image = torch.from_numpy(random.normal(size=(60, 8)))
+    parts = [Outputs(torch.zeros(60, 2), {"late": image + s * 1e-3}) for s in (0.0, 1.0, 2.0)]
+    strong = Outputs(torch.zeros(60, 2), {"late": image + torch.tensor([1.0, *[0.0] * 7])})
+    e = Evidence(sample(150, 0), LABELS, parts[0], parts[1], strong)
+    machine = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
+    assert machine is not None
+    assert machine.gamma == pytest.approx(0.3 / 8)
+
+
+def test_networks_average_probabilities(evidence: Evidence, out: Outputs) -> None:
+    detector = LayerNetworks().fit(evidence)
+    assert detector.networks_ is not None
+    p = np.mean([expit(detector.networks_[n](f).numpy()) for n, f in out.features.items()], axis=0)
+    close(torch.sigmoid(detector.score(out)), p)
+    assert torch.equal(LayerNetworks().fit(evidence).score(out), detector.score(out))
+    assert not torch.equal(LayerNetworks(seed=1).fit(evidence).score(out), detector.score(out))
+
+
+def test_networks_do_not_saturate(evidence: Evidence) -> None:
+    detector = LayerNetworks().fit(evidence)
+    ray = torch.linspace(100, 10000, 50)[:, None]
+    score = detector.score(Outputs(torch.zeros(50, 3), {"early": ray.expand(-1, 3), "late": ray.expand(-1, 5)}))
+    assert score.unique().numel() == 50
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_nearest_neighbours(evidence: Evidence, out: Outputs, unit_length: bool) -> None:
+    train, query = evidence.train.last.numpy(), out.last.numpy()
+    if unit_length:
+        train, query = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, query))
+    reference = neighbors.NearestNeighbors(n_neighbors=7).fit(train).kneighbors(query)[0][:, -1]
+    close(NearestNeighbours(neighbours=7, unit_length=unit_length).fit(evidence).score(out), reference)
+
+
+def test_mixture_energy_of_one_gaussian_is_a_mahalanobis_distance_per_channel(out: Outputs) -> None:
+    train, labels = sample(6000, 0), torch.arange(6000) % 3
+    score = MixtureEnergy(layers="late").fit(Evidence(train, labels, out, out, out)).score(out)
+    for c in range(3):
+        x = train.last[labels == c].numpy()
+        precision = np.linalg.inv(np.cov(x.T))
+        mine = out.predicted == c
+        close(score[mine], [mahalanobis(f, x.mean(0), precision) ** 2 / 5 for f in out.last[mine].numpy()], 0.02)
+
+
+def test_softmax_and_energy(evidence: Evidence, out: Outputs) -> None:
+    p = softmax(out.logits.numpy(), axis=1).max(1)
+    close(MaxSoftmax().fit(evidence).score(out), np.log((1 - p) / p))
+    close(FreeEnergy().fit(evidence).score(out), -np.log(np.exp(out.logits.numpy()).sum(1)))
+
+
+def test_softmax_orders_samples_of_which_it_is_certain() -> None:
+    logits = torch.stack([torch.arange(50.0, 1000.0, 10.0), torch.zeros(95)], 1)
+    assert (MaxSoftmax().score(Outputs(logits, {})).diff() < 0).all()
+
+
+def test_chunks_change_nothing(evidence: Evidence, out: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = (KernelDensity(), LocalDimension(), NearestNeighbours(), SupportVectors(search=20))
+    whole = [recipe.fit(evidence).score(out) for recipe in recipes]
+    monkeypatch.setattr(distance, "ELEMENTS", 400)
+    for recipe, score in zip(recipes, whole, strict=True):
+        close(recipe.fit(evidence).score(out), score.numpy())
+
+
+def test_rows_that_do_not_belong_together_are_refused(evidence: Evidence) -> None:
+    uneven = Evidence(evidence.train, LABELS, evidence.clean[:10], evidence.noisy, evidence.adversarial)
+    with pytest.raises(InputError, match="same images"):
+        Mahalanobis().fit(uneven)
+
+
+def test_a_class_without_training_images_is_named(evidence: Evidence) -> None:
+    labels = LABELS.where(LABELS != 1, 2)
+    with pytest.raises(InputError, match=r"none of class \[1\]"):
+        KernelDensity().fit(Evidence(evidence.train, labels, evidence.clean, evidence.noisy, evidence.adversarial))
