@@ -1,0 +1,160 @@
+"""``render``: one self-contained HTML page from the results of a run. It reads the results only, never the network.
+
+The page has no address in it: scripts, styles, data and pictures are inside, and a content-security policy forbids it to load anything. Scripts
+are allowed by their hash; text from plans, labels and file names is escaped by the template or stands as JSON in a block that is not run.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from feathide.report.figures import figures
+from feathide.report.pictures import Album, pairs
+from feathide.report.results import Case, Run
+from feathide.report.tables import attacks, matrices
+from feathide.report.verdict import FAILS, HOLDS, LEVELS, STRONG, WORDS, at_budget, label, verdict
+
+__all__ = ["Case", "Run", "render"]
+
+SCRIPTS = ("page.js", "figures.js", "cases.js")
+
+
+def render(run: Run) -> str:
+    """The report of ``run`` as HTML text; write it with ``encoding="utf-8"``.
+
+    Raises InputError if the table has no rows at the audited budget or no detector in it.
+    """
+    scripts = [_script(get_plotlyjs()), *(_script(_asset(name)) for name in SCRIPTS)]
+    album = Album(run.scale)
+    drawn = list(figures(run))
+    data = {"figures": [f.spec() for f in drawn], "browser": _browser(run, album), "csv": {"results": _csv(run)}}
+    amplify = _amplify(run)
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["label"] = label
+    page = env.from_string(_asset("page.html.j2"))
+    return page.render(
+        run=run,
+        eps=float(run.threat["eps"]),
+        scale=run.scale,
+        verdict=verdict(run),
+        matrices=list(matrices(run)),
+        attacks=attacks(run),
+        pairs=list(pairs(run.cases, run.scale, amplify=amplify)),
+        amplify=amplify,
+        shown=len(album.pictures) - len(album.clean),
+        total=sum(map(len, run.cases.values())),
+        limits=limits(run),
+        figures=drawn,
+        plan=yaml.safe_dump(_plain(run.plan), sort_keys=False, allow_unicode=True),
+        words=WORDS,
+        levels=LEVELS,
+        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
+        zip=zip,
+        style=Markup(_asset("page.css")),
+        browser=Markup(_asset("browser.html")),
+        scripts=[script for script, _ in scripts],
+        hashes=" ".join(f"'sha256-{digest}'" for _, digest in scripts),
+        data=_json(data),
+    )
+
+
+def limits(run: Run) -> list[str]:
+    """What the run does not show, one sentence each."""
+    rows = at_budget(run)
+    scale, eps = run.scale, float(run.threat["eps"])
+    out = []
+    if run.synthetic:
+        out.append("The images are synthetic. The numbers say how the method behaves, nothing about patients.")
+    if not (rows["knowledge"] == "detector-aware").any():
+        out.append("No attack knew the guards. What they catch here is an upper bound of what they are worth.")
+    if not (rows["knowledge"] == "transfer").any():
+        out.append("Every attacker had the classifier itself; an attacker with a substitute was not tried.")
+    out.append(
+        f"Only changes of at most {scale.native(eps):.3g} {scale.unit} ({run.threat['norm']}). Larger, local or physical changes, and attacks on the "
+        "data before training, were not tried."
+    )
+    for column, many in (("classifier", "classifiers"), ("dataset", "data sets"), ("seed", "seeds")):
+        if rows[column].nunique() == 1 and column != "dataset":
+            out.append(f"One {column} only: the intervals cover the choice of test images, not of {many}.")
+    out.append("That no attack here got through would not prove that none can. That one got through is proof.")
+    return out
+
+
+def _browser(run: Run, album: Album) -> dict[str, Any]:
+    """What the case browser knows. Cases that slip through get their pictures first, should the page become too large."""
+    found = [(condition, case) for condition, part in run.cases.items() for case in part]
+    found.sort(key=lambda item: not item[1].fooled)
+    cases = [{"condition": label(condition), **_facts(case), "picture": album.add(case)} for condition, case in found]
+    s = run.scale
+    return {
+        "cases": cases,
+        "pictures": album.pictures,
+        "classes": list(run.class_names),
+        "thresholds": _plain(run.thresholds),
+        "names": {d: label(d) for d in run.thresholds},
+        "scale": {"levels": s.levels, "bits": album.bits, "low": s.native_low, "high": s.native_high, "unit": s.unit},
+        "amplify": _amplify(run),
+    }
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    keep = ("id", "label", "target", "predicted", "fooled", "clean_predicted", "scores", "clean_scores", "energies")
+    return {name: _plain(getattr(case, name)) for name in keep}
+
+
+def _amplify(run: Run) -> float:
+    """The power of two that makes a change of eps nearly saturate."""
+    scale, eps = run.scale, float(run.threat["eps"])
+    return 2.0 ** max(0, min(10, math.floor(math.log2((scale.high - scale.low) / eps))))
+
+
+def _csv(run: Run) -> str:
+    return str(run.table.to_csv(index=False))
+
+
+def _asset(name: str) -> str:
+    return (files("feathide.report") / name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> tuple[Markup, str]:
+    """A script for the page and the base64 of its SHA-256, by which the policy allows it."""
+    if "</script" in text.lower() or "\r" in text:
+        raise ValueError(
+            "a script of the report must not close itself or hold carriage returns: its hash would not match"
+        )
+    return Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _json(value: Any) -> Markup:
+    """JSON that is safe inside a script block: no <, > or & in it; numbers that are not finite become null."""
+    text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, sequences, arrays and numbers as what JSON and YAML know."""
+    match value:
+        case Mapping():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case bool() | int() | None:
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case _:
+            return str(value)

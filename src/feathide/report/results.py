@@ -1,0 +1,134 @@
+"""What a report is made from: ``Run``, the results of one audit, and ``Case``, one attacked image of it.
+
+The report computes nothing that belongs to the audit: thresholds, intervals and scores come in ready. A condition is the name of a kind of
+image: "clean", "noisy", or "<attack>+<objective>" such as "pgd+hfc".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from feathide.errors import expected, unknown
+
+__all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
+
+COLUMNS = (
+    *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector", "metric"),
+    *("value", "low", "high", "n", "seed"),
+)  # fmt: skip
+SCORES = ("condition", "detector", "id", "score", "fooled")
+THREAT = ("goal", "knowledge", "norm", "eps", "box", "step", "unit", "success")
+CURVES: dict[str, tuple[str, ...]] = {
+    "eps": COLUMNS,
+    "mixture": ("layer", "class", "components", "heldout"),
+    "lambda": ("weight", "metric", "value", "low", "high"),
+    "outlierness": ("condition", "layer", "value", "low", "high"),
+    "embedding": ("condition", "x", "y"),
+    "stress": ("group", "layer", "value", "low", "high"),
+    "transfer": ("condition", "substitute", "victim", "value"),
+    "duel": ("round", "detector", "value", "low", "high"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attacked test image under one attack and objective.
+
+    ``clean`` and ``adversarial`` are (C, *S), 2D or 3D, in box units and on the stored grey levels. ``scores`` and ``clean_scores`` map a
+    detector to its score, ``energies`` a layer to the energy of the adversarial image under the clean model of the target class.
+    """
+
+    id: str
+    label: int
+    target: int
+    predicted: int
+    fooled: bool
+    clean_predicted: int
+    clean: np.ndarray
+    adversarial: np.ndarray
+    scores: Mapping[str, float] = field(default_factory=dict)
+    clean_scores: Mapping[str, float] = field(default_factory=dict)
+    energies: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How box units become stored levels 0 .. levels - 1 and native units (grey levels, HU)."""
+
+    low: float
+    high: float
+    levels: int
+    native_low: float
+    native_high: float
+    unit: str
+
+    def quantise(self, x: np.ndarray) -> np.ndarray:
+        """The stored level of each value of ``x``, uint16."""
+        span = (np.asarray(x, np.float64) - self.low) / (self.high - self.low)
+        return np.clip(np.rint(span * (self.levels - 1)), 0, self.levels - 1).astype(np.uint16)
+
+    def native(self, distance: float) -> float:
+        """A distance in box units, in native units."""
+        return distance * (self.native_high - self.native_low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of one audit.
+
+    ``table`` has one number a row, with the columns ``COLUMNS``; metrics named ``slips_through_fpr10`` and so on are shares in [0, 1].
+    ``threat`` holds ``goal``, ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi), ``step`` (the distance of two stored levels, box
+    units), ``unit`` ("grey levels", "HU"), ``success`` (what counts as success) and, where the unit is not the stored level, ``native_box``
+    (lo, hi in ``unit``). ``thresholds`` maps detector -> {"fpr10": t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition,
+    detector, id, score, fooled. ``curves`` may hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are
+    mappings with name, status (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases.
+
+    Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
+    """
+
+    title: str
+    synthetic: bool
+    plan: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    table: pd.DataFrame
+    threat: Mapping[str, Any]
+    class_names: Sequence[str]
+    thresholds: Mapping[str, Mapping[str, float]]
+    scores: pd.DataFrame
+    curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    gates: Sequence[Mapping[str, str]] = ()
+    caveats: Sequence[str] = ()
+    cases: Mapping[str, Sequence[Case]] = field(default_factory=dict)
+    cost: pd.DataFrame | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _needs("the results table", COLUMNS, self.table.columns)
+        _needs("the scores", SCORES, self.scores.columns)
+        _needs("the threat model", THREAT, self.threat)
+        for name, frame in self.curves.items():
+            if name not in CURVES:
+                raise unknown("curve", name, CURVES)
+            _needs(f"the curve {name!r}", CURVES[name], frame.columns)
+        for gate in self.gates:
+            if gate["status"] not in ("pass", "warn", "fail"):
+                raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))
+
+    @property
+    def scale(self) -> Scale:
+        """Box units, stored levels and native units of the images."""
+        low, high = map(float, self.threat["box"])
+        levels = round((high - low) / float(self.threat["step"])) + 1
+        native_low, native_high = map(float, self.threat.get("native_box", (0, levels - 1)))
+        return Scale(low, high, levels, native_low, native_high, str(self.threat["unit"]))
+
+
+def _needs(what: str, wanted: Sequence[str], got: Any) -> None:
+    missing = [name for name in wanted if name not in got]
+    if missing:
+        raise expected(
+            f"{what} must have {', '.join(wanted)}", got=f"none of {', '.join(missing)}", do="add what is missing"
+        )

@@ -1,0 +1,117 @@
+"""The tables of the page: detectors by attacks for every metric, and the attacks themselves."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from feathide.report.results import Run
+from feathide.report.verdict import at_budget, label
+
+__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "matrices"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of a detector is shown: its title, what it says, and which end is bad for the guard."""
+
+    title: str
+    says: str
+    best: float = 0.0  # the value of a perfect guard
+    worst: float = 1.0  # the value of a useless one
+
+
+METRICS = {
+    "slips_through_fpr10": Metric("Slips through at 10 %", "share of all attacked images that fool the classifier and pass the guard, 10 % false alarms"),
+    "slips_through_fpr5": Metric("Slips through at 5 %", "the same at 5 % false alarms"),
+    "slips_through_fpr1": Metric("Slips through at 1 %", "the same at 1 % false alarms"),
+    "auc": Metric("AUC", "chance that an attacked image scores higher than a harmless one: 1 perfect, 0.5 useless, below 0.5 misled", 1.0, 0.5),
+    "tpr_at_fpr10": Metric("Caught at 10 %", "share of adversarial images above the threshold that lets 90 % of the negatives pass", 1.0, 0.1),
+}  # fmt: skip
+UNITS = {
+    "seconds_per_image": "Seconds per image",
+    "gradients_per_image": "Gradients per image",
+    "linf_max": "Largest change",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: its text, its interval's text, the sorting key and how bad it is for the guard, 0 to 1."""
+
+    text: str
+    interval: str = ""
+    key: float | None = None
+    bad: float | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One metric, detectors by attacks."""
+
+    id: str
+    title: str
+    says: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def _columns(rows: pd.DataFrame) -> pd.Series:
+    """The attack of each row, with the data set, classifier and seed where the table holds several."""
+    names = pd.Series(
+        [label(f"{a}+{o}") for a, o in zip(rows["attack"], rows["objective"], strict=True)], rows.index, dtype=object
+    )
+    for column, prefix in (("dataset", ""), ("classifier", ""), ("seed", "seed ")):
+        if rows[column].nunique() > 1:
+            names = names + f" · {prefix}" + rows[column].astype(str)
+    return names
+
+
+def matrices(run: Run) -> Iterable[Matrix]:
+    """One matrix for each metric of a detector at the audited budget, the headline's metrics first."""
+    rows = at_budget(run)
+    rows = rows[(rows["detector"] != "") & (rows["attack"] != "")]
+    rows = rows.assign(column=_columns(rows))
+    found = list(dict.fromkeys(rows["metric"]))
+    for name in [*(m for m in METRICS if m in found), *(m for m in found if m not in METRICS)]:
+        part = rows[rows["metric"] == name]
+        metric = METRICS.get(name, Metric(name.replace("_", " "), "", math.nan, math.nan))
+        columns = tuple(dict.fromkeys(part["column"]))
+        cells = {(str(r["detector"]), r["column"]): _cell(r, metric) for _, r in part.iterrows()}
+        body = (
+            (label(d), tuple(cells.get((d, c), Cell("–")) for c in columns))
+            for d in dict.fromkeys(part["detector"].astype(str))
+        )
+        yield Matrix(name, metric.title, metric.says, columns, tuple(body))
+
+
+def _cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
+    value, low, high = (float(row[k]) for k in ("value", "low", "high"))
+    if math.isnan(value):
+        return Cell("–")
+    bad = (value - metric.best) / (metric.worst - metric.best)
+    interval = "" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
+    return Cell(f"{value:.3f}", interval, value, None if math.isnan(bad) else min(1.0, max(0.0, bad)))
+
+
+def attacks(run: Run) -> Matrix:
+    """The attacks at the audited budget by what was measured of them without a guard: success, largest change, cost."""
+    rows = at_budget(run)
+    rows = rows[(rows["detector"] == "") & (rows["attack"] != "")]
+    rows = rows.assign(column=_columns(rows))
+    metrics = tuple(dict.fromkeys(rows["metric"]))
+    cells = {(r["column"], r["metric"]): _measure(r, run) for _, r in rows.iterrows()}
+    known = {str(r["column"]): Cell(str(r["knowledge"])) for _, r in rows.iterrows()}
+    body = ((name, (known[name], *(cells.get((name, m), Cell("–")) for m in metrics))) for name in known)
+    titles = ("Knowledge", *(UNITS.get(m, m.replace("_", " ").capitalize()) for m in metrics))
+    return Matrix("attacks", "The attacks", "", titles, tuple(body))
+
+
+def _measure(row: pd.Series, run: Run) -> Cell:
+    value = float(row["value"])
+    if row["metric"] == "linf_max" and not math.isnan(value):
+        return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
+    if row["metric"] in UNITS and not math.isnan(value):
+        return Cell(f"{value:,.3g}", "", value)
+    return _cell(row, Metric("", "", math.nan, math.nan))

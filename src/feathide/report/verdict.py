@@ -1,0 +1,242 @@
+"""The verdict: what the table says about each guard, in the worst case over the attacks, in plain words.
+
+It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if somebody who knows the
+guard attacked it, if the attacks do fool the unguarded classifier, and if no gate failed; a guard *fails* only if the lower end is high.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from feathide.errors import expected
+from feathide.report.results import Run
+
+__all__ = ["FAILS", "HOLDS", "LEVELS", "STRONG", "WORDS", "Finding", "Rate", "Verdict", "at_budget", "label", "verdict"]
+
+LEVELS = (10, 5, 1)  # false alarms, per cent
+HOLDS = 0.05  # a guard holds if the upper interval end of slips-through at 10 % false alarms is at most this, under every attack
+FAILS = 0.50  # and fails if the lower end is at least this, under one attack
+STRONG = 0.90  # attacks that fool the unguarded classifier less often than this say little about the guard
+WORDS = {
+    "holds": "holds",
+    "unproven": "not broken, not proven",
+    "undecided": "undecided",
+    "leaks": "leaks",
+    "fails": "fails",
+}  # best first
+ACRONYMS = {
+    "fgsm",
+    "bim",
+    "pgd",
+    "mim",
+    "dim",
+    "tim",
+    "cw",
+    "apgd",
+    "hfc",
+    "kd",
+    "bu",
+    "kd+bu",
+    "lid",
+    "maha",
+    "svm",
+    "dnn",
+    "knn",
+    "l2",
+}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share in [0, 1] with its 95 % interval and the number of images behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One guard: its worst rates of slipping through, the attack behind them, and what that amounts to."""
+
+    detector: str
+    word: str
+    why: str
+    attack: str
+    plain: Rate | None
+    worst: Mapping[int, Rate]
+    aware: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings, the best guard first, and the sentences of the first screen."""
+
+    word: str
+    headline: str
+    attacked: str
+    strength: str
+    slipped: str
+    gates: str
+    findings: tuple[Finding, ...]
+    success: Rate | None
+
+
+def label(name: str) -> str:
+    """How an attack, objective, detector or condition is written: ``pgd+hfc`` as ``PGD + HFC``, ``pgd+plain`` as ``PGD``."""
+    if name in ACRONYMS:
+        return name.upper()
+    attack, plus, objective = name.partition("+")
+    if plus and objective == "plain":
+        return label(attack)
+    return f"{label(attack)} + {label(objective)}" if plus else name
+
+
+def at_budget(run: Run) -> pd.DataFrame:
+    """The rows of the table at the audited budget, ``threat["eps"]``: sweeps and unbounded sanity attacks do not count."""
+    eps = float(run.threat["eps"])
+    rows = run.table[np.isclose(run.table["eps"].astype(float), eps, rtol=1e-4, atol=1e-9)]
+    if rows.empty:
+        known = ", ".join(f"{e:g}" for e in sorted(set(run.table["eps"])))
+        raise expected(
+            f"the table must have rows at eps = {eps:g}", got=known, do="set threat['eps'] to the audited budget"
+        )
+    return rows
+
+
+def worst(rows: pd.DataFrame) -> Rate | None:
+    """The worst case over the rows: the largest value, lower end and upper end; a missing end counts as 0 or 1."""
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        return None
+    ends = float(rows["low"].fillna(0.0).max()), float(rows["high"].fillna(1.0).max())
+    return Rate(float(rows["value"].max()), *ends, int(rows["n"].min()))
+
+
+def verdict(run: Run) -> Verdict:
+    """What the run shows, from its table at the audited budget.
+
+    For each detector the worst case over attacks (and classifiers, seeds) of slips-through: the share of *all* attacked images that fool the
+    classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %: *holds* if the upper end is at most ``HOLDS``; *fails* if
+    the lower end is at least ``FAILS``; *undecided* if the value is at most ``HOLDS`` and the upper end is not; otherwise *leaks*. A guard that
+    would hold is *unproven* while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
+    in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard.
+    """
+    rows = at_budget(run)
+    success = worst(rows[rows["metric"] == "success"])
+    failed = [str(g["name"]) for g in run.gates if g["status"] == "fail"]
+    found = [
+        _finding(str(d), part, success, failed)
+        for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
+    ]
+    order = list(WORDS)
+    findings = sorted((f for f in found if f is not None), key=lambda f: (order.index(f.word), f.worst[10].value))
+    if not findings:
+        raise expected(
+            "the table must have slips_through_fpr10 of a detector", got="none", do="audit at least one detector"
+        )
+    return Verdict(
+        word=findings[0].word,
+        headline=_headline(findings),
+        attacked=_attacked(run),
+        strength=_strength(run, rows, success),
+        slipped=_slipped(findings),
+        gates=_gates(run, failed),
+        findings=tuple(findings),
+        success=success,
+    )
+
+
+def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: list[str]) -> Finding | None:
+    at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
+    rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
+    if 10 not in rates:
+        return None
+    top = at[10].loc[at[10]["value"].idxmax()]
+    aware = bool((at[10]["knowledge"] == "detector-aware").any())
+    word, why = _word(rates[10], aware, success, failed)
+    plain = worst(at[10][at[10]["objective"] == "plain"])
+    return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
+
+
+def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
+    if rate.low >= FAILS:
+        return "fails", f"at least {rate.low:.0%} slip through"
+    if rate.value > HOLDS:
+        return "leaks", f"more than {HOLDS:.0%} slip through"
+    if rate.high > HOLDS:
+        return "undecided", f"up to {rate.high:.0%} are compatible with {rate.n} images"
+    if success is None or success.value < STRONG:
+        return "undecided", "the attacks are too weak to test it"
+    if failed:
+        return "undecided", f"gate failed: {', '.join(failed)}"
+    if not aware:
+        return "unproven", "nobody who knows this guard attacked it"
+    return "holds", f"at most {rate.high:.0%} slip through, under every attack tried"
+
+
+def _headline(findings: list[Finding]) -> str:
+    best, n = findings[0], len(findings)
+    name = label(best.detector)
+    good = [label(f.detector) for f in findings if f.word == best.word]
+    few = f"{', '.join(good)}" if len(good) > 1 else name
+    match best.word:
+        case "holds":
+            return f"{len(good)} of {n} guards hold{'s' if len(good) == 1 else ''}: {few}."
+        case "unproven":
+            return f"Not broken, not proven: {few}."
+        case "undecided":
+            return "No guard is shown to hold, and not every guard is shown to fail."
+        case "leaks":
+            return f"No guard holds. The best of {n}, {name}, leaks."
+        case _:
+            return f"No guard holds. All {n} fail." if n > 1 else f"The guard {name} fails."
+
+
+def _attacked(run: Run) -> str:
+    names = [", ".join(dict.fromkeys(run.table[c].astype(str))) for c in ("classifier", "dataset")]
+    n = (
+        int(run.table.loc[run.table["metric"] == "success", "n"].max())
+        if (run.table["metric"] == "success").any()
+        else 0
+    )
+    clean = run.table[(run.table["metric"] == "accuracy") & run.table["attack"].isin(["", "none", "clean"])]
+    accuracy = worst(clean)
+    right = f"; it is right in {accuracy} of the test images" if accuracy else ""
+    made = " All images are synthetic." if run.synthetic else ""
+    return f"{names[0]} on {names[1]}{right}. {n} test images that it gets right were attacked.{made}"
+
+
+def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:
+    scale, eps = run.scale, float(run.threat["eps"])
+    names = [
+        label(f"{a}+{o}")
+        for a, o in dict.fromkeys(zip(rows["attack"], rows["objective"], strict=True))
+        if a not in ("", "none")
+    ]
+    native = f"{scale.native(eps):.3g} {scale.unit} of a range of {scale.native_high - scale.native_low:.4g}"
+    fooled = f" Without a guard the strongest fools the classifier in {success} of the images." if success else ""
+    return f"{run.threat['norm']} at most {native}: {', '.join(names)}.{fooled}"
+
+
+def _slipped(findings: list[Finding]) -> str:
+    best = findings[0]
+    rates = "; ".join(f"{best.worst[k]} at {k} % false alarms" for k in LEVELS if k in best.worst)
+    text = f"Past the best guard, {label(best.detector)}, under its worst attack ({label(best.attack)}): {rates}."
+    if best.plain is not None and best.plain.value < best.worst[10].value:
+        text += f" Attacks that do not hide get {best.plain} past it at 10 %."
+    return f"{text} {best.why[0].upper()}{best.why[1:]}."
+
+
+def _gates(run: Run, failed: list[str]) -> str:
+    if not run.gates:
+        return "No gate was computed: nothing in this run checks the evaluation itself."
+    count = {s: sum(g["status"] == s for g in run.gates) for s in ("pass", "warn", "fail")}
+    text = f"{count['pass']} of {len(run.gates)} gates passed, {count['warn']} warn, {count['fail']} fail."
+    return f"{text} Until it is repaired, nothing here is a proof of safety: {', '.join(failed)}." if failed else text
