@@ -1,21 +1,24 @@
 """Weights in files: written as safetensors, read without ever running code that a file may hold."""
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from feathide.errors import expected
 
-__all__ = ["load_weights", "read_weights", "save_weights", "start_from", "weights_digest"]
+__all__ = ["load_weights", "read_about", "read_weights", "save_weights", "start_from", "weights_digest"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # where a checkpoint keeps the state dict
+NOTE = "feathide"  # the entry of the file header under which the notes are
 PREFIXES = ("", "model.", "net.", "network.", "module.", "_orig_mod.")  # what a wrapping module puts before its names
 
 
@@ -28,15 +31,18 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the state dict as a safetensors file, which appears whole or not at all."""
+def save_weights(model: nn.Module, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write the state dict as a safetensors file, which appears whole or not at all.
+
+    ``about``: values that JSON can hold, kept in the file's header for ``read_about``.
+    """
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(safetensors.torch.save(state))
+            file.write(safetensors.torch.save(state, {NOTE: json.dumps(about or {})}))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -114,6 +120,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise expected(f"{path} must hold a state dict", got=f"a dictionary of ({some([*map(str, found)])})", do=again)
     return dict(found)
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What ``save_weights`` was told about the network in this file; empty for the files of others."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            note = (file.metadata() or {}).get(NOTE)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise expected("weights must be a safetensors file", got=path, do="correct the path") from error
+    return dict(json.loads(note)) if note else {}
 
 
 def some(names: Sequence[str], at_most: int = 4) -> str:

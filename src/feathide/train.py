@@ -1,0 +1,395 @@
+"""Training a classifier to be audited: Lightning does the loop, the best validation loss decides.
+
+N images, K classes or F findings, C channels, S the spatial axes; the same code for pictures and volumes.
+"""
+
+import copy
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from feathide.augment import Augment
+from feathide.data.cases import Cases
+from feathide.errors import expected, unknown
+from feathide.models import Stem, build
+from feathide.weights import load_weights, read_about, save_weights, start_from, weights_digest
+
+__all__ = ["Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
+
+Head = Literal["softmax", "sigmoid", "findings"]
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
+
+HELD = 4 * 2**30  # bytes: a split up to this size is read once and held in memory
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained network in evaluation mode on the CPU, and how it came about.
+
+    It sees ``(x - mean) / std`` with x in the box and one mean and std per channel, measured on the training split:
+    declare them to ``FeatureClassifier``. ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy,
+    val_auc); ``val_accuracy`` and ``val_auc`` (NaN where no class has validation images both in and out) are those of
+    ``epoch``, the one that was kept.
+    """
+
+    model: nn.Module
+    head: Head
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: tuple[Mapping[str, float], ...]
+    epoch: int
+    val_accuracy: float
+    val_auc: float
+    digest: str
+    seconds: float
+
+
+def train_classifier(
+    cases: Cases,
+    arch: str | nn.Module,
+    *,
+    head: Head | None = None,
+    stem: Stem = "standard",
+    weights: str | Path | None = None,
+    epochs: int = 15,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    patience: int = 5,
+    augment: Augment | bool = True,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train ``arch``, a name of ``MODELS`` or a user's own network (which is copied), on the training split.
+
+    ``head``: "softmax" (K outputs), "sigmoid" (one, for two classes) or "findings" (F, for labels with one column per
+    finding); None: what the labels call for. The loss is cross-entropy in which every class weighs the same in all;
+    AdamW with a one-cycle schedule of peak ``lr``. Training stops when the validation loss has not improved for
+    ``patience`` epochs; the weights of the best epoch are kept. ``weights``: a user's file to start from (see
+    ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has ended. On a GPU, where
+    there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random state stays as it was.
+    Raises ``InputError`` for a split or a class without images and for a network that does not fit the images.
+    """
+    started = time.perf_counter()
+    head = _checked_head(cases, head)
+    train, val = _checked_rows(cases)
+    network = _network(cases, arch, 1 if head == "sigmoid" else len(cases.class_names), stem, seed)
+    if weights is not None:
+        start_from(network, weights)
+    mean, std = _measure(cases, train)
+    changes = Augment() if augment is True else augment or None
+    batches = _loader(_Images(cases, train, mean, std, changes, seed), batch_size, seed)
+    training = _Training(
+        network,
+        _loss(cases.labels[train], len(cases.class_names), head),
+        head=head,
+        lr=lr,
+        steps=epochs * len(batches),
+        progress=progress,
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        held_out = _loader(_Images(cases, val, mean, std, None, seed), batch_size, None)
+        _fit(training, batches, held_out, epochs=epochs, patience=patience)
+    if not training.best:
+        raise expected(
+            "the validation loss must be finite", got="NaN from the first epoch on", do="lower the learning rate"
+        )
+    network.load_state_dict(training.best)
+    network.cpu().eval()
+    kept = training.history[training.epoch]
+    result = TrainResult(
+        model=network,
+        head=head,
+        mean=mean,
+        std=std,
+        history=tuple(training.history),
+        epoch=training.epoch,
+        val_accuracy=kept["val_accuracy"],
+        val_auc=kept["val_auc"],
+        digest=weights_digest(network),
+        seconds=time.perf_counter() - started,
+    )
+    if out is not None:
+        save_weights(network, out, about=_about(cases, arch, stem, result))
+    return result
+
+
+def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a file that ``train_classifier`` wrote, in evaluation mode, and what the file says about it.
+
+    That is: arch, channels, outputs, stem, head, mean, std, class_names, size, val_accuracy, val_auc. Raises
+    ``InputError`` for any other file.
+    """
+    about = read_about(path)
+    if not about.get("arch"):
+        raise expected(
+            f"{path} must say how its network is built",
+            got="no such note",
+            do="name the architecture and load its weights",
+        )
+    model = build(about["arch"], channels=about["channels"], outputs=about["outputs"], stem=about["stem"])
+    load_weights(model, path)
+    return model.eval(), about
+
+
+def _about(cases: Cases, arch: str | nn.Module, stem: Stem, result: TrainResult) -> dict[str, Any]:
+    return {
+        "arch": arch if isinstance(arch, str) else "",
+        "channels": cases.channels,
+        "outputs": 1 if result.head == "sigmoid" else len(cases.class_names),
+        "stem": stem,
+        "head": result.head,
+        "mean": result.mean,
+        "std": result.std,
+        "class_names": cases.class_names,
+        "size": cases.shape,
+        "val_accuracy": result.val_accuracy,
+        "val_auc": result.val_auc,
+    }
+
+
+# --- what is trained on what -----------------------------------------------------------------------------------------
+
+
+def _checked_head(cases: Cases, head: Head | None) -> Head:
+    if cases.multi_label:
+        fitting: tuple[Head, ...] = ("findings",)
+    else:
+        fitting = ("softmax", "sigmoid") if len(cases.class_names) == 2 else ("softmax",)
+    if head is not None and head not in ("softmax", "sigmoid", "findings"):
+        raise unknown("head", head, ("softmax", "sigmoid", "findings"))
+    if head is not None and head not in fitting:
+        raise expected(f"head for these labels must be {' or '.join(fitting)}", got=head, do="leave it out")
+    return head or fitting[0]
+
+
+def _checked_rows(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+    train, val = cases.where("train"), cases.where("val")
+    for split, rows in (("train", train), ("val", val)):
+        if len(rows) == 0:
+            raise expected(f"the {split} split must hold images", got="none", do=f"mark some cases as {split}")
+    labels = cases.labels[train]
+    columns = labels.T if cases.multi_label else [labels]
+    for column in columns:
+        present = set(column.tolist())
+        wanted = 2 if cases.multi_label else len(cases.class_names)
+        if len(present) < wanted or wanted < 2:
+            raise expected(
+                "the train split must hold images of every class (of both values of a finding)",
+                got=f"only {sorted(present)}",
+                do="add such images or name only the classes that occur",
+            )
+    return train, val
+
+
+def _network(cases: Cases, arch: str | nn.Module, outputs: int, stem: Stem, seed: int) -> nn.Module:
+    if isinstance(arch, str):
+        return build(arch, channels=cases.channels, outputs=outputs, size=cases.shape, stem=stem, seed=seed)
+    return copy.deepcopy(arch).train()
+
+
+def _measure(cases: Cases, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over these images, in float64, a few images at a time."""
+    total, squares, count = np.zeros(cases.channels), np.zeros(cases.channels), 0
+    for part in np.array_split(rows, -(-len(rows) // 32)):
+        x = cases.images(part).astype(np.float64)
+        x = x.reshape(len(part), cases.channels, -1)
+        total, squares, count = total + x.sum((0, 2)), squares + (x**2).sum((0, 2)), count + len(part) * x.shape[2]
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-8 * (cases.box[1] - cases.box[0]), std, 1.0).tolist())
+
+
+class _Images(Dataset[tuple[Tensor, Tensor]]):
+    """Normalised batches of one split: index with a list of positions in ``rows``."""
+
+    def __init__(
+        self,
+        cases: Cases,
+        rows: np.ndarray,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augment: Augment | None,
+        seed: int,
+    ) -> None:
+        self.cases, self.rows, self.augment = cases, rows, augment
+        shape = (1, -1, *[1] * len(cases.shape))
+        self.mean, self.std = torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape)
+        self.labels = torch.from_numpy(cases.labels[rows])
+        self.generator = torch.Generator().manual_seed(seed)
+        size = 4 * len(rows) * cases.channels * int(np.prod(cases.shape))
+        self.held = torch.from_numpy(cases.images(rows)) if size <= HELD else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        held = self.held
+        x = torch.from_numpy(self.cases.images(self.rows[positions])) if held is None else held[positions]
+        x = (x - self.mean) / self.std
+        return (self.augment(x, self.generator) if self.augment else x), self.labels[positions]
+
+
+def _loader(images: _Images, batch_size: int, shuffle_seed: int | None) -> DataLoader[Any]:
+    """Batches in order, or shuffled by a seed; a shuffled last batch of fewer images is left out: of one image,
+    batch normalisation cannot measure anything."""
+    if shuffle_seed is None:
+        order: Any = SequentialSampler(images)
+    else:
+        order = RandomSampler(images, generator=torch.Generator().manual_seed(shuffle_seed))
+    size = min(batch_size, len(images))
+    return DataLoader(images, sampler=BatchSampler(order, size, drop_last=shuffle_seed is not None), batch_size=None)
+
+
+def _loss(labels: np.ndarray, k: int, head: Head) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy in which all classes, or both values of a finding, weigh the same, however rare."""
+    y = torch.from_numpy(labels)
+    if head == "softmax":
+        weight = len(y) / (k * torch.bincount(y, minlength=k).float())  # (K,)
+        return lambda z, t: F.cross_entropy(z.float(), t, weight.to(z.device))
+    share = y.reshape(len(y), -1).float().mean(0)  # (F,) of positives
+
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        truth = t.reshape(len(t), -1).float()
+        p = share.to(z.device)
+        weight = truth / (2 * p) + (1 - truth) / (2 * (1 - p))
+        return F.binary_cross_entropy_with_logits(z.float().reshape(truth.shape), truth, weight)
+
+    return loss
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class _Training(L.LightningModule):
+    """What Lightning's loop calls: the loss, AdamW with a one-cycle schedule, and the memory of the best epoch."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        head: Head,
+        lr: float,
+        steps: int,
+        progress: Progress | None,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+        self.head, self.lr, self.steps, self.progress = head, lr, steps, progress
+        self.losses: list[Tensor] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.epoch = -1
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        x, y = batch
+        loss = self.loss(self.network(x), y)
+        self.losses.append(loss.detach())
+        if self.progress is not None:
+            last = f", validation accuracy {self.history[-1]['val_accuracy']:.3f}" if self.history else ""
+            self.progress(self.global_step + 1, self.steps, f"epoch {self.current_epoch + 1}{last}")
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        x, y = batch
+        self.seen.append((self.network(x).float().cpu(), y.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        z, y = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
+        row = {
+            "epoch": float(self.current_epoch),
+            "train_loss": float(torch.stack(self.losses).mean()),
+            "val_loss": float(self.loss(z, y)),
+            "val_accuracy": _accuracy(z, y, self.head),
+            "val_auc": _auc(z, y, self.head),
+        }
+        if row["val_loss"] < min((h["val_loss"] for h in self.history), default=math.inf):
+            self.epoch = len(self.history)
+            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+        self.history.append(row)
+        self.losses, self.seen = [], []
+        self.log("val_loss", row["val_loss"])
+
+
+def _fit(
+    training: _Training, batches: DataLoader[Any], held_out: DataLoader[Any], *, epochs: int, patience: int
+) -> None:
+    """Run Lightning's loop, which says nothing and leaves no file, log or signal handler behind."""
+    cuda = torch.cuda.is_available()
+    with _quiet():
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            precision="bf16-mixed" if cuda else "32-true",
+            callbacks=[EarlyStopping("val_loss", patience=patience)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(training, batches, held_out)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, which leaves the signal ignored
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from stop
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings and advice are not for the user of this package."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
+        warnings.filterwarnings("ignore", module=r"torch(\.|$)", category=FutureWarning)
+        for log in loggers:
+            log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
+
+
+def _accuracy(z: Tensor, y: Tensor, head: Head) -> float:
+    predicted = z.argmax(1) if head == "softmax" else (z.reshape(y.shape) > 0).long()
+    return float((predicted == y).float().mean())
+
+
+def _auc(z: Tensor, y: Tensor, head: Head) -> float:
+    """Area under the ROC curve: of the two classes, or the mean over classes (one against the rest) or findings; NaN
+    where none of them has both kinds of images."""
+    if head == "softmax" and z.shape[1] == 2:
+        z, y = z[:, 1:] - z[:, :1], y.reshape(-1, 1)
+    elif head == "softmax":
+        z, y = z.softmax(1), F.one_hot(y, z.shape[1])
+    z, y = z.reshape(len(z), -1), y.reshape(len(y), -1)
+    mixed = [j for j in range(y.shape[1]) if 0 < int(y[:, j].sum()) < len(y)]
+    return float(np.mean([roc_auc_score(y[:, j].numpy(), z[:, j].numpy()) for j in mixed])) if mixed else math.nan
