@@ -176,7 +176,7 @@ class FeatureClassifier:
     def __call__(self, x: Tensor) -> Outputs:
         if self.model.training:
             raise expected("the network must be in evaluation mode", got="training mode", do="call model.eval() first")
-        z = self._prepared(x)
+        z = self.prepared(x)
         names = self._names(z)
         found: dict[str, Tensor] = {}
         head_input: list[Tensor] = []
@@ -214,14 +214,15 @@ class FeatureClassifier:
 
     def names(self, x: Tensor) -> tuple[str, ...]:
         """The layers that ``layers`` stands for, in network order, for images like ``x``."""
-        return self._names(self._prepared(x[:1]))
+        return self._names(self.prepared(x[:1]))
 
     def _names(self, z: Tensor) -> tuple[str, ...]:
         if "layers" not in self._resolved:
             self._resolved["layers"] = choose_layers(self.model, self.layers, units(self.model, z[:1]))
         return self._resolved["layers"]
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the network is given for the images ``x``: windowed, normalised, with as many channels as it takes."""
         z = x
         if self.window is not None:
             z = (z.clamp(*self.window) - self.window[0]) / (self.window[1] - self.window[0])

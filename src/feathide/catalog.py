@@ -1,0 +1,91 @@
+"""The catalogue: the only tables from a name to what it stands for. Adding a row enrols it in plans, help texts and law tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from feathide import recipes
+from feathide.attack import Attack
+from feathide.detectors import DETECTORS, Detector
+from feathide.mixture import MixtureBank
+from feathide.models import MODELS
+from feathide.objectives import HFC, Evade, Guide, Objective
+from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
+from feathide.types import Knowledge, Outputs
+
+__all__ = ["ATTACKS", "DETECTORS", "MODELS", "OBJECTIVES", "ITERATIVE", "Hiding", "Known"]
+
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "fgsm": recipes.fgsm,
+    "bim": recipes.bim,
+    "pgd": recipes.pgd,
+    "mim": recipes.mim,
+    "dim": recipes.dim,
+    "tim": recipes.tim,
+    "cw": recipes.cw,
+    "noise": recipes.noise,
+}
+
+ITERATIVE = tuple(name for name in ATTACKS if name not in ("fgsm", "noise"))
+
+
+class Known(Protocol):
+    """What an attacker may know, made when it is asked for."""
+
+    def bank(self) -> MixtureBank: ...
+    def train(self) -> tuple[Outputs, Tensor]: ...
+    def detectors(self, names: Sequence[str] | None) -> tuple[Sequence[Detector], Sequence[float], Sequence[float]]:
+        """Fitted detectors with their thresholds and the spread of their clean scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """How an attacker hides: the term that is added, its usual weight, and what he must know for it.
+
+    ``needs``: "" nothing, "train" clean training outputs, "bank" the mixtures, "detectors" the fitted detectors.
+    """
+
+    make: Callable[[Known, Mapping[str, Any]], Objective] | None
+    knowledge: Knowledge
+    weight: float = 1.0
+    blend: Blend = Together()
+    needs: str = ""
+
+
+def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
+    return HFC(known.bank(), **options)
+
+
+def _guide(pick: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
+    def make(known: Known, options: Mapping[str, Any]) -> Objective:
+        outputs, labels = known.train()
+        return Guide(outputs, labels, pick=pick)  # type: ignore[arg-type]
+
+    return make
+
+
+def _evade(*names: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
+    """Against the named detectors, or those of ``options["detectors"]``, or all that the audit has."""
+
+    def make(known: Known, options: Mapping[str, Any]) -> Objective:
+        found, below, scales = known.detectors(names or options.get("detectors"))
+        return Evade(tuple(found), below=tuple(below), scales=tuple(scales))
+
+    return make
+
+
+OBJECTIVES: dict[str, Hiding] = {
+    "plain": Hiding(None, "oblivious"),
+    "hfc": Hiding(_hfc, "feature-aware", 0.3, needs="bank"),
+    "hfc-scheduled": Hiding(_hfc, "feature-aware", 0.3, Scheduled(), needs="bank"),
+    "random": Hiding(_guide("random"), "feature-aware", 0.1, needs="train"),
+    "closest": Hiding(_guide("closest"), "feature-aware", 0.1, needs="train"),
+    "kde": Hiding(_evade("kd"), "detector-aware", 1.0, needs="detectors"),
+    "lid": Hiding(_evade("lid"), "detector-aware", 1.0, needs="detectors"),
+    "evade": Hiding(_evade(), "detector-aware", 1.0, needs="detectors"),
+    "selective": Hiding(_evade(), "detector-aware", 1.0, Selective(), needs="detectors"),
+    "orthogonal": Hiding(_evade(), "detector-aware", 1.0, Orthogonal(), needs="detectors"),
+}

@@ -1,0 +1,41 @@
+"""Sanity checks of the evaluation itself, in sentences: what happened, why it matters, what to do."""
+
+import pandas as pd
+
+from feathide.catalog import ITERATIVE
+from feathide.metrics import enough
+from feathide.study.lab import FALSE_ALARMS, Lab
+
+__all__ = ["caveats_of"]
+
+
+def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
+    """The caveats that stand beside the numbers of a finished run."""
+    found = []
+    if not lab.trains:
+        found += lab.check_classifier()
+    n = 2 * len(lab.rows("calibrate"))
+    for name, rate in FALSE_ALARMS.items():
+        if not enough(n, rate):
+            found.append(
+                f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
+            )
+    success = table[table.metric == "success"]
+    for eps in lab.budgets:
+        found += _weak(success[success.eps == eps])
+    found.append(
+        f"the supervised detectors learnt from {lab.plan.train_attack}+plain at the same budget: their numbers on plain attacks are an upper bound"
+    )
+    return found
+
+
+def _weak(success: pd.DataFrame) -> list[str]:
+    """Attacks that succeed less often than they should."""
+    found = []
+    plain = success[success.objective == "plain"].set_index("attack").value
+    for name in ITERATIVE:
+        if name in plain and "fgsm" in plain and plain[name] < plain["fgsm"] - 1e-9:
+            found.append(f"{name} succeeds less often than one step (fgsm): its steps or its gradient are wrong; do not trust its numbers")
+        if name in plain and plain[name] < 0.9:
+            found.append(f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps before concluding that a guard holds")
+    return found

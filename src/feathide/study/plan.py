@@ -1,0 +1,280 @@
+"""The plan: everything that decides the result of an audit, validated before any long work. Every error names the field."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from feathide.catalog import ATTACKS, DETECTORS, MODELS, OBJECTIVES
+from feathide.errors import InputError, expected, unknown
+
+AIMED = ("evade", "selective", "orthogonal")
+
+__all__ = ["AttackPlan", "Cell", "DataPlan", "MixturePlan", "NetworkPlan", "ObjectivePlan", "Plan", "TrainPlan", "load_plan", "slug"]
+
+
+class Part(BaseModel):
+    """A part of a plan: unknown fields are refused, nothing changes after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def named(value: Any) -> Any:
+    """``pgd`` is short for ``{name: pgd}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def listed(value: Any) -> Any:
+    """``pgd`` is short for ``[pgd]``, and ``fgsm, pgd`` for ``[fgsm, pgd]``."""
+    if isinstance(value, str):
+        return [v.strip() for v in value.split(",")]
+    return [value] if isinstance(value, int | float | Mapping) else value
+
+
+class DataPlan(Part):
+    """Where the images are: npz, a folder of images per class, a CSV manifest, or ``phantoms`` for the synthetic set."""
+
+    path: str
+    kind: str = "auto"
+    name: str | None = None
+    patients: str | None = None
+    patient_pattern: str | None = None
+    size: int | tuple[int, ...] | None = None
+    channels: Literal[1, 3] | None = None
+    box: tuple[float, float] | None = None
+    limit: int | None = Field(None, ge=1)
+    skip_bad: bool = False
+
+
+class TrainPlan(Part):
+    """How a classifier of the zoo is trained (``feathide.train``)."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    patience: int = Field(5, ge=1)
+    augment: bool = True
+    stem: Literal["standard", "small"] = "standard"
+
+
+class NetworkPlan(Part):
+    """The classifier: a name of the zoo, trained here unless ``weights`` are given, or the user's own ``package.module:callable``."""
+
+    arch: str = "resnet18"
+    weights: str | None = None
+    arguments: dict[str, Any] = {}
+    trust: bool = False
+    head: str = "softmax"
+    layers: str | tuple[str, ...] = "blocks"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
+    train: TrainPlan = TrainPlan()
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's own network."""
+        return ":" in self.arch
+
+    @model_validator(mode="after")
+    def _whole(self) -> "NetworkPlan":
+        if not self.own and self.arch not in MODELS:
+            raise unknown("architecture", self.arch, [*MODELS, "package.module:callable"])
+        if (self.mean is None) != (self.std is None):
+            raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
+        return self
+
+
+class AttackPlan(Part):
+    """An attack of the catalogue and its walk. ``step_size`` is a fraction of eps."""
+
+    name: str
+    steps: int | None = Field(None, ge=1)
+    step_size: float | None = Field(None, gt=0)
+    decay: Literal["constant", "linear", "cosine"] | None = None
+    restarts: int | None = Field(None, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ATTACKS:
+            raise unknown("attack", name, ATTACKS)
+        return name
+
+
+class ObjectivePlan(Part):
+    """An objective of the catalogue. ``weight``: lambda, or "auto": the largest of ``weights`` at which the attack still succeeds
+    on the fit part. ``options``: passed to the objective."""
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
+    weights: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        kind, _, detector = name.partition(":")
+        if kind not in OBJECTIVES:
+            raise unknown("objective", name, OBJECTIVES)
+        if detector and (kind not in AIMED or detector not in DETECTORS):
+            raise unknown("objective", name, [f"{k}:{d}" for k in AIMED for d in DETECTORS])
+        return name
+
+    @property
+    def kind(self) -> str:
+        """The catalogue's name: ``evade:maha`` is ``evade`` aimed at one detector."""
+        return self.name.partition(":")[0]
+
+    @property
+    def aim(self) -> tuple[str, ...]:
+        """The detectors that it is aimed at; none named means all of the audit."""
+        detector = self.name.partition(":")[2]
+        return (detector,) if detector else ()
+
+
+class MixturePlan(Part):
+    """The Gaussian mixtures of HFC."""
+
+    components: int | Literal["auto"] | tuple[int, ...] = 1
+    covariance: Literal["full", "tied", "diag", "lowrank"] = "full"
+    shrinkage: float | Literal["auto"] = "auto"
+
+
+class WalkPlan(Part):
+    """The walk that all iterative attacks share, so that they are compared at equal counts; an attack may say otherwise."""
+
+    steps: int = Field(60, ge=1)
+    step_size: float = Field(0.25, gt=0)
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    restarts: int = Field(1, ge=1)
+    confidence: float = Field(0.01, ge=0)
+
+
+class SplitPlan(Part):
+    """How the held-out images are divided, by patient. ``most``: at most so many images are attacked in the fit and in the test part."""
+
+    fit: float = Field(0.4, gt=0, lt=1)
+    calibrate: float = Field(0.2, gt=0, lt=1)
+    test: float = Field(0.4, gt=0, lt=1)
+    most: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _one(self) -> "SplitPlan":
+        if abs(self.fit + self.calibrate + self.test - 1) > 1e-6:
+            raise expected("fit + calibrate + test must be 1", got=self.fit + self.calibrate + self.test, do="correct the shares")
+        return self
+
+
+Attacks = Annotated[tuple[Annotated[AttackPlan, BeforeValidator(named)], ...], BeforeValidator(listed)]
+Objectives = Annotated[tuple[Annotated[ObjectivePlan, BeforeValidator(named)], ...], BeforeValidator(listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
+
+
+class Plan(Part):
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from."""
+
+    data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
+    network: Annotated[NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)] = NetworkPlan()
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
+    attacks: Attacks = tuple(AttackPlan(name=n) for n in ("fgsm", "bim", "pgd", "cw"))
+    objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
+    walk: WalkPlan = WalkPlan()
+    mixture: MixturePlan = MixturePlan()
+    detectors: Names = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
+    train_attack: str = "pgd"
+    split: SplitPlan = SplitPlan()
+    dropout_samples: int = Field(50, ge=2)
+    batch_size: int = Field(32, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Plan":
+        for name in self.detectors:
+            if name not in DETECTORS:
+                raise unknown("detector", name, DETECTORS)
+        if self.train_attack not in ATTACKS:
+            raise unknown("attack", self.train_attack, ATTACKS)
+        for what, values in (("attacks", self.attacks), ("objectives", self.objectives), ("detectors", self.detectors), ("eps", self.eps)):
+            if not values:
+                raise expected(f"{what} must name at least one", got="none", do="add one")
+            keys = [str(getattr(v, "name", v)) for v in values]
+            if len(set(keys)) < len(keys):
+                raise expected(f"{what} must differ", got=", ".join(keys), do="leave out the repeated one")
+        return self
+
+    @property
+    def learnt_from(self) -> AttackPlan:
+        """The attack that the detectors learn from, with the walk it has in this plan."""
+        return next((a for a in self.attacks if a.name == self.train_attack), AttackPlan(name=self.train_attack))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack with one objective at one budget (box units)."""
+
+    attack: AttackPlan
+    objective: ObjectivePlan
+    eps: float
+
+    @property
+    def name(self) -> str:
+        """``pgd+hfc``"""
+        return f"{self.attack.name}+{self.objective.name}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a key."""
+    return re.sub(r"[^a-z0-9+-]", "-", name.lower())
+
+
+def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
+    """The plan of a YAML file or a mapping; ``changes`` replace top-level fields. Raises ``InputError`` that names the field."""
+    where = "the plan"
+    if isinstance(source, Path | str):
+        where = str(source)
+        source = _read(Path(source))
+    try:
+        return Plan.model_validate({**source, **changes})
+    except ValidationError as error:
+        raise _explained(error, where) from None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise expected("the plan must be a YAML file", got=f"{path}, which does not exist", do="correct the path")
+    if path.stat().st_size > 1_000_000:
+        raise expected("a plan is a small file", got=f"{path.stat().st_size} bytes", do="is this the right file?")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise expected(f"{path} must be YAML", got=str(error).splitlines()[0], do="correct it") from None
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise expected(f"{path} must hold fields such as data: ...", got=type(value).__name__, do="see the README's plan")
+    value.pop("record", None)  # type: ignore[attr-defined]  # what a run wrote below its plan
+    return value
+
+
+def _explained(error: ValidationError, where: str) -> InputError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the plan"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        parent: Any = Plan
+        known = list(Plan.model_fields) if len(first["loc"]) == 1 else _fields(parent, first["loc"][:-1])
+        return InputError(f"{where}: {unknown('field', str(first['loc'][-1]), known)}")
+    if first["type"] == "value_error":
+        return InputError(f"{where}: {field}: {message}")
+    return InputError(f"{where}: {field}: {message}, got {first['input']!r}; correct this field")
+
+
+def _fields(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    table = {"data": DataPlan, "network": NetworkPlan, "walk": WalkPlan, "mixture": MixturePlan, "split": SplitPlan,
+             "attacks": AttackPlan, "objectives": ObjectivePlan, "train": TrainPlan}  # fmt: skip
+    names = [p for p in path if isinstance(p, str)]
+    return list(table.get(names[-1], model).model_fields) if names else list(model.model_fields)

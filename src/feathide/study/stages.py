@@ -1,0 +1,305 @@
+"""The stages of an audit, in a straight line: each task makes one file from files that are there.
+
+    train the classifier -> extract -> fit mixtures -> attack -> extract -> score
+
+``tasks(lab)`` lists them; a task's work is a module-level function with plain arguments, so that it can run in another process.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feathide.attack import Attack
+from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES
+from feathide.classifier import FeatureClassifier
+from feathide.errors import expected
+from feathide.geometry import Grid
+from feathide.mixture import MixtureBank
+from feathide.recipes import noise
+from feathide.study.engine import Task
+from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
+from feathide.study.plan import Cell
+from feathide.study.store import Store
+from feathide.train import train_classifier
+from feathide.types import Box, Outputs
+
+__all__ = ["attack_of", "cells", "decode", "encode", "tasks"]
+
+Arrays = Mapping[str, np.ndarray]
+TUNE_CASES = 32
+
+
+def cells(lab: Lab) -> list[Cell]:
+    """Every attack with every objective at every budget. One-step and random attacks carry no hiding term: they have no steps to hide in."""
+    found = []
+    for eps in lab.budgets:
+        for attack in lab.plan.attacks:
+            for objective in lab.plan.objectives:
+                if objective.kind == "plain" or attack.name in ITERATIVE:
+                    found.append(Cell(attack, objective, eps))
+    return found
+
+
+def tasks(lab: Lab) -> list[Task]:
+    """All tasks of the lab's plan."""
+    json = lab.plan.model_dump_json()
+    found: list[Task] = []
+    if lab.trains:
+        found.append(Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200))
+    network = (lab.classifier_key,) if lab.trains else ()
+    found += _extract_tasks(lab, json, "clean", ("train", "fit", "calibrate", "test"), network)
+    if any(OBJECTIVES[o.kind].needs == "bank" for o in lab.plan.objectives):
+        needs = _outputs(lab, "clean", "train")
+        found.append(Task(lab.mixture_key, needs, partial(_mixtures, json), "fit the mixtures", "", 10))
+    for eps in lab.budgets:
+        found += _extract_tasks(lab, json, noisy_at(eps), ("fit", "calibrate", "test"), network)
+        learnt = Cell(lab.plan.learnt_from, PLAIN, eps)
+        found += _cell_tasks(lab, json, learnt, "fit")
+    for cell in cells(lab):
+        if cell.objective.weight == "auto":
+            needs = (*_needed(lab, cell), *_outputs(lab, "clean", "fit"))
+            found.append(Task(lab.tune_key(cell), needs, partial(_tune, json, cell), "tune lambda on the fit part", cell.name, 60))
+        found += _cell_tasks(lab, json, cell, "test")
+    return found + _score_tasks(lab, json)
+
+
+def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
+    condition, found = lab.condition(cell), []
+    before = _needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
+    for i in range(lab.batches(part)):
+        images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
+        steps = attack_of(lab, cell, None).steps
+        found.append(Task(images, (*before, clean), partial(_attack, json, cell, part, i), "attack", f"{cell.name} at {cell.eps:.4g}", steps + 2.0))
+        key = lab.outputs_key(condition, part, i)
+        found.append(Task(key, (images,), partial(_extract_attacked, json, condition, part, i), "extract", cell.name, 1.0))
+    return found
+
+
+def _extract_tasks(lab: Lab, json: str, condition: str, parts: tuple[str, ...], needs: tuple[str, ...]) -> list[Task]:
+    return [
+        Task(lab.outputs_key(condition, part, i), needs, partial(_extract, json, condition, part, i), "extract", f"{condition}, {part}")
+        for part in parts
+        for i in range(lab.batches(part))
+    ]
+
+
+def _score_tasks(lab: Lab, json: str) -> list[Task]:
+    found = []
+    for eps in lab.budgets:
+        base = (*_evidence(lab, eps), *_outputs(lab, "clean", "calibrate"), *_outputs(lab, noisy_at(eps), "calibrate"))
+        wanted = [(c, p) for c in ("clean", noisy_at(eps)) for p in ("calibrate", "test")]
+        wanted += [(lab.condition(c), "test") for c in cells(lab) if c.eps == eps]
+        for detector in lab.plan.detectors:
+            for condition, part in wanted:
+                key = lab.scores_key(detector, eps, condition, part)
+                needs = tuple(dict.fromkeys((*base, *_outputs(lab, condition, part))))
+                found.append(Task(key, needs, partial(_score, json, detector, eps, condition, part), "score", detector, 0.2))
+    return found
+
+
+def _outputs(lab: Lab, condition: str, part: str) -> tuple[str, ...]:
+    return tuple(lab.outputs_key(condition, part, i) for i in range(lab.batches(part)))
+
+
+def _evidence(lab: Lab, eps: float) -> tuple[str, ...]:
+    """What must be there before the detectors can be fitted."""
+    learnt = lab.condition(Cell(lab.plan.learnt_from, PLAIN, eps))
+    sources = (("clean", "train"), ("clean", "fit"), (noisy_at(eps), "fit"), (learnt, "fit"))
+    return tuple(key for condition, part in sources for key in _outputs(lab, condition, part))
+
+
+def _needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
+    """What an attacker must have before he starts."""
+    match OBJECTIVES[cell.objective.kind].needs:
+        case "bank":
+            return (lab.mixture_key,)
+        case "train":
+            return _outputs(lab, "clean", "train")
+        case "detectors":
+            calibrate = (*_outputs(lab, "clean", "calibrate"), *_outputs(lab, noisy_at(cell.eps), "calibrate"))
+            return (*_evidence(lab, cell.eps), *calibrate)
+    return ()
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack:
+    """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
+    plan, walk, a = lab.plan, lab.plan.walk, cell.attack
+    fields: dict[str, Any] = {"confidence": walk.confidence}
+    if a.name in ITERATIVE:
+        names = ("steps", "step_size", "decay", "restarts")
+        fields |= {n: getattr(walk, n) if getattr(a, n) is None else getattr(a, n) for n in names}
+    hiding, hide = OBJECTIVES[cell.objective.kind], None
+    if hiding.make is not None and weight is not None:
+        options = dict(cell.objective.options)
+        if hiding.needs == "detectors" and cell.objective.aim:
+            options["detectors"] = cell.objective.aim
+        hide = weight * hiding.make(Attacker(lab, cell.eps), options)
+        fields["blend"] = hiding.blend
+    return ATTACKS[a.name](lab.threat(cell.eps), hide=hide, **fields)
+
+
+def weight_of(lab: Lab, cell: Cell) -> float:
+    """Lambda: as planned, tuned, or the catalogue's."""
+    weight = cell.objective.weight
+    if weight == "auto":
+        return float(lab.store.load(lab.tune_key(cell))["weight"])
+    return OBJECTIVES[cell.objective.kind].weight if weight is None else weight
+
+
+def _train(json: str, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    n = lab.plan.network
+    t = n.train
+    head = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
+    result = train_classifier(
+        lab.cases, n.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
+        stem=t.stem, head=head, seed=lab.plan.seed,
+    )  # fmt: skip
+    arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
+    arrays |= {"mean": np.asarray(result.mean, np.float64), "std": np.asarray(result.std, np.float64)}
+    return arrays | {"val_accuracy": np.asarray(result.val_accuracy), "val_auc": np.asarray(result.val_auc)}
+
+
+def _extract(json: str, condition: str, part: str, index: int, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    rows = lab.batch(part, index)
+    x = lab.images(rows)
+    lab.classifier.check(x)
+    if condition != "clean":
+        eps = next(e for e in lab.budgets if noisy_at(e) == condition)
+        x = _noisy(lab, x, rows, eps)
+    return packed(observe(lab.observer, x), rows)
+
+
+def _noisy(lab: Lab, x: Tensor, rows: np.ndarray, eps: float) -> Tensor:
+    """Random noise of the budget, as stored; noise that changes nothing is refused."""
+    attack = noise(lab.threat(eps))
+    goal = lab.goal(rows)
+    noisy = attack(lab.classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=lab.grid).adversarial
+    same = (noisy == x).flatten(1).all(1)
+    if bool(same.any()):
+        got = f"{int(same.sum())} unchanged images at eps {eps:g}"
+        raise expected("noisy negatives must differ from the clean images", got=got, do="raise eps or store more grey levels")
+    return noisy
+
+
+def _mixtures(json: str, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    out, labels = lab.train()
+    m = lab.plan.mixture
+    bank = MixtureBank.fit(out, labels, components=m.components, covariance=m.covariance, shrinkage=m.shrinkage, seed=lab.plan.seed)
+    bank.save(store.path(lab.mixture_key, ".safetensors"))
+    return {"layers": np.array(bank.layers)}
+
+
+def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    started = time.perf_counter()
+    rows = lab.batch(part, index)
+    clean = store.load(lab.outputs_key("clean", part, index))
+    rows = rows[clean["logits"].argmax(1) == lab.labels[rows]]  # only what the attacked classifier gets right
+    arrays = attack_rows(lab, cell, rows)
+    store.save_json(f"seconds/{lab.images_key(lab.condition(cell), part, index)}", time.perf_counter() - started)
+    return arrays
+
+
+def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None = None) -> dict[str, np.ndarray]:
+    """Attack some cases, write the images as a file holds them, read them back and predict again."""
+    grid, box = lab.grid, lab.cases.box
+    if len(rows) == 0:
+        shape = (0, lab.cases.channels, *lab.cases.shape)
+        empty = np.zeros(0, np.int64)
+        whole = {n: empty for n in ("rows", "label", "target", "prediction", "first", "gradients", "forwards")}
+        return whole | {"id": np.zeros(0, "U1"), "image": encode(torch.zeros(shape) + box[0], grid, box), "linf": empty * 1.0}
+    x, goal = lab.images(rows), lab.goal(rows)
+    attack = attack_of(lab, cell, weight_of(lab, cell) if weight is None else weight)
+    classifier = lab.observer if _reads_dropout(lab, cell) else lab.classifier
+    found = attack(classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=grid)
+    image = encode(found.adversarial, grid, box)
+    again = decode(image, grid, box).to(x)
+    prediction = observe(lab.classifier, again).predicted
+    return {
+        "rows": rows,
+        "id": np.array(lab.ids(rows)),
+        "image": image,
+        "label": goal.source.cpu().numpy(),
+        "target": goal.target.cpu().numpy(),
+        "prediction": prediction.numpy(),
+        "linf": (again - x).flatten(1).abs().amax(1).cpu().numpy().astype(np.float64),
+        "first": found.first.cpu().numpy(),
+        "gradients": found.gradients.cpu().numpy(),
+        "forwards": found.forwards.cpu().numpy(),
+        "trace": found.trace.cpu().numpy().astype(np.float32),
+    }
+
+
+def _reads_dropout(lab: Lab, cell: Cell) -> bool:
+    return OBJECTIVES[cell.objective.kind].needs == "detectors" and lab.needs_dropout
+
+
+def _extract_attacked(json: str, condition: str, part: str, index: int, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    stored = store.load(lab.images_key(condition, part, index))
+    x = decode(stored["image"], lab.grid, lab.cases.box).to(lab.device)
+    if len(x) == 0:
+        like = observe(lab.observer, lab.images(lab.rows(part)[:1]))
+        return packed(like[:0], stored["rows"])
+    return packed(observe(lab.observer, x), stored["rows"])
+
+
+def _tune(json: str, cell: Cell, store: Store) -> Arrays:
+    """Lambda for one objective, on the fit part, by one procedure for all: the largest weight whose success is within one
+    image of the plain attack's. It never looks at a detector's verdict nor at a test case."""
+    lab = lab_of(json, store)
+    out, rows = lab.outputs("clean", "fit")
+    rows = rows[out.predicted.numpy() == lab.labels[rows]][:TUNE_CASES]
+    best = 0.0
+    weights = sorted(cell.objective.weights)
+    success = []
+    for weight in [0.0, *weights]:
+        plain = replace(cell, objective=PLAIN)
+        got = attack_rows(lab, plain if weight == 0 else cell, rows, weight=weight)
+        success.append(float((got["prediction"] == got["target"]).mean()))
+        if weight and success[-1] >= success[0] - 1.01 / len(rows):
+            best = weight
+    return {"weight": np.asarray(best or weights[0]), "weights": np.array([0.0, *weights]), "success": np.array(success)}
+
+
+def _score(json: str, detector: str, eps: float, condition: str, part: str, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    out, rows = lab.outputs(condition, part)
+    return {"rows": rows, "score": scored(lab.detector(detector, eps), out)}
+
+
+# --- images as a file holds them ---------------------------------------------------------------------------------------
+
+
+def observe(classifier: FeatureClassifier, x: Tensor) -> Outputs:
+    """The outputs on ``x`` as the guard reads them, on the CPU."""
+    with torch.no_grad():
+        return classifier(x).to("cpu")
+
+
+def encode(x: Tensor, grid: Grid | None, box: Box) -> np.ndarray:
+    """The images as whole grey levels above the box's floor, in the smallest type that holds them; floats where there is no grid."""
+    if grid is None:
+        return x.cpu().numpy()
+    top = round((box[1] - box[0]) / grid.step)
+    kind = np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.uint32
+    return ((x.double() - box[0]) / grid.step).round().cpu().numpy().astype(kind)
+
+
+def decode(image: np.ndarray, grid: Grid | None, box: Box) -> Tensor:
+    """The images that the stored levels stand for, in box units."""
+    if grid is None:
+        return torch.from_numpy(image)
+    return torch.from_numpy(box[0] + image.astype(np.float64) * grid.step).float()

@@ -1,0 +1,146 @@
+"""The table: one number a row, with its interval, from the stored scores and images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from feathide.catalog import OBJECTIVES
+from feathide.metrics import Interval, auc, bootstrap, proportion, threshold
+from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
+from feathide.study.plan import Cell
+from feathide.study.stages import cells
+
+__all__ = ["COLUMNS", "Found", "found_in", "table_of", "thresholds_of"]
+
+COLUMNS = (
+    *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
+    *("metric", "value", "low", "high", "n", "seed"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one cell's attack found on the test part. Row i is one attacked image."""
+
+    cell: Cell
+    rows: np.ndarray
+    id: np.ndarray
+    label: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
+    linf: np.ndarray
+    first: np.ndarray
+    gradients: np.ndarray
+    forwards: np.ndarray
+    seconds: float
+
+    @property
+    def fooled(self) -> np.ndarray:
+        """Misclassified as the target, by the image as stored and read back."""
+        return self.prediction == self.target
+
+
+def found_in(lab: Lab, cell: Cell, part: str = "test") -> Found:
+    """The stored results of a cell, all batches."""
+    condition = lab.condition(cell)
+    keys = [lab.images_key(condition, part, i) for i in range(lab.batches(part))]
+    names = ("rows", "id", "label", "target", "prediction", "linf", "first", "gradients", "forwards")
+    loaded = [lab.store.load(key) for key in keys]
+    seconds = sum(float(lab.store.load_json(f"seconds/{key}")) for key in keys)
+    return Found(cell, **{n: np.concatenate([a[n] for a in loaded]) for n in names}, seconds=seconds)
+
+
+def scores_in(lab: Lab, detector: str, eps: float, condition: str, part: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """Stored scores of a condition, of all its rows or of ``rows`` in their order."""
+    arrays = lab.store.load(lab.scores_key(detector, eps, condition, part))
+    if rows is None:
+        return arrays["score"]
+    place = {int(r): i for i, r in enumerate(arrays["rows"])}
+    return arrays["score"][[place[int(r)] for r in rows]]
+
+
+def thresholds_of(lab: Lab, detector: str, eps: float) -> dict[str, float]:
+    """The thresholds at each rate of false alarms, from the calibrate part, clean and noisy, misclassified cases included."""
+    negatives = np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
+    return {name: threshold(negatives, rate) for name, rate in FALSE_ALARMS.items()}
+
+
+def table_of(lab: Lab) -> pd.DataFrame:
+    """The whole table of a finished run."""
+    rows = list(_accuracy(lab))
+    for eps in lab.budgets:
+        rows += _guards(lab, eps)
+    for cell in cells(lab):
+        rows += _cell(lab, cell)
+    frame = pd.DataFrame(rows, columns=["attack", "objective", "knowledge", "eps", "detector", "metric", "value", "low", "high", "n"])
+    frame.insert(0, "dataset", lab.cases.name)
+    frame.insert(1, "classifier", lab.plan.network.arch)
+    frame["seed"] = lab.plan.seed
+    return frame[list(COLUMNS)]
+
+
+Row = tuple[str, str, str, float, str, str, float, float, float, int]
+
+
+def _row(cell: Cell | None, metric: str, interval: Interval, *, detector: str = "", eps: float = float("nan")) -> Row:
+    if cell is None:
+        return ("", "", "none", eps, detector, metric, interval.value, interval.low, interval.high, interval.n)
+    knowledge = OBJECTIVES[cell.objective.kind].knowledge
+    head = (cell.attack.name, cell.objective.name, knowledge, cell.eps, detector, metric)
+    return (*head, interval.value, interval.low, interval.high, interval.n)
+
+
+def _point(value: float, n: int) -> Interval:
+    """A number that describes the run itself and has no sampling interval."""
+    return Interval(float(value), float("nan"), float("nan"), n)
+
+
+def _accuracy(lab: Lab) -> Iterator[Row]:
+    for part in ("train", "calibrate", "test"):
+        out, rows = lab.outputs("clean", part)
+        right = out.predicted.numpy() == lab.labels[rows]
+        interval = proportion(right, groups=lab.cases.patients[rows])
+        yield _row(None, "accuracy" if part == "test" else f"accuracy_{part}", interval)
+
+
+def _guards(lab: Lab, eps: float) -> Iterator[Row]:
+    """False alarms of each detector on clean test cases, all of them, at the thresholds of the calibrate part."""
+    for detector in lab.plan.detectors:
+        out, rows = lab.outputs("clean", "test")
+        score = scores_in(lab, detector, eps, "clean", "test")
+        right = out.predicted.numpy() == lab.labels[rows]
+        groups = lab.cases.patients[rows]
+        for name, t in thresholds_of(lab, detector, eps).items():
+            yield _row(None, f"false_alarms_{name}", proportion(score > t, groups=groups), detector=detector, eps=eps)
+            if name == "fpr10" and (kept := score <= t).any():
+                accuracy = proportion(right[kept], groups=groups[kept])
+                yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
+
+
+def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
+    found = found_in(lab, cell)
+    n, groups = len(found.rows), lab.cases.patients[found.rows]
+    if n == 0:
+        return
+    fooled = found.fooled
+    yield _row(cell, "success", proportion(fooled, groups=groups))
+    yield _row(cell, "linf_max", _point(found.linf.max(), n))
+    yield _row(cell, "seconds_per_image", _point(found.seconds / n, n))
+    yield _row(cell, "gradients_per_image", _point(found.gradients.mean(), n))
+    yield _row(cell, "forwards_per_image", _point(found.forwards.mean(), n))
+    for detector in lab.plan.detectors:
+        score = scores_in(lab, detector, cell.eps, lab.condition(cell), "test", found.rows)
+        limits = thresholds_of(lab, detector, cell.eps)
+        negatives = np.concatenate([scores_in(lab, detector, cell.eps, c, "test", found.rows) for c in ("clean", noisy_at(cell.eps))])
+        if fooled.any():
+            interval = bootstrap(
+                auc, negatives, score[fooled], groups=[np.concatenate([groups, groups]), groups[fooled]], seed=lab.plan.seed
+            )
+            yield _row(cell, "auc", interval, detector=detector)
+            hit = proportion(score[fooled] > limits["fpr10"], groups=groups[fooled])
+            yield _row(cell, "tpr_at_fpr10", hit, detector=detector)
+        for name, t in limits.items():
+            slips = proportion(fooled & (score <= t), groups=groups)
+            yield _row(cell, f"slips_through_{name}", slips, detector=detector)
