@@ -108,7 +108,7 @@ class Cases:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of all that can change a result: images, labels, patients, splits, box, step; not the order of rows."""
+        """sha256 of all that can change a result: images, labels, patients, splits, box, step; not the rows' order."""
         sha = hashlib.sha256(
             repr((self.class_names, tuple(self.box), self.step, self.channels, tuple(self.shape))).encode()
         )

@@ -18,7 +18,9 @@ def parse_eps(eps: float | str, cases: Cases) -> float:
     try:
         value = float(Fraction(number))
     except (ValueError, ZeroDivisionError):
-        raise expected('eps must be a number, such as 0.0157, "4/255" or "2 HU"', got=repr(eps), do="correct it") from None
+        raise expected(
+            'eps must be a number, such as 0.0157, "4/255" or "2 HU"', got=repr(eps), do="correct it"
+        ) from None
     unit = unit.strip().lower().removesuffix("s")
     if not unit:
         return value

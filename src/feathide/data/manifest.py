@@ -12,7 +12,8 @@ __all__ = ["read_manifest"]
 
 KNOWN = ("path", "label", "patient", "split", "id")
 Row = dict[str, str]
-Labelled = tuple[list[str], Sequence[int] | Sequence[tuple[int, ...]]]
+Label = int | tuple[int, ...]
+Labelled = tuple[list[str], Sequence[Label]]
 
 
 def read_manifest(path: Path, name: str, how: Reading) -> Cases:

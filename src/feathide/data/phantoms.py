@@ -31,10 +31,10 @@ def phantoms(
 ) -> Cases:
     """Radiograph-like uint8 images (H, W) or chest-like volumes (D, H, W), half of them with soft opacities.
 
-    A case of class 1 has one to three opacities. Every synthetic patient has one to three images of his own anatomy; exposure, position and noise vary from image
-    to image, so mean brightness tells next to nothing about the class. ``counts`` are the images of train, val and
-    test; ``contrast`` scales the opacities; with 3 ``channels`` the grey image is repeated. The same arguments give
-    the same images.
+    A case of class 1 has one to three opacities. Every synthetic patient has one to three images of his own anatomy;
+    exposure, position and noise vary from image to image, so mean brightness tells next to nothing about the class.
+    ``counts`` are the images of train, val and test; ``contrast`` scales the opacities; with 3 ``channels`` the grey
+    image is repeated. The same arguments give the same images.
     """
     if len(shape) not in (2, 3) or min(shape) < 16:
         raise expected(
@@ -65,9 +65,9 @@ def _expose(shape: tuple[int, ...], anatomy: np.ndarray, contrast: float, rng: n
     grid = _position(shape, rng)
     lungs = _lungs(grid, anatomy)
     vessels = gaussian_filter(rng.standard_normal(shape), 0.02 * shape[-1])
-    density = _chest(grid, lungs, anatomy, volume=len(shape) == 3) + 0.03 * lungs * vessels / vessels.std()
+    density = _chest(grid, lungs, anatomy, volume=len(shape) == 3) + 0.02 * lungs * vessels / vessels.std()
     density += contrast * _opacities(grid, lungs, rng)
-    exposed = rng.uniform(0.8, 1.15) * np.clip(density, 0, None) ** rng.uniform(0.8, 1.25) + rng.uniform(-0.06, 0.06)
+    exposed = rng.uniform(0.8, 1.15) * np.clip(density, 0, None) ** rng.uniform(0.85, 1.2) + rng.uniform(-0.06, 0.06)
     noisy = exposed + rng.uniform(0.01, 0.025) * rng.standard_normal(shape)
     return np.rint(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
 
@@ -114,13 +114,13 @@ def _chest(grid: Grid, lungs: np.ndarray, anatomy: np.ndarray, *, volume: bool) 
 def _opacities(grid: Grid, lungs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One to three soft spots inside the lungs."""
     total = np.zeros_like(lungs)
-    places = np.argwhere(lungs > 0.6)
+    places = np.argwhere(lungs > 0.8)
     for _ in range(rng.integers(1, 4)):
         centre = tuple(places[rng.integers(len(places))])
-        radii = rng.uniform(0.09, 0.2, size=3)
+        radii = rng.uniform(0.13, 0.26, size=3)
         far = sum(((axis - axis[centre]) / radius) ** 2 for axis, radius in zip(grid, radii, strict=True))
-        total += rng.uniform(0.16, 0.3) * np.exp(-far)
-    return np.clip(total, 0, 0.35)
+        total += rng.uniform(0.26, 0.4) * np.exp(-far)
+    return np.clip(total, 0, 0.45)
 
 
 def _rise(level: np.ndarray, width: float) -> np.ndarray:
