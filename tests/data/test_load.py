@@ -1,0 +1,321 @@
+"""load_cases on npz files, folders and manifests; every bad input is one sentence."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from feathide.data import load_cases
+from feathide.errors import InputError
+
+
+def refuses(*words: str):
+    return pytest.raises(InputError, match=".*".join(re.escape(w) for w in words))
+
+
+def save_npz(path: Path, shape: tuple[int, ...] = (5, 4), dtype: str = "uint8", **more: np.ndarray) -> Path:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 8), ("val", 4), ("test", 6)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, *shape)).astype(dtype)
+        arrays[f"{split}_labels"] = (np.arange(n) % 2)[:, None]
+    np.savez(path, **{k: v for k, v in (arrays | more).items() if v is not None})
+    return path
+
+
+def save_folder(root: Path, *, splits: tuple[str, ...] = ("",), n: int = 6, size: tuple[int, int] = (8, 6)) -> Path:
+    rng = np.random.default_rng(1)
+    for split in splits:
+        for c in ("ill", "well"):
+            folder = root / split / c
+            folder.mkdir(parents=True)
+            for i in range(n):
+                name = f"patient{split}{c}{i // 2}_{i}.png"
+                Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+    return root
+
+
+def save_manifest(path: Path, rows: list[dict[str, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+# npz
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels", "shape"),
+    [((5, 4), 1, (5, 4)), ((5, 4, 3), 3, (5, 4)), ((6, 5, 4), 1, (6, 5, 4)), ((6, 5, 4, 1), 1, (6, 5, 4))],
+)
+def test_npz_of_every_layout(tmp_path: Path, stored: tuple, channels: int, shape: tuple) -> None:
+    path = save_npz(tmp_path / "toy.npz", stored)
+    cases = load_cases(path)
+    assert (cases.name, len(cases), cases.channels, cases.shape) == ("toy", 18, channels, shape)
+    raw = np.load(path)["val_images"][2].astype(np.float32) / 255
+    expected = np.moveaxis(raw, -1, 0) if stored[-1] in (1, 3) else raw[None]
+    np.testing.assert_allclose(cases.images(cases.where("val")[[2]])[0], expected, rtol=1e-7)
+    assert cases.ids[cases.where("val")[2]] == "val-00002"
+    np.testing.assert_array_equal(cases.patients, cases.ids)
+
+
+def test_npz_patients_from_arrays_and_from_the_sidecar(tmp_path: Path) -> None:
+    names = {
+        f"{s}_patient": np.array([f"{s}{i // 2}" for i in range(n)]) for s, n in (("train", 8), ("val", 4), ("test", 6))
+    }
+    cases = load_cases(save_npz(tmp_path / "a.npz", **names))
+    assert cases.patients[cases.where("test")].tolist() == ["test0", "test0", "test1", "test1", "test2", "test2"]
+    path = save_npz(tmp_path / "b.npz")
+    save_manifest(tmp_path / "b.meta.csv", [{"split": "train", "index": 3, "group": "anna"}])
+    patients = load_cases(path).patients
+    assert patients[3] == "anna" and patients[4] == "train-00004"
+    save_manifest(tmp_path / "b.meta.csv", [{"split": s, "index": 0, "patient": "anna"} for s in ("train", "test")])
+    with refuses("no patient of b may sit in two splits", "test-00000 (test) = train-00000 (train)"):
+        load_cases(path)
+
+
+def test_npz_limit_size_and_channels(tmp_path: Path) -> None:
+    path = save_npz(tmp_path / "a.npz", (8, 8))
+    cases = load_cases(path, limit=4, size=(4, 2), channels=3, class_names=("no", "yes"))
+    assert (len(cases), cases.channels, cases.shape, cases.class_names) == (12, 3, (4, 2), ("no", "yes"))
+    raw = np.load(path)["train_images"][int(cases.ids[0][-5:])].astype(float)
+    assert abs(cases.images([0])[0, 1].mean() * 255 - raw.mean()) < 3
+
+
+def test_bad_npz_files_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with refuses("a.npz must be a file or folder", "nothing"):
+        load_cases(path)
+    path.write_bytes(b"not a zip file")
+    with refuses("a.npz must be a readable npz file"):
+        load_cases(path)
+    save_npz(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with refuses("a.npz must be a readable npz file"):
+        load_cases(path)
+    np.savez(path, train_images=np.array([{}], dtype=object), train_labels=np.zeros(1))
+    with refuses("a.npz must be a readable npz file"):
+        load_cases(path)
+    np.savez(path, pictures=np.zeros(3))
+    with refuses("train_images", "pictures"):
+        load_cases(path)
+    with refuses("8 rows of train_labels", "2"):
+        load_cases(save_npz(path, train_labels=np.zeros(2)))
+    with refuses("8 rows of train_labels", "none"):
+        load_cases(save_npz(path, train_labels=None))
+    with refuses("one shape and type"):
+        load_cases(save_npz(path, val_images=np.zeros((4, 7, 7), dtype=np.uint8)))
+    with refuses("N x H x W"):
+        load_cases(save_npz(path, (20,)))
+    with refuses("box [0, 1]"):
+        load_cases(save_npz(path, dtype="float32"))
+    with refuses("at least two classes", "only 0"):
+        load_cases(save_npz(path, **{f"{s}_labels": np.zeros(n) for s, n in (("train", 8), ("val", 4), ("test", 6))}))
+    with refuses("size must be 2 positive numbers"):
+        load_cases(save_npz(path), size=(4, 4, 4))
+
+
+def test_every_real_array_file_loads(shared: Path) -> None:
+    shapes = {p.stem: load_cases(p, skip_bad=True).shape for p in sorted(shared.glob("*.npz"))}
+    assert shapes["cxr_pneumonia_64"] == (64, 64) and shapes["hippocampus_part3d_24"] == (24, 24, 24)
+
+
+def test_the_copies_between_splits_of_pneumoniamnist_are_found(shared: Path) -> None:
+    path = shared / "pneumoniamnist28.npz"
+    with refuses("no image of pneumoniamnist28 may sit in two splits, got 8: val-"):
+        load_cases(path)
+    cases = load_cases(path, skip_bad=True)
+    assert len(cases) == 5856 - len(cases.skipped) and all(s.path.startswith("train-") for s in cases.skipped)
+
+
+def test_patients_of_the_real_volumes(shared: Path) -> None:
+    cases = load_cases(shared / "hippocampus_part3d_24.npz")
+    assert len(set(cases.patients)) == 260 and cases.channels == 1
+
+
+# folders
+
+
+def test_folder_with_splits_reads_lazily(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "validation", "test"))
+    cases = load_cases(root, patient_pattern=r"(patient\w*\d+)_")
+    assert cases.class_names == ("ill", "well") and len(cases) == 36 and cases.shape == (8, 6)
+    assert [len(cases.where(s)) for s in ("train", "val", "test")] == [12, 12, 12]
+    assert cases.ids[0] == "test/ill/patienttestill0_0.png" and cases.patients[0] == "patienttestill0"
+    raw = np.array(Image.open(cases.paths[5]), dtype=np.float32) / 255
+    np.testing.assert_array_equal(cases.images([5])[0, 0], raw)
+    before = cases.digest
+    Path(cases.paths[5]).unlink()
+    assert cases.images([4]).shape == (1, 1, 8, 6)  # only what is asked for is read
+    with refuses(Path(cases.paths[5]).name, "no such file"):
+        cases.images([5])
+    assert load_cases(root).digest != before
+
+
+def test_folder_without_splits_is_hashed_by_patient_and_stable(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", n=80)
+    cases = load_cases(root, patient_pattern=r"(patient\w*\d+)_")
+    assert all(len(set(cases.splits[cases.patients == p])) == 1 for p in set(cases.patients))
+    assert min(len(cases.where(s)) for s in ("train", "val", "test")) > 0
+    old = dict(zip(cases.ids, cases.splits, strict=True))
+    Image.fromarray(np.eye(8, 6, dtype=np.uint8)).save(root / "ill" / "patientnew0_0.png")
+    new = load_cases(root, patient_pattern=r"(patient\w*\d+)_")
+    assert len(new) == 161 and all(old[i] == s for i, s in zip(new.ids, new.splits, strict=True) if i in old)
+
+
+def test_folder_patients_from_a_table(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "test"))
+    table = save_manifest(tmp_path / "p.csv", [{"id": "train/ill/patienttrainill0_0.png", "patient": "anna"}])
+    patients = load_cases(root, patients=table).patients
+    assert sorted(set(patients) - set(load_cases(root).ids)) == ["anna"]
+
+
+def test_mixed_pictures_need_a_word_and_get_one(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "test"))
+    colour = root / "test" / "ill" / "colour.png"
+    Image.fromarray(np.full((8, 6, 3), (255, 0, 0), dtype=np.uint8)).save(colour)
+    with refuses("must have the channels of", "(3)", "got 1", "channels=1"):
+        load_cases(root)
+    cases = load_cases(root, channels=1)
+    row = list(cases.ids).index("test/ill/colour.png")
+    np.testing.assert_allclose(cases.images([row]), 76 / 255, rtol=1e-6)  # 0.299 * 255
+    colour.unlink()
+    Image.fromarray(np.eye(9, 9, dtype=np.uint8)).save(colour)
+    with refuses("must have the shape of", "(9, 9)", "size="):
+        load_cases(root)
+    assert load_cases(root, size=8).shape == (8, 8)
+    left = load_cases(root, skip_bad=True)
+    assert (
+        left.shape == (8, 6) and [Path(s.path) for s in left.skipped] == [colour] and "shape" in left.skipped[0].reason
+    )
+
+
+def test_sixteen_bit_pictures(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for i, c in enumerate(("a", "b")):
+        (root / "test" / c).mkdir(parents=True)
+        Image.fromarray(np.array([[0, 1, 65535, 300 + i]], dtype=np.uint16)).save(root / "test" / c / "x.png")
+    cases = load_cases(root)
+    assert cases.step == 1 / 65535 and cases.shape == (1, 4)
+    np.testing.assert_array_equal(np.rint(cases.images([0])[0, 0, 0] * 65535), [0, 1, 65535, 300])
+
+
+def test_bad_files_are_named_and_listed_on_request(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "test"))
+    bad = root / "train" / "ill" / "patienttrainill1_3.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    with refuses("patienttrainill1_3.png must be a readable picture", "skip_bad"):
+        load_cases(root)
+    cases = load_cases(root, skip_bad=True)
+    assert len(cases) == 23 and [s.path for s in cases.skipped] == [str(bad)] and str(bad) not in cases.paths
+    assert cases.images(range(23)).shape == (23, 1, 8, 6)
+
+
+def test_bad_folders_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with refuses("one folder of images per class", "no image"):
+        load_cases(tmp_path / "set")
+    root = save_folder(tmp_path / "set" / "x", splits=("train", "test"))
+    (root / "notes").mkdir()
+    with refuses("split folders or class folders", "notes"):
+        load_cases(root)
+    shutil.rmtree(root / "notes")
+    with refuses("unknown class folder 'ill'", "known: healthy"):
+        load_cases(root, class_names=("healthy", "well"))
+    with refuses("patient_pattern", "must match every path"):
+        load_cases(root, patient_pattern=r"person\d+")
+    shutil.rmtree(root / "train" / "ill")
+    shutil.rmtree(root / "test" / "ill")
+    with refuses("at least two classes", "only well"):
+        load_cases(root)
+    with refuses("must be .npz, .csv or a folder", ".txt"):
+        (tmp_path / "a.txt").touch()
+        load_cases(tmp_path / "a.txt")
+    with refuses("unknown kind of data 'nzp'", "'npz'"):
+        load_cases(root, kind="nzp")  # type: ignore[arg-type]
+
+
+# manifests
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, object]]:
+    root = save_folder(tmp_path / "pictures", n=3)
+    paths = sorted(root.rglob("*.png"))
+    splits = ["train", "test", "val"] * 2
+    return [
+        {"path": p.relative_to(tmp_path).as_posix(), "label": p.parent.name, "patient": f"p{i}", "split": splits[i]}
+        for i, p in enumerate(paths)
+    ]
+
+
+def test_manifest_by_class_name_and_by_number(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    cases = load_cases(save_manifest(tmp_path / "m.csv", rows))
+    assert cases.class_names == ("ill", "well") and cases.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (
+        cases.patients.tolist() == [f"p{i}" for i in range(6)] and cases.splits.tolist() == ["train", "test", "val"] * 2
+    )
+    assert cases.ids[0] == "pictures/ill/patientill0_0.png"
+    numbered = [{**row, "label": int(row["label"] == "well"), "id": f"case{i}"} for i, row in enumerate(rows)]
+    cases = load_cases(save_manifest(tmp_path / "n.csv", numbered), class_names=("sick", "fine"))
+    assert (
+        cases.class_names == ("sick", "fine")
+        and cases.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        and cases.ids[5] == "case5"
+    )
+    reordered = load_cases(save_manifest(tmp_path / "m.csv", rows), class_names=("well", "ill"))
+    assert reordered.labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_manifest_of_findings(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    findings = [
+        {"path": r["path"], "split": r["split"], "edema": i % 2, "mass": int(i > 3)} for i, r in enumerate(rows)
+    ]
+    cases = load_cases(save_manifest(tmp_path / "m.csv", findings))
+    assert cases.class_names == ("edema", "mass")
+    assert cases.labels.tolist() == [[i % 2, int(i > 3)] for i in range(6)]
+    findings[3]["mass"] = ""
+    with refuses("mass of pictures/well", "must be 0 or 1", "''"):
+        load_cases(save_manifest(tmp_path / "m.csv", findings))
+
+
+def test_manifest_without_splits_is_hashed(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    bare = [{"path": r["path"], "label": r["label"]} for r in rows]
+    cases = load_cases(save_manifest(tmp_path / "m.csv", bare), fractions=(0.4, 0.2, 0.4))
+    assert set(cases.splits) <= {"train", "val", "test"} and cases.patients.tolist() == cases.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"path": "pictures/none.png"}, ("none.png must be an image file", "no such file")),
+        ({"label": ""}, ("labels of", "''")),
+        ({"split": "holdout"}, ("train, val or test", "holdout")),
+        ({"split": ""}, ("all cases of m must have a split", "patientill0_0.png")),
+        ({"patient": "p1"}, ("no patient of m may sit in two splits",)),
+        ({"path": "pictures/ill/patientill0_1.png"}, ("ids must be unique",)),
+    ],
+)
+def test_bad_rows_are_one_sentence(tmp_path: Path, rows: list[dict[str, object]], change: dict, words: tuple) -> None:
+    rows[0] |= change
+    with refuses(*words):
+        load_cases(save_manifest(tmp_path / "m.csv", rows))
+
+
+def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    with refuses("column 'path'", "known: paths"):
+        load_cases(save_manifest(tmp_path / "m.csv", [{"paths": "a", "label": 1}]))
+    with refuses("a column label or one per finding"):
+        load_cases(save_manifest(tmp_path / "m.csv", [{"path": "a"}]))
+    (tmp_path / "m.csv").write_text("path,label\n")
+    with refuses("must have rows"):
+        load_cases(tmp_path / "m.csv")
+    with refuses("labels must lie in 0..1", "7"):
+        numbered = [{**row, "label": 7 * i % 2 * 7} for i, row in enumerate(rows)]
+        load_cases(save_manifest(tmp_path / "m.csv", numbered), class_names=("a", "b"))
