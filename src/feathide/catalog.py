@@ -15,7 +15,7 @@ from feathide.objectives import HFC, Evade, Guide, Objective
 from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.types import Knowledge, Outputs
 
-__all__ = ["ATTACKS", "DETECTORS", "MODELS", "OBJECTIVES", "ITERATIVE", "Hiding", "Known"]
+__all__ = ["ATTACKS", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "Hiding", "Known"]
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "fgsm": recipes.fgsm,

@@ -35,7 +35,11 @@ def _weak(success: pd.DataFrame) -> list[str]:
     plain = success[success.objective == "plain"].set_index("attack").value
     for name in ITERATIVE:
         if name in plain and "fgsm" in plain and plain[name] < plain["fgsm"] - 1e-9:
-            found.append(f"{name} succeeds less often than one step (fgsm): its steps or its gradient are wrong; do not trust its numbers")
+            found.append(
+                f"{name} succeeds less often than one step (fgsm): its steps or its gradient are wrong; do not trust its numbers"
+            )
         if name in plain and plain[name] < 0.9:
-            found.append(f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps before concluding that a guard holds")
+            found.append(
+                f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps before concluding that a guard holds"
+            )
     return found

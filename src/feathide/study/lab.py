@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from feathide.catalog import DETECTORS, OBJECTIVES, Detector
+from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.data import Cases, load_cases, three_way
 from feathide.data.eps import parse_eps
+from feathide.detectors import Detector
 from feathide.errors import expected
 from feathide.geometry import L2, Grid, Linf, Noise, ThreatModel
 from feathide.metrics import threshold
@@ -21,7 +23,7 @@ from feathide.models import build, check_network, load_network
 from feathide.study.plan import Cell, ObjectivePlan, Plan, slug
 from feathide.study.store import Store, digest
 from feathide.types import Evidence, Goal, Outputs
-from feathide.weights import load_weights, weights_digest
+from feathide.weights import load_weights, read_about, weights_digest
 
 __all__ = ["FALSE_ALARMS", "Lab", "lab_of"]
 
@@ -60,7 +62,11 @@ class Lab:
             return None
         name = head.removeprefix("finding:")
         if not head.startswith("finding:") or name not in names:
-            raise expected(f"images with several findings need head: finding:NAME, NAME of {', '.join(names)}", got=head, do="name one")
+            raise expected(
+                f"images with several findings need head: finding:NAME, NAME of {', '.join(names)}",
+                got=head,
+                do="name one",
+            )
         return names.index(name)
 
     @property
@@ -164,10 +170,25 @@ class Lab:
     def classifier_key(self) -> str:
         return f"classifier/{self.plan.network.arch}-{self.network_digest}"
 
+    @cached_property
+    def about(self) -> Mapping[str, Any]:
+        """What a file of weights written by ``feathide train`` says about its network; empty for others."""
+        weights = self.plan.network.weights
+        found = read_about(weights) if weights is not None and weights.endswith(".safetensors") else {}
+        arch = found.get("arch") or self.plan.network.arch
+        if arch != self.plan.network.arch and not self.plan.network.own:
+            raise expected(
+                f"{weights} holds a {arch}",
+                got=f"network.arch: {self.plan.network.arch}",
+                do="name the architecture of the weights",
+            )
+        return found
+
     def empty_network(self) -> nn.Module:
         n = self.plan.network
+        size, stem = self.cases.shape, self.about.get("stem", n.train.stem)
         return build(
-            n.arch, channels=self.cases.channels, outputs=self.outputs_count, size=self.cases.shape, stem=n.train.stem, seed=self.plan.seed
+            n.arch, channels=self.cases.channels, outputs=self.outputs_count, size=size, stem=stem, seed=self.plan.seed
         )
 
     def _network(self) -> nn.Module:
@@ -182,7 +203,8 @@ class Lab:
     @cached_property
     def classifier(self) -> FeatureClassifier:
         """The classifier under audit, without dropout draws."""
-        n, mean, std = self.plan.network, self.plan.network.mean or (), self.plan.network.std or ()
+        n = self.plan.network
+        mean, std = (tuple(getattr(n, k) or self.about.get(k) or ()) for k in ("mean", "std"))
         model = self._network()
         if self.trains:
             arrays = self.store.load(self.classifier_key)
@@ -191,7 +213,14 @@ class Lab:
             mean, std = tuple(arrays["mean"].tolist()), tuple(arrays["std"].tolist())
         head: str | tuple[str, int] = n.head if self.finding is None else ("finding", self.finding)
         return FeatureClassifier(
-            model.to(self.device).eval(), n.layers, box=self.cases.box, mean=mean, std=std, window=n.window, head=head, seed=self.plan.seed
+            model.to(self.device).eval(),
+            n.layers,
+            box=self.cases.box,
+            mean=mean,
+            std=std,
+            window=n.window,
+            head=head,
+            seed=self.plan.seed,
         )
 
     def check_classifier(self) -> list[str]:
@@ -212,7 +241,11 @@ class Lab:
     @cached_property
     def observer(self) -> FeatureClassifier:
         """The classifier as the guard reads it: with dropout draws where a detector needs them."""
-        return replace(self.classifier, dropout_samples=self.plan.dropout_samples) if self.needs_dropout else self.classifier
+        return (
+            replace(self.classifier, dropout_samples=self.plan.dropout_samples)
+            if self.needs_dropout
+            else self.classifier
+        )
 
     # --- keys: each holds a digest of all that decides its content ----------------------------------------------------
 
@@ -230,7 +263,9 @@ class Lab:
     def outputs_key(self, condition: str, part: str, index: int) -> str:
         p = self.plan
         if condition == "clean" or condition.startswith("noisy-"):
-            condition = f"{condition}-{digest([self.base, p.norm if condition != 'clean' else '', p.split, p.batch_size])}"
+            condition = (
+                f"{condition}-{digest([self.base, p.norm if condition != 'clean' else '', p.split, p.batch_size])}"
+            )
         return f"outputs/{condition}/{part}-{index:04d}"
 
     def images_key(self, condition: str, part: str, index: int) -> str:
@@ -257,7 +292,10 @@ class Lab:
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:
-        return MixtureBank.load(self.store.path(self.mixture_key, ".safetensors"))
+        out, labels = self.train()
+        m = self.plan.mixture
+        options = {"components": m.components, "covariance": m.covariance, "shrinkage": m.shrinkage}
+        return MixtureBank.fit(out, labels, **options, seed=self.plan.seed)  # type: ignore[arg-type]
 
     @cached_property
     def mixture_key(self) -> str:

@@ -14,7 +14,19 @@ from feathide.errors import InputError, expected, unknown
 
 AIMED = ("evade", "selective", "orthogonal")
 
-__all__ = ["AttackPlan", "Cell", "DataPlan", "MixturePlan", "NetworkPlan", "ObjectivePlan", "Plan", "TrainPlan", "load_plan", "slug"]
+__all__ = [
+    "AttackPlan",
+    "Cell",
+    "DataPlan",
+    "MixturePlan",
+    "NetworkPlan",
+    "ObjectivePlan",
+    "Plan",
+    "TrainPlan",
+    "load_plan",
+    "merged",
+    "slug",
+]
 
 
 class Part(BaseModel):
@@ -166,7 +178,9 @@ class SplitPlan(Part):
     @model_validator(mode="after")
     def _one(self) -> "SplitPlan":
         if abs(self.fit + self.calibrate + self.test - 1) > 1e-6:
-            raise expected("fit + calibrate + test must be 1", got=self.fit + self.calibrate + self.test, do="correct the shares")
+            raise expected(
+                "fit + calibrate + test must be 1", got=self.fit + self.calibrate + self.test, do="correct the shares"
+            )
         return self
 
 
@@ -200,7 +214,12 @@ class Plan(Part):
                 raise unknown("detector", name, DETECTORS)
         if self.train_attack not in ATTACKS:
             raise unknown("attack", self.train_attack, ATTACKS)
-        for what, values in (("attacks", self.attacks), ("objectives", self.objectives), ("detectors", self.detectors), ("eps", self.eps)):
+        for what, values in (
+            ("attacks", self.attacks),
+            ("objectives", self.objectives),
+            ("detectors", self.detectors),
+            ("eps", self.eps),
+        ):
             if not values:
                 raise expected(f"{what} must name at least one", got="none", do="add one")
             keys = [str(getattr(v, "name", v)) for v in values]
@@ -245,6 +264,21 @@ def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
         raise _explained(error, where) from None
 
 
+def merged(source: Path | str | Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's fields with ``given`` in their place; parts of a plan are merged field by field."""
+    fields = dict(_read(Path(source)) if isinstance(source, Path | str) else source)
+    for name, value in given.items():
+        old = fields.get(name)
+        if isinstance(value, Mapping) and old is not None:
+            short = {"network": "arch", "data": "path"}
+            fields[name] = {**(old if isinstance(old, Mapping) else {short[name]: old}), **value}
+        elif name == "data" and isinstance(old, Mapping):
+            fields[name] = {**old, "path": value}
+        else:
+            fields[name] = value
+    return fields
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise expected("the plan must be a YAML file", got=f"{path}, which does not exist", do="correct the path")
@@ -255,7 +289,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise expected(f"{path} must be YAML", got=str(error).splitlines()[0], do="correct it") from None
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        raise expected(f"{path} must hold fields such as data: ...", got=type(value).__name__, do="see the README's plan")
+        raise expected(
+            f"{path} must hold fields such as data: ...", got=type(value).__name__, do="see the README's plan"
+        )
     value.pop("record", None)  # type: ignore[attr-defined]  # what a run wrote below its plan
     return value
 

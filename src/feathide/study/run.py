@@ -1,6 +1,7 @@
 """An audit: from a plan to a folder with the table, the images, the plan as run and the report."""
 
 import importlib.metadata
+import io
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 import yaml
 
 from feathide.catalog import OBJECTIVES
+from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
-from feathide.report import Case, Run, render
+from feathide.report import Case, Run, Verdict, render, verdict
 from feathide.study.caveats import caveats_of
 from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
@@ -23,7 +25,7 @@ from feathide.study.stages import cells, decode, tasks
 from feathide.study.store import Store, digest, open_folder, write_whole
 from feathide.study.table import Found, found_in, scores_in, table_of, thresholds_of
 
-__all__ = ["Audit", "audit", "prepare"]
+__all__ = ["Audit", "audit", "checked"]
 
 PICTURES = 40  # cases of each condition in the report
 PACKAGES = ("feathide", "torch", "torchvision", "numpy", "scikit-learn", "monai", "lightning")
@@ -31,15 +33,16 @@ PACKAGES = ("feathide", "torch", "torchvision", "numpy", "scikit-learn", "monai"
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: its folder, the table, and the report's path."""
+    """A finished audit: its folder, the table, the report's path and its verdict in words."""
 
     folder: Path
     table: pd.DataFrame
     report: Path
+    verdict: Verdict
 
 
-def prepare(plan: Plan, out: Path) -> Lab:
-    """Everything that can be refused is refused here, before any long work: data, network, layers, budgets, the output folder."""
+def checked(plan: Plan, out: Path) -> Lab:
+    """Everything that can be refused is refused here, before any long work: data, network, layers, budgets."""
     lab = lab_of(plan.model_dump_json(), Store(Path(out)))
     _ = lab.budgets, lab.parts, lab.class_names
     _check_head(lab)
@@ -47,7 +50,6 @@ def prepare(plan: Plan, out: Path) -> Lab:
         _check_layers(lab)
     else:
         lab.check_classifier()
-    open_folder(out, digest([plan, lab.cases.digest]))
     return lab
 
 
@@ -57,15 +59,17 @@ def audit(plan: Plan, out: Path | str, *, progress: Progress | None = None, work
     Finished work in ``out`` is kept: after an interruption the same call goes on. Raises ``InputError`` before any long work for
     whatever cannot be used, and for a folder that holds a different plan.
     """
-    lab = prepare(plan, Path(out))
+    lab = checked(plan, Path(out))
+    open_folder(out, digest([plan, lab.cases.digest]))
     write_plan(lab)
     work_off(tasks(lab), lab.store, progress=progress, workers=workers)
     table = table_of(lab)
     folder = lab.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
-    write_whole(folder / "report.html", render(run_of(lab, table)).encode())
-    return Audit(folder, table, folder / "report.html")
+    found = run_of(lab, table)
+    write_whole(folder / "report.html", render(found).encode())
+    return Audit(folder, table, folder / "report.html", verdict(found))
 
 
 def write_plan(lab: Lab) -> None:
@@ -74,7 +78,11 @@ def write_plan(lab: Lab) -> None:
         "versions": versions(),
         "hardware": {"machine": platform.machine(), "device": str(lab.device), "threads": torch.get_num_threads()},
         "eps_in_box_units": list(lab.budgets),
-        "data": {"digest": lab.cases.digest, "images": len(lab.cases), "skipped": [f"{s.path}: {s.reason}" for s in lab.cases.skipped]},
+        "data": {
+            "digest": lab.cases.digest,
+            "images": len(lab.cases),
+            "skipped": [f"{s.path}: {s.reason}" for s in lab.cases.skipped],
+        },
         "classifier": {"digest": lab.network_digest, "trained_here": lab.trains},
     }
     text = yaml.safe_dump({**lab.plan.model_dump(mode="json"), "record": record}, sort_keys=False, allow_unicode=True)
@@ -146,20 +154,36 @@ def _scores(lab: Lab, eps: float, shown: list[tuple[Cell, Found]]) -> pd.DataFra
     for detector in lab.plan.detectors:
         for name, condition in (("clean", "clean"), ("noisy", noisy_at(eps))):
             score = scores_in(lab, detector, eps, condition, "test", attacked.rows)
-            frames.append(pd.DataFrame({"condition": name, "detector": detector, "id": attacked.id, "score": score, "fooled": False}))
+            frames.append(
+                pd.DataFrame(
+                    {"condition": name, "detector": detector, "id": attacked.id, "score": score, "fooled": False}
+                )
+            )
         for cell, found in shown:
             score = scores_in(lab, detector, eps, lab.condition(cell), "test", found.rows)
-            frames.append(pd.DataFrame({"condition": cell.name, "detector": detector, "id": found.id, "score": score, "fooled": found.fooled}))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "condition": cell.name,
+                        "detector": detector,
+                        "id": found.id,
+                        "score": score,
+                        "fooled": found.fooled,
+                    }
+                )
+            )
     return pd.concat(frames, ignore_index=True)
 
 
 def _cases(lab: Lab, cell: Cell, found: Found) -> list[Case]:
     """A few attacked images of a cell, with what every detector said."""
     condition = lab.condition(cell)
-    adversarial = {}
+    adversarial: dict[int, np.ndarray] = {}
     for i in range(lab.batches("test")):
         stored = lab.store.load(lab.images_key(condition, "test", i))
-        adversarial |= dict(zip(stored["rows"].tolist(), decode(stored["image"], lab.grid, lab.cases.box).numpy(), strict=True))
+        adversarial |= dict(
+            zip(stored["rows"].tolist(), decode(stored["image"], lab.grid, lab.cases.box).numpy(), strict=True)
+        )
     rows = found.rows[:PICTURES]
     clean = lab.cases.images(rows)
     detectors, eps = lab.plan.detectors, cell.eps
@@ -203,8 +227,6 @@ def _check_head(lab: Lab) -> None:
 
 def _check_layers(lab: Lab) -> None:
     """Whether the layers exist, on a network that is not trained yet."""
-    from feathide.classifier import FeatureClassifier
-
     model = lab.empty_network().eval()
     x = torch.from_numpy(lab.cases.images(lab.rows("train")[:2]))
     probe = FeatureClassifier(model, lab.plan.network.layers, box=lab.cases.box)
@@ -213,8 +235,6 @@ def _check_layers(lab: Lab) -> None:
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
-    import io
-
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_whole(path, buffer.getvalue())

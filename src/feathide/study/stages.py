@@ -20,13 +20,12 @@ from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
 from feathide.geometry import Grid
-from feathide.mixture import MixtureBank
 from feathide.recipes import noise
 from feathide.study.engine import Task
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
 from feathide.study.plan import Cell
 from feathide.study.store import Store
-from feathide.train import train_classifier
+from feathide.train import Head, train_classifier
 from feathide.types import Box, Outputs
 
 __all__ = ["attack_of", "cells", "decode", "encode", "tasks"]
@@ -51,7 +50,9 @@ def tasks(lab: Lab) -> list[Task]:
     json = lab.plan.model_dump_json()
     found: list[Task] = []
     if lab.trains:
-        found.append(Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200))
+        found.append(
+            Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200)
+        )
     network = (lab.classifier_key,) if lab.trains else ()
     found += _extract_tasks(lab, json, "clean", ("train", "fit", "calibrate", "test"), network)
     if any(OBJECTIVES[o.kind].needs == "bank" for o in lab.plan.objectives):
@@ -64,7 +65,11 @@ def tasks(lab: Lab) -> list[Task]:
     for cell in cells(lab):
         if cell.objective.weight == "auto":
             needs = (*_needed(lab, cell), *_outputs(lab, "clean", "fit"))
-            found.append(Task(lab.tune_key(cell), needs, partial(_tune, json, cell), "tune lambda on the fit part", cell.name, 60))
+            found.append(
+                Task(
+                    lab.tune_key(cell), needs, partial(_tune, json, cell), "tune lambda on the fit part", cell.name, 60
+                )
+            )
         found += _cell_tasks(lab, json, cell, "test")
     return found + _score_tasks(lab, json)
 
@@ -75,15 +80,32 @@ def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
     for i in range(lab.batches(part)):
         images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
         steps = attack_of(lab, cell, None).steps
-        found.append(Task(images, (*before, clean), partial(_attack, json, cell, part, i), "attack", f"{cell.name} at {cell.eps:.4g}", steps + 2.0))
+        found.append(
+            Task(
+                images,
+                (*before, clean),
+                partial(_attack, json, cell, part, i),
+                "attack",
+                f"{cell.name} at {cell.eps:.4g}",
+                steps + 2.0,
+            )
+        )
         key = lab.outputs_key(condition, part, i)
-        found.append(Task(key, (images,), partial(_extract_attacked, json, condition, part, i), "extract", cell.name, 1.0))
+        found.append(
+            Task(key, (images,), partial(_extract_attacked, json, condition, part, i), "extract", cell.name, 1.0)
+        )
     return found
 
 
 def _extract_tasks(lab: Lab, json: str, condition: str, parts: tuple[str, ...], needs: tuple[str, ...]) -> list[Task]:
     return [
-        Task(lab.outputs_key(condition, part, i), needs, partial(_extract, json, condition, part, i), "extract", f"{condition}, {part}")
+        Task(
+            lab.outputs_key(condition, part, i),
+            needs,
+            partial(_extract, json, condition, part, i),
+            "extract",
+            f"{condition}, {part}",
+        )
         for part in parts
         for i in range(lab.batches(part))
     ]
@@ -99,7 +121,9 @@ def _score_tasks(lab: Lab, json: str) -> list[Task]:
             for condition, part in wanted:
                 key = lab.scores_key(detector, eps, condition, part)
                 needs = tuple(dict.fromkeys((*base, *_outputs(lab, condition, part))))
-                found.append(Task(key, needs, partial(_score, json, detector, eps, condition, part), "score", detector, 0.2))
+                found.append(
+                    Task(key, needs, partial(_score, json, detector, eps, condition, part), "score", detector, 0.2)
+                )
     return found
 
 
@@ -132,7 +156,7 @@ def _needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
 
 def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack:
     """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
-    plan, walk, a = lab.plan, lab.plan.walk, cell.attack
+    walk, a = lab.plan.walk, cell.attack
     fields: dict[str, Any] = {"confidence": walk.confidence}
     if a.name in ITERATIVE:
         names = ("steps", "step_size", "decay", "restarts")
@@ -159,7 +183,7 @@ def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
     n = lab.plan.network
     t = n.train
-    head = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
+    head: Head | None = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
     result = train_classifier(
         lab.cases, n.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
         stem=t.stem, head=head, seed=lab.plan.seed,
@@ -188,16 +212,15 @@ def _noisy(lab: Lab, x: Tensor, rows: np.ndarray, eps: float) -> Tensor:
     same = (noisy == x).flatten(1).all(1)
     if bool(same.any()):
         got = f"{int(same.sum())} unchanged images at eps {eps:g}"
-        raise expected("noisy negatives must differ from the clean images", got=got, do="raise eps or store more grey levels")
+        raise expected(
+            "noisy negatives must differ from the clean images", got=got, do="raise eps or store more grey levels"
+        )
     return noisy
 
 
 def _mixtures(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    out, labels = lab.train()
-    m = lab.plan.mixture
-    bank = MixtureBank.fit(out, labels, components=m.components, covariance=m.covariance, shrinkage=m.shrinkage, seed=lab.plan.seed)
-    bank.save(store.path(lab.mixture_key, ".safetensors"))
+    bank = lab.bank()
     return {"layers": np.array(bank.layers)}
 
 
@@ -218,8 +241,12 @@ def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None 
     if len(rows) == 0:
         shape = (0, lab.cases.channels, *lab.cases.shape)
         empty = np.zeros(0, np.int64)
-        whole = {n: empty for n in ("rows", "label", "target", "prediction", "first", "gradients", "forwards")}
-        return whole | {"id": np.zeros(0, "U1"), "image": encode(torch.zeros(shape) + box[0], grid, box), "linf": empty * 1.0}
+        whole = dict.fromkeys(("rows", "label", "target", "prediction", "first", "gradients", "forwards"), empty)
+        return whole | {
+            "id": np.zeros(0, "U1"),
+            "image": encode(torch.zeros(shape) + box[0], grid, box),
+            "linf": empty * 1.0,
+        }
     x, goal = lab.images(rows), lab.goal(rows)
     attack = attack_of(lab, cell, weight_of(lab, cell) if weight is None else weight)
     classifier = lab.observer if _reads_dropout(lab, cell) else lab.classifier
@@ -271,7 +298,11 @@ def _tune(json: str, cell: Cell, store: Store) -> Arrays:
         success.append(float((got["prediction"] == got["target"]).mean()))
         if weight and success[-1] >= success[0] - 1.01 / len(rows):
             best = weight
-    return {"weight": np.asarray(best or weights[0]), "weights": np.array([0.0, *weights]), "success": np.array(success)}
+    return {
+        "weight": np.asarray(best or weights[0]),
+        "weights": np.array([0.0, *weights]),
+        "success": np.array(success),
+    }
 
 
 def _score(json: str, detector: str, eps: float, condition: str, part: str, store: Store) -> Arrays:

@@ -52,7 +52,9 @@ def found_in(lab: Lab, cell: Cell, part: str = "test") -> Found:
     return Found(cell, **{n: np.concatenate([a[n] for a in loaded]) for n in names}, seconds=seconds)
 
 
-def scores_in(lab: Lab, detector: str, eps: float, condition: str, part: str, rows: np.ndarray | None = None) -> np.ndarray:
+def scores_in(
+    lab: Lab, detector: str, eps: float, condition: str, part: str, rows: np.ndarray | None = None
+) -> np.ndarray:
     """Stored scores of a condition, of all its rows or of ``rows`` in their order."""
     arrays = lab.store.load(lab.scores_key(detector, eps, condition, part))
     if rows is None:
@@ -74,7 +76,9 @@ def table_of(lab: Lab) -> pd.DataFrame:
         rows += _guards(lab, eps)
     for cell in cells(lab):
         rows += _cell(lab, cell)
-    frame = pd.DataFrame(rows, columns=["attack", "objective", "knowledge", "eps", "detector", "metric", "value", "low", "high", "n"])
+    frame = pd.DataFrame(
+        rows, columns=["attack", "objective", "knowledge", "eps", "detector", "metric", "value", "low", "high", "n"]
+    )
     frame.insert(0, "dataset", lab.cases.name)
     frame.insert(1, "classifier", lab.plan.network.arch)
     frame["seed"] = lab.plan.seed
@@ -133,10 +137,16 @@ def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
     for detector in lab.plan.detectors:
         score = scores_in(lab, detector, cell.eps, lab.condition(cell), "test", found.rows)
         limits = thresholds_of(lab, detector, cell.eps)
-        negatives = np.concatenate([scores_in(lab, detector, cell.eps, c, "test", found.rows) for c in ("clean", noisy_at(cell.eps))])
+        negatives = np.concatenate(
+            [scores_in(lab, detector, cell.eps, c, "test", found.rows) for c in ("clean", noisy_at(cell.eps))]
+        )
         if fooled.any():
             interval = bootstrap(
-                auc, negatives, score[fooled], groups=[np.concatenate([groups, groups]), groups[fooled]], seed=lab.plan.seed
+                auc,
+                negatives,
+                score[fooled],
+                groups=[np.concatenate([groups, groups]), groups[fooled]],
+                seed=lab.plan.seed,
             )
             yield _row(cell, "auc", interval, detector=detector)
             hit = proportion(score[fooled] > limits["fpr10"], groups=groups[fooled])

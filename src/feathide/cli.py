@@ -1,0 +1,269 @@
+"""The command line. torch is imported inside a verb only, so that ``--help`` is instant.
+
+Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 130 stopped with Ctrl-C, finished work kept.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from feathide.study.plan import Plan
+    from feathide.study.run import Audit
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Does the detector that guards your medical-image classifier hold against an attacker who hides in its feature space?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; a run that was stopped goes on there.")]
+PlanFile = Annotated[Path | None, typer.Argument(help="A YAML plan; flags replace its fields.")]
+Data = Annotated[
+    str | None, typer.Option(help="npz in MedMNIST layout, folder of images per class, CSV manifest, or 'phantoms'.")
+]
+Network = Annotated[
+    str | None, typer.Option(help="A name of the zoo (resnet18, ...) or your own package.module:callable.")
+]
+Weights = Annotated[str | None, typer.Option(help="Weights: .pt state dict, .safetensors or a Lightning checkpoint.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that --network names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+
+
+@app.command(epilog="Example: `feathide audit --data chest.npz --network resnet18 --eps 4/255 --out runs/chest`")
+def audit(
+    plan: PlanFile = None,
+    *,
+    out: Out = Path("runs/audit"),
+    data: Data = None,
+    network: Network = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    head: Annotated[str | None, typer.Option(help="softmax, sigmoid (one output) or finding:NAME.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last.")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="For example fgsm,bim,pgd,cw.")] = None,
+    objectives: Annotated[str | None, typer.Option(help="For example plain,hfc.")] = None,
+    detectors: Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that work side by side.")] = 1,
+    json: Json = False,
+) -> None:
+    """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what slips through."""
+    with said():
+        chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
+                       objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
+        _show(_audit(chosen, out, workers), json)
+
+
+@app.command(epilog="Example: `feathide demo --out runs/demo`")
+def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
+    """Run the whole audit on synthetic radiograph-like images: a few minutes, no data needed."""
+    with said():
+        _show(_audit(_plan(Path(__file__).parent / "demo.yaml"), out, 1), json)
+
+
+@app.command(epilog="Example: `feathide check plan.yaml`")
+def check(
+    plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, network: Network = None,
+    weights: Weights = None, trust: Trust = False,
+) -> None:  # fmt: skip
+    """Check a plan and its data, run one step of each attack on two images, and estimate the time."""
+    with said():
+        from feathide.study.check import check_plan
+
+        chosen = _plan(plan, data=data, network=_network(network, weights, trust, None, None))
+        for line in check_plan(chosen, out):
+            typer.echo(line)
+
+
+@app.command(epilog="Example: `feathide train --data chest.npz --arch resnet18 --out chest.safetensors`")
+def train(
+    *,
+    data: Annotated[
+        str, typer.Option(help="npz in MedMNIST layout, folder of images per class, CSV manifest, or 'phantoms'.")
+    ],
+    arch: Annotated[
+        str, typer.Option(help="A name of the zoo: resnet18, resnet34, resnet50, vgg16_bn, densenet121, tiny, ...")
+    ] = "resnet18",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")] = Path(
+        "classifier.safetensors"
+    ),
+    epochs: int = 15,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    patience: int = 5,
+    head: Annotated[
+        str | None, typer.Option(help="softmax, sigmoid or findings; what the labels call for by default.")
+    ] = None,
+    stem: Annotated[str, typer.Option(help="standard, or small for images below 64 pixels.")] = "standard",
+    size: Annotated[int | None, typer.Option(help="Resize images to this many pixels.")] = None,
+    seed: int = 0,
+) -> None:
+    """Train a classifier on the training split, with early stopping on validation."""
+    with said():
+        if out.exists():
+            from feathide.errors import expected
+
+            raise expected(f"{out} must not exist", got="a file", do="choose another name or remove it")
+        from feathide.data import load_cases
+        from feathide.train import train_classifier
+
+        cases = load_cases(data, size=size, seed=seed)
+        with _bar() as bar:
+            result = train_classifier(cases, arch, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, head=head,  # type: ignore[arg-type]
+                                      stem=stem, seed=seed, out=out, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+        typer.echo(
+            f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
+        )
+        typer.echo(f"mean {list(result.mean)}, std {list(result.std)}: declare them as network.mean and network.std")
+        typer.echo(str(out))
+
+
+@app.command(epilog="Example: `feathide datasets chest.npz`")
+def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for --data.")]) -> None:
+    """Say what is in a data set: images, classes, splits, patients, range."""
+    with said():
+        from feathide.data import load_cases
+
+        cases = load_cases(path)
+        typer.echo(
+            f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"
+        )
+        for split in ("train", "val", "test"):
+            rows = cases.where(split)
+            labels = cases.labels[rows]
+            per_class = {
+                n: int((labels[:, i] if labels.ndim == 2 else labels == i).sum())
+                for i, n in enumerate(cases.class_names)
+            }
+            typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
+
+
+def main() -> None:
+    """The entry point of the ``feathide`` command."""
+    app()
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Input errors become one sentence and exit code 2; Ctrl-C says what is kept."""
+    from feathide.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        typer.secho(f"feathide: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt as stop:
+        typer.secho(f"feathide: {stop or 'stopped'}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _plan(source: Path | None, **changes: Any) -> "Plan":
+    from feathide.errors import InputError
+    from feathide.study.plan import load_plan, merged
+
+    given = {k: v for k, v in changes.items() if v is not None}
+    if source is None and "data" not in given:
+        raise InputError("an audit needs images, got neither a plan nor --data; give one of them")
+    return load_plan(merged(source or {}, given))
+
+
+def _network(
+    arch: str | None, weights: str | None, trust: bool, head: str | None, layers: str | None
+) -> dict[str, Any] | None:
+    named = {
+        "arch": arch,
+        "weights": weights,
+        "trust": trust or None,
+        "head": head,
+        "layers": layers.split(",") if layers else None,
+    }
+    return {k: v for k, v in named.items() if v is not None} or None
+
+
+def _audit(plan: "Plan", out: Path, workers: int) -> "Audit":
+    from feathide.study.engine import RichProgress
+    from feathide.study.run import audit as run_audit
+
+    with RichProgress() as progress:
+        return run_audit(plan, out, progress=progress, workers=workers)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None]]:
+    """One progress bar on a terminal, silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("train", total=None)
+        yield lambda done, total, what: bars.update(task, completed=done, total=total, description=what)
+
+
+def _show(found: "Audit", json: bool) -> None:
+    if json:
+        typer.echo(_as_json(found))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    console.print(_summary(found.table))
+    console.print(f"\n[bold]{escape(found.verdict.headline)}[/bold]", highlight=False)
+    for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):
+        console.print(escape(sentence), highlight=False)
+    typer.echo(f"table   {found.folder / 'results.csv'}")
+    typer.echo(f"report  {found.report.resolve()}")
+
+
+def _summary(table: "pd.DataFrame") -> "Table":
+    """AUC and slips-through at 10 % false alarms: detectors by attacks, success in the heading."""
+    from rich.table import Table
+
+    success = table[table.metric == "success"]
+    heads = [(r.attack, r.objective, r.eps, r.value) for r in success.itertuples()]
+    shown = Table(title="AUC | slips through at 10 % false alarms", title_justify="left")
+    shown.add_column("guard")
+    for attack, objective, eps, value in heads:
+        shown.add_column(f"{attack}+{objective}\neps {eps:.3g}\nsuccess {value:.2f}", justify="right")
+    for detector in dict.fromkeys(table.detector[table.metric == "auc"]):
+        cells = []
+        for attack, objective, eps, _ in heads:
+            at = table[
+                (table.detector == detector)
+                & (table.attack == attack)
+                & (table.objective == objective)
+                & (table.eps == eps)
+            ]
+            values = [at.value[at.metric == m] for m in ("auc", "slips_through_fpr10")]
+            cells.append(" | ".join(f"{v.iloc[0]:.2f}" if len(v) else "-" for v in values))
+        shown.add_row(str(detector), *cells)
+    return shown
+
+
+def _as_json(found: "Audit") -> str:
+    import json
+
+    rows = json.loads(found.table.to_json(orient="records"))
+    return json.dumps(
+        {"folder": str(found.folder), "report": str(found.report), "verdict": found.verdict.headline, "table": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()
