@@ -108,7 +108,7 @@ class Store:
         return Path(self.folder, *parts[:-1], parts[-1] + suffix)
 
     def done(self, key: str) -> bool:
-        """True if the arrays of ``key`` are there and end as they should (a cheap look; ``sound`` reads the whole file)."""
+        """True if the arrays of ``key`` are there and end as they should (a cheap look; ``sound`` reads all)."""
         try:
             with open(self.path(key), "rb") as file:
                 file.seek(-HEX - 2, os.SEEK_END)
@@ -147,8 +147,9 @@ class Store:
     def load_json(self, key: str) -> Any:
         """The document of ``key``. Raises ``InputError`` if it is missing or does not match its checksum."""
         path = self.path(key, ".json")
+        raw = _read(path)
         try:
-            found = json.loads(_read(path))
+            found = json.loads(raw)
             if hashlib.sha256(_dump(found["content"]).encode()).hexdigest() == found["sha256"]:
                 return found["content"]
         except (ValueError, KeyError, TypeError):  # not JSON, or not of ours
@@ -274,7 +275,7 @@ def _packed(key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] 
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             array = np.asarray(arrays[name])
-            if not NAME.fullmatch(name) or array.dtype.kind not in "biufcUS":
+            if not NAME.fullmatch(name) or ".." in name or array.dtype.kind not in "biufcUS":
                 raise expected(
                     f"{key} must hold arrays of numbers, bools or strings under plain names",
                     got=f"{name!r} of type {array.dtype}",

@@ -1,0 +1,208 @@
+"""Law M1 and the other laws of the reported numbers: they agree with references, and their intervals hold what they say."""
+
+from time import perf_counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta, norm, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from feathide import metrics
+from feathide.errors import InputError
+
+scores = st.lists(st.integers(-4, 4), min_size=1, max_size=30)  # few values: many ties
+
+
+def labelled(negatives, positives):
+    return np.repeat([0, 1], [len(negatives), len(positives)]), np.concatenate([negatives, positives])
+
+
+@given(scores, scores)
+def test_areas_equal_scikit_learn_with_ties(negatives, positives):
+    labels, values = labelled(negatives, positives)
+    assert metrics.auc(negatives, positives) == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
+    assert metrics.aupr(negatives, positives) == pytest.approx(average_precision_score(labels, values), abs=1e-12)
+    false_alarms, caught, _ = roc_curve(labels, values, drop_intermediate=False)
+    assert metrics.fpr95(negatives, positives) == pytest.approx(false_alarms[caught >= 0.95 - 1e-9][0], abs=1e-12)
+
+
+@given(scores, scores)
+def test_auc_sees_only_the_order(negatives, positives):
+    neg, pos = np.array(negatives, float), np.array(positives, float)
+    area = metrics.auc(neg, pos)
+    for rising in (lambda v: v + 1e9, lambda v: v * 1e-6, np.exp, lambda v: v**3, lambda v: np.float32(20 + v)):
+        assert metrics.auc(rising(neg), rising(pos)) == area
+    assert metrics.auc(pos, neg) == pytest.approx(1 - area, abs=1e-12)
+    assert metrics.auc(-neg, -pos) == pytest.approx(1 - area, abs=1e-12)
+
+
+def test_auc_of_large_separated_scores_is_one_and_of_infinities_is_ranked():
+    assert metrics.auc([20.0, 30.0], [60.0, 70.0]) == 1.0
+    assert metrics.auc([-np.inf, 0.0], [0.0, np.inf]) == 0.875
+
+
+@given(scores, st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.29, 0.5, 0.9]))
+def test_threshold_is_the_smallest_that_flags_at_most_the_rate(negatives, fpr):
+    cut = metrics.threshold(negatives, fpr)
+    assert metrics.tpr_at(negatives, cut) <= fpr + 1e-9
+    lower = [v for v in negatives if v < cut]
+    assert not lower or metrics.tpr_at(negatives, max(lower)) > fpr
+    assert metrics.tpr_at(negatives, np.nextafter(cut, -np.inf)) > fpr
+
+
+def test_threshold_counts_in_spite_of_rounding():
+    for n in (10, 30, 70, 100, 300):
+        for percent in range(1, 100):
+            k = percent * n // 100
+            assert metrics.threshold(np.arange(n), percent / 100) == n - 1 - k
+
+
+def test_new_negatives_are_flagged_as_the_threshold_promises():
+    rng = np.random.default_rng(0)
+    n, fpr = 100, 0.1
+    flagged = norm.sf([metrics.threshold(rng.normal(size=n), fpr) for _ in range(3000)])
+    assert np.mean(flagged) == pytest.approx(11 / 101, abs=0.002)
+    assert metrics.enough(n, fpr) and not metrics.enough(n - 1, fpr)
+    assert np.mean((flagged > fpr / 2) & (flagged < 2 * fpr)) > 0.95
+    law = beta(11, 90)
+    assert np.quantile(flagged, [0.1, 0.9]) == pytest.approx(law.ppf([0.1, 0.9]), abs=0.005)
+
+
+def test_slips_through_counts_all_attacked_images_and_the_score_at_the_threshold_passes():
+    fooled = np.array([True, True, True, False])
+    assert metrics.slips_through(fooled, [0.0, 1.0, 2.0, 0.0], 1.0) == 0.5
+    assert metrics.tpr_at([0.0, 1.0, 2.0, 0.0], 1.0) == 0.25
+    assert metrics.success([1, 0, 2], [1, 2, 2]) == pytest.approx(2 / 3)
+
+
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=20))
+def test_spearman_equals_scipy(pairs):
+    a, b = np.array(pairs, float).T
+    if np.ptp(a) and np.ptp(b):
+        assert metrics.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
+    else:
+        assert np.isnan(metrics.spearman(a, b))
+
+
+@pytest.mark.parametrize("name", ["auc", "aupr", "fpr95"])
+def test_what_is_no_score_is_refused(name):
+    measure = getattr(metrics, name)
+    with pytest.raises(InputError, match="1 NaN of 2"):
+        measure([0.0, 1.0], [0.0, np.nan])
+    with pytest.raises(InputError, match="at least one score, got none"):
+        measure([], [1.0])
+    with pytest.raises(InputError, match=r"fpr must lie in \[0, 1\), got 10"):
+        metrics.threshold([1.0], 10)
+    with pytest.raises(InputError, match="use bootstrap"):
+        metrics.proportion([0.2, 1.0])
+    with pytest.raises(InputError, match=r"patient of each of \[3\] rows, got \[2\]"):
+        metrics.proportion([0, 1, 1], groups=["a", "b"])
+    with pytest.raises(InputError, match=r"\[2\] and \[3\] rows"):
+        metrics.paired_difference(np.mean, ([0, 1],), ([0, 1, 1],))
+
+
+def clustered_hits(rng, n, size, correlation, p):
+    """Hits of n rows in patients of ``size`` rows (beta-binomial), and the patients."""
+    patients = np.arange(n) // size
+    if not correlation:
+        return rng.random(n) < p, patients
+    s = 1 / correlation - 1
+    return rng.random(n) < rng.beta(p * s, (1 - p) * s, size=n)[patients], patients
+
+
+@pytest.mark.parametrize("size, correlation", [(1, 0.0), (2, 0.0), (2, 0.8), (3, 0.3)])
+@pytest.mark.parametrize("n", [50, 300])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_intervals_of_shares_cover_the_truth(n, p, size, correlation):
+    rng = np.random.default_rng(1)
+    intervals = [
+        metrics.proportion(hits, groups=patients)
+        for hits, patients in (clustered_hits(rng, n, size, correlation, p) for _ in range(1000))
+    ]
+    assert 0.92 <= np.mean([i.low <= p <= i.high for i in intervals]) <= 0.98
+
+
+def test_a_share_of_one_keeps_its_doubt():
+    alone = metrics.proportion(np.ones(100))
+    assert (alone.value, alone.high, alone.n) == (1.0, 1.0, 100)
+    assert alone.low == pytest.approx(1 - 3.8415 / 103.8415, abs=1e-4)
+    assert metrics.proportion(np.ones(100), groups=np.arange(100) // 5).low == pytest.approx(
+        metrics.proportion(np.ones(20)).low
+    )
+    perfect = metrics.bootstrap(metrics.auc, np.arange(40), np.arange(50, 70), groups=(np.arange(40), np.arange(20)))
+    assert perfect.low == pytest.approx(metrics.proportion(np.ones(20)).low) and perfect.high == 1.0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("area", [0.8, 0.95])
+def test_intervals_of_auc_cover_the_truth_with_several_images_a_patient(area, shared):
+    rng = np.random.default_rng(2)
+    patients, shift, found, wrong = np.arange(300) // 3, norm.ppf(area) * np.sqrt(2), [], []
+    for _ in range(300):
+        own = np.sqrt(0.7) * rng.normal(size=(2, 100))
+        drift = own[[0, 0 if shared else 1]][:, patients]
+        negatives, positives = drift + np.sqrt(0.3) * rng.normal(size=(2, 300)) + np.array([[0], [shift]])
+        together, apart = (patients, patients), (patients, patients + 100)
+        for groups, intervals in ((together, found), (apart, wrong)) if shared else ((apart, found), (together, wrong)):
+            intervals.append(metrics.bootstrap(metrics.auc, negatives, positives, groups=groups, draws=200))
+    assert 0.92 <= np.mean([i.low <= area <= i.high for i in found]) <= 0.98
+    width, wrong_width = (np.mean([i.high - i.low for i in intervals]) for intervals in (found, wrong))
+    assert width < 0.95 * wrong_width if shared else abs(width / wrong_width - 1) < 0.1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("rates", [(0.9, 0.9), (0.95, 0.8)])
+def test_intervals_of_paired_differences_cover_the_truth(rates, size):
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(400):
+        patients = np.arange(120) // size
+        ease = norm.cdf(rng.normal(size=120))[patients]  # a patient is easy or hard for both methods
+        a, b = (ease < rate for rate in rates)
+        b = np.where(rng.random(120) < 0.6, rng.random(120) < rates[1], b)
+        found = metrics.paired_difference(np.mean, (a,), (b,), groups=patients, draws=200)
+        held.append(found.low <= rates[0] - rates[1] <= found.high)
+    assert 0.92 <= np.mean(held) <= 0.995  # few cases that differ: on the safe side
+
+
+def test_methods_that_agree_on_all_cases_differ_by_nothing_but_doubt():
+    same = metrics.paired_difference(np.mean, (np.ones(50),), (np.ones(50),))
+    assert same.value == 0 and same.low == -same.high and 0.03 < same.high < 0.1
+    neg, pos = np.arange(50.0), np.arange(25.0, 75.0)
+    better = metrics.paired_difference(metrics.auc, (neg, pos + 20), (neg, pos))
+    assert better.low > 0 and better.value == pytest.approx(metrics.auc(neg, pos + 20) - metrics.auc(neg, pos))
+    worse = metrics.paired_difference(metrics.auc, (neg, pos), (neg, pos + 20))
+    assert (worse.low, worse.high) == pytest.approx((-better.high, -better.low))
+
+
+def test_weights_and_repeated_rows_are_the_same_bootstrap():
+    rng = np.random.default_rng(4)
+    neg, pos = rng.integers(0, 9, 30), rng.integers(3, 12, 20)
+    groups = (rng.integers(0, 10, 30), rng.integers(0, 10, 20))
+    fast = metrics.bootstrap(metrics.auc, neg, pos, groups=groups)
+    rows, count = metrics._patients([neg, pos], groups)
+    drawn = metrics._draw(rows, count, 50, 0)
+    slow = [metrics.auc(np.repeat(neg, w[rows[0]]), np.repeat(pos, w[rows[1]])) for w in drawn]
+    np.testing.assert_array_equal(metrics._replicates(metrics.auc, [neg, pos], rows, drawn), slow)
+    assert fast.low < fast.value < fast.high and fast.n == 50
+    values = rng.normal(size=40)
+    named, other = metrics.bootstrap(np.mean, values), metrics.bootstrap(lambda v: float(np.mean(v)), values)
+    assert (named.low, named.high) == pytest.approx((other.low, other.high))
+
+
+def test_bootstrap_repeats_with_its_seed_and_leaves_out_draws_without_positives():
+    found = [metrics.bootstrap(metrics.aupr, [0.0, 1.0, 2.0], [1.5], seed=s) for s in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_thousand_draws_of_auc_take_a_tenth_of_a_second():
+    rng = np.random.default_rng(5)
+    neg, pos = rng.normal(size=300), rng.normal(size=150)
+    times = []
+    for _ in range(5):
+        start = perf_counter()
+        metrics.bootstrap(metrics.auc, neg, pos)
+        times.append(perf_counter() - start)
+    assert min(times) < 0.1
