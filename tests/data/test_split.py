@@ -12,7 +12,7 @@ PATIENTS = np.array([f"p{i // 3}" for i in range(3000)])
 
 def test_a_patient_has_one_part_and_keeps_it_when_others_come() -> None:
     part = three_way(PATIENTS)
-    assert all(len(set(part[PATIENTS == p])) == 1 for p in ("p0", "p1", "p999"))
+    assert all(len(set(part[p == PATIENTS])) == 1 for p in ("p0", "p1", "p999"))
     order = np.random.default_rng(0).permutation(len(PATIENTS))
     np.testing.assert_array_equal(three_way(np.concatenate([PATIENTS[order], ["new"]]))[:-1], part[order])
     assert (three_way(PATIENTS, seed=1) != part).any()
@@ -31,7 +31,7 @@ def test_a_second_split_of_the_test_patients_is_independent_of_the_first() -> No
 
 
 def test_impossible_splits_are_refused() -> None:
-    with pytest.raises(InputError, match="nobody in .* of 1; "):
+    with pytest.raises(InputError, match=r"nobody in .* of 1; "):
         three_way(["a", "a", "a"])
     with pytest.raises(InputError, match="sum to 1"):
         three_way(PATIENTS, fractions=(0.5, 0.5, 0.5))
