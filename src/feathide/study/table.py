@@ -145,7 +145,7 @@ def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
                 auc,
                 negatives,
                 score[fooled],
-                groups=[np.concatenate([groups, groups]), groups[fooled]],
+                groups=(np.concatenate([groups, groups]), groups[fooled]),
                 seed=lab.plan.seed,
             )
             yield _row(cell, "auc", interval, detector=detector)
