@@ -1,1 +1,240 @@
 "use strict";
+// The case browser: exact stored levels, from which window, difference and slices are computed here.
+if (report.browser.cases.length) {
+  const { cases, pictures, classes, thresholds, names, scale, amplify } = report.browser;
+  const byId = (id) => document.getElementById(id);
+  const level = () => byId("case-level").value;
+  const span = scale.levels - 1;
+  const native = (value) => scale.low + (value / span) * (scale.high - scale.low);
+  const views = ["clean", "adversarial", "difference"];
+  let shown = [], current = null, volume = null, turn = 0;
+
+  // ---- pictures: a PNG of grey planes becomes levels (C, D, H, W)
+  const decoded = new Map();
+  async function planes(index, [channels, ...space]) {
+    if (decoded.has(index)) return decoded.get(index);
+    const image = new Image();
+    image.src = `data:image/png;base64,${pictures[index]}`;
+    await image.decode();
+    const canvas = make("canvas", { width: image.width, height: image.height });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    const pixels = context.getImageData(0, 0, image.width, image.height).data;
+    const [height, width] = space.slice(-2), depth = space.length > 2 ? space[0] : 1;
+    const count = channels * depth, across = image.width / width, size = height * width;
+    const levels = new Uint16Array(count * size);
+    for (let plane = 0; plane < count * (scale.bits / 8); plane++) {
+      const x0 = (plane % across) * width, y0 = Math.floor(plane / across) * height;
+      const shift = plane >= count ? 8 : 0, base = (plane % count) * size;
+      for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) levels[base + y * width + x] |= pixels[4 * ((y0 + y) * image.width + x0 + x)] << shift;
+      }
+    }
+    if (decoded.size > 40) decoded.clear();
+    decoded.set(index, levels);
+    return levels;
+  }
+  async function load(picture) {
+    const [clean, delta] = await Promise.all([planes(picture.clean, picture.shape), planes(picture.delta, picture.shape)]);
+    const mask = 2 ** scale.bits - 1;
+    const [channels, ...space] = picture.shape;
+    return { channels, space: space.length > 2 ? space : [1, ...space], clean, adversarial: clean.map((v, i) => (v + delta[i]) & mask) };
+  }
+
+  /** The visible plane: its height, width, and the index of (channel, row, column) in the volume. */
+  function plane() {
+    const [depth, height, width] = volume.space, size = depth * height * width, at = +byId("slice").value;
+    const [h, w, place] = [
+      [height, width, (y, x) => (at * height + y) * width + x],
+      [depth, width, (y, x) => (y * height + at) * width + x],
+      [depth, height, (y, x) => (y * height + x) * width + at],
+    ][+byId("axis").value];
+    return { h, w, index: (c, y, x) => c * size + place(y, x) };
+  }
+
+  function paint() {
+    if (!volume) return;
+    const { h, w, index } = plane();
+    const low = +byId("level").value - byId("window").value / 2, factor = 255 / byId("window").value;
+    const gain = 2 ** byId("amplify").value / span;
+    const over = colour("--hfc").match(/\d+/g), under = colour("--plain").match(/\d+/g), none = colour("--paper").match(/\d+/g);
+    for (const view of views) {
+      const canvas = byId(`view-${view}`);
+      canvas.width = w; canvas.height = h;
+      const context = canvas.getContext("2d"), image = context.createImageData(w, h);
+      for (let y = 0, out = 0; y < h; y++) {
+        for (let x = 0; x < w; x++, out += 4) {
+          for (let c = 0; c < 3; c++) {
+            const i = index(volume.channels === 3 ? c : 0, y, x);
+            if (view !== "difference") { image.data[out + c] = (volume[view][i] - low) * factor; continue; }
+            const d = Math.max(-1, Math.min(1, (volume.adversarial[i] - volume.clean[i]) * gain));
+            image.data[out + c] = volume.channels === 3 ? 128 + 127 * d : +none[c] + Math.abs(d) * ((d > 0 ? over : under)[c] - none[c]);
+          }
+          image.data[out + 3] = 255;
+        }
+      }
+      context.putImageData(image, 0, 0);
+    }
+    say();
+  }
+
+  function say() {
+    const unit = scale.unit, gain = 2 ** byId("amplify").value, full = (scale.high - scale.low) / gain;
+    const put = (id, text) => { find(`output[for="${id}"]`).textContent = text; byId(id).setAttribute("aria-valuetext", text); };
+    put("amplify", `× ${gain} (± ${+full.toPrecision(2)})`);
+    byId("amplify").title = `Full colour is a change of ${short(full)} ${unit}`;
+    put("slice", `${+byId("slice").value + 1} of ${+byId("slice").max + 1}`);
+    put("window", short((byId("window").value / span) * (scale.high - scale.low)));
+    put("level", short(native(+byId("level").value)));
+  }
+
+  // ---- what the guards say
+  function flagged(item, detector) {
+    const score = item.scores[detector], limit = thresholds[detector]?.[level()];
+    return score !== null && limit !== undefined && limit !== null && score > limit;
+  }
+  const guards = Object.keys(thresholds).filter((d) => cases.some((c) => d in c.scores));
+  const slips = (item, detector) => item.fooled && detector in item.scores && !flagged(item, detector);
+  const filters = [
+    ["all cases", () => true],
+    ["slipped through every guard", (c) => guards.every((d) => slips(c, d))],
+    ["slipped through some guard", (c) => guards.some((d) => slips(c, d))],
+    ["caught by every guard", (c) => guards.every((d) => flagged(c, d))],
+    ["classifier not fooled", (c) => !c.fooled],
+    ...guards.map((d) => [`slipped through ${names[d]}`, (c) => slips(c, d)]),
+    ...guards.map((d) => [`caught by ${names[d]}`, (c) => flagged(c, d)]),
+  ];
+
+  const className = (k) => classes[k] ?? `class ${k}`;
+  function meter(value, scaleTo, mark) {
+    const svg = make("svg", { class: "meter", "aria-hidden": "true" });
+    svg.append(make("rect", { x: 0, y: 2, height: 8, width: `${Math.max(0, Math.min(100, (100 * value) / scaleTo))}%` }));
+    svg.append(make("line", { x1: `${(100 * mark) / scaleTo}%`, x2: `${(100 * mark) / scaleTo}%`, y1: 0, y2: 12 }));
+    return svg;
+  }
+  function evidence(item) {
+    const row = (head, ...cells) => make("tr", {}, make("th", { scope: "row" }, head), ...cells);
+    const cell = (text, attributes = {}) => make("td", attributes, text);
+    find("#case-scores tbody").replaceChildren(...Object.keys(item.scores).map((d) => {
+      const limit = thresholds[d]?.[level()];
+      const word = make("span", { class: `word ${flagged(item, d) ? "pass" : item.fooled ? "fail" : "warn"}` }, flagged(item, d) ? "flagged" : "passes");
+      return row(names[d] ?? d, cell(short(item.clean_scores[d])), cell(short(item.scores[d])), cell(short(limit)), cell(word));
+    }));
+    const energies = Object.entries(item.energies), top = Math.max(2, ...energies.map(([, v]) => v));
+    byId("case-energies").hidden = !energies.length;
+    find("#case-energies tbody").replaceChildren(...energies.map(([name, v]) => row(name, cell(short(v)), cell(meter(v, top, 1)))));
+  }
+
+  function describe(item) {
+    const past = guards.filter((d) => slips(item, d)).map((d) => names[d]);
+    const fooled = item.fooled ? `The classifier is fooled: ${className(item.label)} becomes ${className(item.predicted)}.`
+      : `The classifier is not fooled: it says ${className(item.predicted)}.`;
+    const guard = !item.fooled ? "" : past.length ? ` It slips through ${past.join(", ")}.` : " Every guard flags it.";
+    byId("case-title").textContent = item.id;
+    byId("case-outcome").textContent = `${item.condition}. ${fooled}${guard}`;
+    evidence(item);
+  }
+
+  function busiest() {
+    const [depth, height, width] = volume.space, size = height * width;
+    const sums = new Float64Array(depth);
+    volume.clean.forEach((v, i) => { sums[Math.floor(i / size) % depth] += Math.abs(volume.adversarial[i] - v); });
+    return sums.indexOf(Math.max(...sums));
+  }
+  function fitSlices(at) {
+    const count = volume.space[+byId("axis").value];
+    byId("slice").max = count - 1;
+    byId("slice").value = at ?? Math.floor(count / 2);
+    for (const label of all("[data-volume]")) label.hidden = volume.space[0] === 1;
+  }
+
+  async function select(item, focus = false) {
+    current = item;
+    describe(item);
+    for (const button of all("#case-list button")) {
+      const on = shown[+button.dataset.at] === item;
+      button.setAttribute("aria-current", on);
+      if (on && focus) button.focus();
+      if (on) button.scrollIntoView({ block: "nearest" });
+    }
+    const mine = ++turn;
+    const loaded = item.picture && await load(item.picture);
+    if (mine !== turn) return; // another case was chosen meanwhile
+    volume = loaded;
+    for (const view of views) byId(`view-${view}`).setAttribute("aria-label", `${view} image of ${item.id}`);
+    find(".views").hidden = find(".sliders").hidden = !volume;
+    byId("case-probe").textContent = volume ? "Point at an image to read its values." : "The pictures of this case were left out to keep the page small; they stand in the run's folder.";
+    if (!volume) return;
+    if (volume.space[0] === 1) byId("axis").value = "0";
+    fitSlices(byId("axis").value === "0" ? busiest() : undefined);
+    paint();
+    byId("case").dataset.ready = item.id;
+  }
+
+  function list() {
+    const attack = byId("case-attack").value, test = filters[+byId("case-filter").value][1];
+    const words = byId("case-search").value.trim().toLowerCase();
+    const text = (c) => `${c.id} ${className(c.label)} ${className(c.predicted)}`.toLowerCase();
+    shown = cases.filter((c) => (!attack || c.condition === attack) && test(c) && text(c).includes(words));
+    byId("case-count").textContent = `${shown.length} of ${cases.length} cases`;
+    byId("case-list").replaceChildren(...shown.map((item, i) => {
+      const past = guards.filter((d) => slips(item, d)).length;
+      const note = item.fooled ? `${item.condition} · past ${past} of ${guards.length} guards` : `${item.condition} · not fooled`;
+      const button = make("button", { type: "button", "data-at": i }, item.id, make("span", {}, note));
+      button.addEventListener("click", () => select(item));
+      return make("li", {}, button);
+    }));
+    if (shown.includes(current)) select(current);
+    else if (shown.length) select(shown[0]);
+  }
+
+  // ---- the controls
+  const option = (value, text) => make("option", { value }, text);
+  byId("case-attack").append(option("", "all"), ...[...new Set(cases.map((c) => c.condition))].map((c) => option(c, c)));
+  byId("case-filter").append(...filters.map(([text], i) => option(i, text)));
+  for (const id of ["case-attack", "case-filter", "case-level"]) byId(id).addEventListener("change", list);
+  byId("case-search").addEventListener("input", list);
+  find("#browser form").addEventListener("submit", (event) => event.preventDefault());
+  byId("case-list").addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const next = step && shown[shown.indexOf(current) + step];
+    if (next) { event.preventDefault(); select(next, true); }
+  });
+  const setWindow = (low, high) => { byId("window").value = high - low; byId("level").value = (high + low) / 2; paint(); };
+  Object.assign(byId("window"), { min: Math.max(1, span / 256), max: span, step: span > 255 ? 1 : 0.5 });
+  Object.assign(byId("level"), { min: 0, max: span, step: span > 255 ? 1 : 0.5 });
+  setWindow(0, span);
+  byId("amplify").value = Math.log2(amplify);
+  for (const id of ["amplify", "slice", "window", "level"]) byId(id).addEventListener("input", paint);
+  byId("axis").addEventListener("change", () => { fitSlices(); paint(); });
+  const presets = [["Full range", () => [0, span]], ["Fit this image", () => {
+    const sorted = volume.clean.slice().sort();
+    return [sorted[Math.floor(sorted.length * 0.01)], Math.max(1, sorted[Math.floor(sorted.length * 0.99)])];
+  }]];
+  if (scale.unit === "HU") {
+    const stored = (value) => ((value - scale.low) / (scale.high - scale.low)) * span;
+    for (const [name, width, middle] of [["Soft tissue", 400, 40], ["Lung", 1500, -600], ["Bone", 1800, 400], ["Brain", 80, 40]]) {
+      presets.push([name, () => [stored(middle - width / 2), stored(middle + width / 2)]]);
+    }
+  }
+  for (const [name, ends] of presets) {
+    const button = make("button", { type: "button" }, name);
+    button.addEventListener("click", () => setWindow(...ends()));
+    byId("presets").append(button);
+  }
+  for (const view of views) {
+    byId(`view-${view}`).addEventListener("pointermove", (event) => {
+      const { h, w, index } = plane(), box = event.target.getBoundingClientRect();
+      const x = Math.min(w - 1, Math.floor(((event.clientX - box.left) / box.width) * w));
+      const y = Math.min(h - 1, Math.floor(((event.clientY - box.top) / box.height) * h));
+      const parts = [...Array(volume.channels).keys()].map((c) => {
+        const [a, b] = [volume.clean, volume.adversarial].map((v) => native(v[index(c, y, x)]));
+        return `${short(a)} becomes ${short(b)} (${b > a ? "+" : ""}${short(b - a)} ${scale.unit})`;
+      });
+      byId("case-probe").textContent = `Row ${y + 1}, column ${x + 1}: ${parts.join("; ")}`;
+    });
+  }
+  document.addEventListener("theme", paint);
+  byId("browser").hidden = false;
+  list();
+}

@@ -1,1 +1,108 @@
 "use strict";
+// The page itself: data, theme, sorting, downloads. Without scripts all tables stand as they are.
+const report = JSON.parse(document.getElementById("data").textContent);
+const find = (selector, root = document) => root.querySelector(selector);
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+/** An element with attributes and children; text is never read as HTML. */
+function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "line", "rect", "circle", "path"].includes(name);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+/** A number with at most four digits that matter, and a true minus. */
+function short(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number") return String(value);
+  const digits = Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4));
+  return digits.replace("-", "−");
+}
+
+// ---- theme: system, light, dark
+const themes = ["system", "light", "dark"];
+function useTheme(theme) {
+  if (theme === "system") document.documentElement.removeAttribute("data-theme");
+  else document.documentElement.setAttribute("data-theme", theme);
+  find("#theme").textContent = `Theme: ${theme}`;
+  document.dispatchEvent(new Event("theme"));
+}
+find("#theme").addEventListener("click", () => {
+  const now = document.documentElement.getAttribute("data-theme") || "system";
+  useTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("theme")));
+find("#print").addEventListener("click", () => window.print());
+
+// ---- sorting: the heads become buttons
+function keyOf(row, column) {
+  const cell = row.cells[column];
+  return cell.dataset.key === undefined ? cell.textContent.trim() : Number(cell.dataset.key);
+}
+function sortBy(table, head) {
+  const column = head.cellIndex;
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  const rows = [...table.tBodies[0].rows].map((row) => [keyOf(row, column), row]);
+  rows.sort(([a], [b]) => {
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1; // what has no number stands last
+    const order = typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+    return up ? order : -order;
+  });
+  for (const other of table.tHead.rows[0].cells) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  table.tBodies[0].append(...rows.map(([, row]) => row));
+}
+for (const table of all("table.sortable")) {
+  for (const head of table.tHead.rows[0].cells) {
+    if (head.dataset.fixed !== undefined) continue;
+    const button = make("button", { type: "button" }, ...head.childNodes);
+    head.append(button);
+    head.setAttribute("aria-sort", "none");
+    button.addEventListener("click", () => sortBy(table, head));
+  }
+}
+
+// ---- one metric of the detectors' table at a time; on paper all of them
+const matrices = all(".matrix");
+function showMetric(chosen) {
+  for (const matrix of matrices) matrix.hidden = matrix !== chosen;
+  all("#metrics button").forEach((button, i) => button.setAttribute("aria-pressed", matrices[i] === chosen));
+}
+if (matrices.length > 1) {
+  for (const matrix of matrices) {
+    const button = make("button", { type: "button" }, matrix.dataset.title);
+    button.addEventListener("click", () => showMetric(matrix));
+    find("#metrics").append(button);
+  }
+  find("#metrics").hidden = false;
+  showMetric(matrices[0]);
+}
+
+// ---- downloads and the numbers behind a figure
+const tables = Object.fromEntries(report.figures.map((figure) => [figure.id, figure.data]));
+function csv({ columns, rows }) {
+  const quote = (v) => (v === null ? "" : /[",\n\r]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : String(v));
+  return [columns, ...rows].map((row) => row.map(quote).join(",")).join("\n") + "\n";
+}
+function save(name, text) {
+  const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  make("a", { href: address, download: `${name}.csv` }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}
+for (const button of all("[data-csv]")) {
+  const name = button.dataset.csv;
+  button.addEventListener("click", () => save(name, report.csv[name] ?? csv(tables[name])));
+}
+for (const details of all("details[data-numbers]")) {
+  details.addEventListener("toggle", () => {
+    const box = find("div", details);
+    if (box.firstChild) return;
+    const { columns, rows } = tables[details.dataset.numbers];
+    const head = make("tr", {}, ...columns.map((c) => make("th", { scope: "col" }, c)));
+    const body = rows.slice(0, 200).map((row) => make("tr", {}, ...row.map((v) => make("td", {}, short(v)))));
+    box.append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+    if (rows.length > 200) box.append(make("p", {}, `The first 200 of ${rows.length} rows; the download has all.`));
+  });
+}

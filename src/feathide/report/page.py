@@ -1,7 +1,8 @@
 """``render``: one self-contained HTML page from the results of a run. It reads the results only, never the network.
 
-The page has no address in it: scripts, styles, data and pictures are inside, and a content-security policy forbids it to load anything. Scripts
-are allowed by their hash; text from plans, labels and file names is escaped by the template or stands as JSON in a block that is not run.
+The page has no address in it: scripts, styles, data and pictures are inside, and a content-security policy forbids it
+to load anything. Scripts are allowed by their hash; text from plans, labels and file names is escaped by the template
+or stands as JSON in a block that is not run.
 """
 
 import base64
@@ -21,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
-from feathide.report.tables import attacks, matrices
+from feathide.report.tables import attacks, guards, matrices, parts
 from feathide.report.verdict import FAILS, HOLDS, LEVELS, STRONG, WORDS, at_budget, label, verdict
 
 __all__ = ["Case", "Run", "render"]
@@ -49,6 +50,8 @@ def render(run: Run) -> str:
         verdict=verdict(run),
         matrices=list(matrices(run)),
         attacks=attacks(run),
+        guards=guards(run),
+        parts=parts(run),
         pairs=list(pairs(run.cases, run.scale, amplify=amplify)),
         amplify=amplify,
         shown=len(album.pictures) - len(album.clean),
@@ -71,7 +74,6 @@ def render(run: Run) -> str:
 def limits(run: Run) -> list[str]:
     """What the run does not show, one sentence each."""
     rows = at_budget(run)
-    scale, eps = run.scale, float(run.threat["eps"])
     out = []
     if run.synthetic:
         out.append("The images are synthetic. The numbers say how the method behaves, nothing about patients.")
@@ -80,13 +82,12 @@ def limits(run: Run) -> list[str]:
     if not (rows["knowledge"] == "transfer").any():
         out.append("Every attacker had the classifier itself; an attacker with a substitute was not tried.")
     out.append(
-        f"Only changes of at most {scale.native(eps):.3g} {scale.unit} ({run.threat['norm']}). Larger, local or physical changes, and attacks on the "
-        "data before training, were not tried."
+        f"{run.budget}: larger, local or physical changes, and attacks on the data before training, were not tried."
     )
     for column, many in (("classifier", "classifiers"), ("dataset", "data sets"), ("seed", "seeds")):
         if rows[column].nunique() == 1 and column != "dataset":
             out.append(f"One {column} only: the intervals cover the choice of test images, not of {many}.")
-    out.append("That no attack here got through would not prove that none can. That one got through is proof.")
+    out.append("An attack that gets through is proof; that none got through would not prove that none can.")
     return out
 
 
@@ -113,9 +114,10 @@ def _facts(case: Case) -> dict[str, Any]:
 
 
 def _amplify(run: Run) -> float:
-    """The power of two that makes a change of eps nearly saturate."""
-    scale, eps = run.scale, float(run.threat["eps"])
-    return 2.0 ** max(0, min(10, math.floor(math.log2((scale.high - scale.low) / eps))))
+    """The power of two that makes the largest change of any case nearly saturate."""
+    changes = [float(np.abs(c.adversarial - c.clean).max()) for part in run.cases.values() for c in part]
+    largest = max([change for change in changes if change > 0], default=float(run.threat["eps"]))
+    return 2.0 ** max(0, min(10, math.floor(math.log2((run.scale.high - run.scale.low) / largest))))
 
 
 def _csv(run: Run) -> str:

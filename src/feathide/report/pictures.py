@@ -1,8 +1,8 @@
 """The images of the cases as PNG text: exact stored levels for the browser, and ready-made pairs for paper.
 
-A picture (C, *S) becomes a list of planes (channels x slices, then low and high byte) tiled into one 8-bit grey PNG, so that images of any depth,
-number of channels and up to 16 bits reach the page without loss. Adversarial images are stored as their difference to the clean one modulo the
-number of levels of the type, which is exact and half as large.
+A picture (C, *S) becomes a list of planes (channels x slices, then low and high byte) tiled into one 8-bit grey PNG,
+so that images of any depth, number of channels and up to 16 bits reach the page without loss. Adversarial images are
+stored as their difference to the clean one modulo the number of levels of the type, which is exact and half as large.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """What a report is made from: ``Run``, the results of one audit, and ``Case``, one attacked image of it.
 
-The report computes nothing that belongs to the audit: thresholds, intervals and scores come in ready. A condition is the name of a kind of
-image: "clean", "noisy", or "<attack>+<objective>" such as "pgd+hfc".
+The report computes nothing that belongs to the audit: thresholds, intervals and scores come in ready. A condition is
+the name of a kind of image: "clean", "noisy", or "<attack>+<objective>" such as "pgd+hfc".
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,9 @@ CURVES: dict[str, tuple[str, ...]] = {
 class Case:
     """One attacked test image under one attack and objective.
 
-    ``clean`` and ``adversarial`` are (C, *S), 2D or 3D, in box units and on the stored grey levels. ``scores`` and ``clean_scores`` map a
-    detector to its score, ``energies`` a layer to the energy of the adversarial image under the clean model of the target class.
+    ``clean`` and ``adversarial`` are (C, *S), 2D or 3D, in box units and on the stored grey levels. ``scores`` and
+    ``clean_scores`` map a detector to its score, ``energies`` a layer to the energy of the adversarial image under
+    the clean model of the target class.
     """
 
     id: str
@@ -79,12 +80,14 @@ class Scale:
 class Run:
     """The results of one audit.
 
-    ``table`` has one number a row, with the columns ``COLUMNS``; metrics named ``slips_through_fpr10`` and so on are shares in [0, 1].
-    ``threat`` holds ``goal``, ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi), ``step`` (the distance of two stored levels, box
-    units), ``unit`` ("grey levels", "HU"), ``success`` (what counts as success) and, where the unit is not the stored level, ``native_box``
-    (lo, hi in ``unit``). ``thresholds`` maps detector -> {"fpr10": t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition,
-    detector, id, score, fooled. ``curves`` may hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are
-    mappings with name, status (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases.
+    ``table`` has one number a row, with the columns ``COLUMNS``; metrics named ``slips_through_fpr10`` and so on are
+    shares in [0, 1]. ``threat`` holds ``goal``, ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi),
+    ``step`` (the distance of two stored levels, box units), ``unit`` ("grey levels", "HU"), ``success`` (what counts
+    as success) and, where the unit is not the stored level, ``native_box`` (lo, hi in ``unit``). ``thresholds`` maps
+    detector -> {"fpr10": t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score,
+    fooled. ``curves`` may hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are
+    mappings with name, status (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its
+    cases.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -124,6 +127,14 @@ class Run:
         levels = round((high - low) / float(self.threat["step"])) + 1
         native_low, native_high = map(float, self.threat.get("native_box", (0, levels - 1)))
         return Scale(low, high, levels, native_low, native_high, str(self.threat["unit"]))
+
+    @property
+    def budget(self) -> str:
+        """The budget in native units, in words."""
+        scale, norm = self.scale, str(self.threat["norm"])
+        size = f"{scale.native(float(self.threat['eps'])):.3g} {scale.unit}"
+        where = "at every pixel" if "inf" in norm.lower() else f"over all pixels together ({norm})"
+        return f"A change of at most {size} {where}, on a range of {scale.native_high - scale.native_low:.4g}"
 
 
 def _needs(what: str, wanted: Sequence[str], got: Any) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from feathide.report.results import Run
-from feathide.report.verdict import at_budget, label
+from feathide.report.verdict import LEVELS, at_budget, label
 
-__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "matrices"]
+__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "guards", "matrices", "parts"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,22 @@ class Metric:
     worst: float = 1.0  # the value of a useless one
 
 
+SLIPS = "share of all attacked images that fool the classifier and pass the guard, at {} % false alarms"
 METRICS = {
-    "slips_through_fpr10": Metric("Slips through at 10 %", "share of all attacked images that fool the classifier and pass the guard, 10 % false alarms"),
-    "slips_through_fpr5": Metric("Slips through at 5 %", "the same at 5 % false alarms"),
-    "slips_through_fpr1": Metric("Slips through at 1 %", "the same at 1 % false alarms"),
-    "auc": Metric("AUC", "chance that an attacked image scores higher than a harmless one: 1 perfect, 0.5 useless, below 0.5 misled", 1.0, 0.5),
-    "tpr_at_fpr10": Metric("Caught at 10 %", "share of adversarial images above the threshold that lets 90 % of the negatives pass", 1.0, 0.1),
-}  # fmt: skip
+    **{f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k)) for k in LEVELS},
+    "auc": Metric(
+        "AUC", "chance that an attacked image scores above a harmless one: 0.5 is a coin toss, less misled", 1.0, 0.5
+    ),
+    "tpr_at_fpr10": Metric(
+        "Caught at 10 %", "share of the images that fool the classifier and raise an alarm", 1.0, 0.1
+    ),
+}
 UNITS = {
+    **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
+    "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
     "seconds_per_image": "Seconds per image",
     "gradients_per_image": "Gradients per image",
+    "forwards_per_image": "Forward passes per image",
     "linf_max": "Largest change",
 }
 
@@ -99,19 +105,41 @@ def attacks(run: Run) -> Matrix:
     """The attacks at the audited budget by what was measured of them without a guard: success, largest change, cost."""
     rows = at_budget(run)
     rows = rows[(rows["detector"] == "") & (rows["attack"] != "")]
-    rows = rows.assign(column=_columns(rows))
+    table = _by_metric(rows.assign(row=_columns(rows)), run, "attacks", "The attacks, without a guard")
+    known = {str(name): Cell(str(k)) for name, k in zip(_columns(rows), rows["knowledge"], strict=True)}
+    body = tuple((name, (known[name], *cells)) for name, cells in table.rows)
+    return Matrix(table.id, table.title, table.says, ("Knowledge", *table.columns), body)
+
+
+def guards(run: Run) -> Matrix:
+    """What each detector does without an attack: the false alarms it really raises, the accuracy on what it accepts."""
+    rows = at_budget(run)
+    rows = rows[(rows["detector"] != "") & (rows["attack"] == "")]
+    rows = rows.assign(row=[label(str(d)) for d in rows["detector"]])
+    return _by_metric(rows, run, "guards", "The guards on clean test images")
+
+
+def _by_metric(rows: pd.DataFrame, run: Run, name: str, title: str) -> Matrix:
+    """One line for each value of the column ``row``, one column a metric."""
     metrics = tuple(dict.fromkeys(rows["metric"]))
-    cells = {(r["column"], r["metric"]): _measure(r, run) for _, r in rows.iterrows()}
-    known = {str(r["column"]): Cell(str(r["knowledge"])) for _, r in rows.iterrows()}
-    body = ((name, (known[name], *(cells.get((name, m), Cell("–")) for m in metrics))) for name in known)
-    titles = ("Knowledge", *(UNITS.get(m, m.replace("_", " ").capitalize()) for m in metrics))
-    return Matrix("attacks", "The attacks", "", titles, tuple(body))
+    cells = {(r["row"], r["metric"]): _measure(r, run) for _, r in rows.iterrows()}
+    body = ((str(r), tuple(cells.get((r, m), Cell("–")) for m in metrics)) for r in dict.fromkeys(rows["row"]))
+    titles = (UNITS.get(m, m.replace("_", " ").capitalize()) for m in metrics)
+    return Matrix(name, title, "", tuple(titles), tuple(body))
+
+
+def parts(run: Run) -> Matrix:
+    """The counts that are given by part: images, patients, correct."""
+    given = {name: part for name, part in run.counts.items() if isinstance(part, Mapping)}
+    columns = tuple(dict.fromkeys(str(k) for part in given.values() for k in part))
+    body = ((str(n), tuple(Cell(str(part.get(c, "–")), "", part.get(c)) for c in columns)) for n, part in given.items())
+    return Matrix("parts", "Images by part", "", tuple(c.capitalize() for c in columns), tuple(body))
 
 
 def _measure(row: pd.Series, run: Run) -> Cell:
     value = float(row["value"])
     if row["metric"] == "linf_max" and not math.isnan(value):
         return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
-    if row["metric"] in UNITS and not math.isnan(value):
+    if str(row["metric"]).endswith("_per_image") and not math.isnan(value):
         return Cell(f"{value:,.3g}", "", value)
     return _cell(row, Metric("", "", math.nan, math.nan))

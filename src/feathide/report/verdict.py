@@ -1,7 +1,8 @@
 """The verdict: what the table says about each guard, in the worst case over the attacks, in plain words.
 
-It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if somebody who knows the
-guard attacked it, if the attacks do fool the unguarded classifier, and if no gate failed; a guard *fails* only if the lower end is high.
+It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if
+somebody who knows the guard attacked it, if the attacks do fool the unguarded classifier, and if no gate failed; a
+guard *fails* only if the lower end is high.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from feathide.report.results import Run
 __all__ = ["FAILS", "HOLDS", "LEVELS", "STRONG", "WORDS", "Finding", "Rate", "Verdict", "at_budget", "label", "verdict"]
 
 LEVELS = (10, 5, 1)  # false alarms, per cent
-HOLDS = 0.05  # a guard holds if the upper interval end of slips-through at 10 % false alarms is at most this, under every attack
+HOLDS = 0.05  # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every attack
 FAILS = 0.50  # and fails if the lower end is at least this, under one attack
 STRONG = 0.90  # attacks that fool the unguarded classifier less often than this say little about the guard
 WORDS = {
@@ -26,26 +27,28 @@ WORDS = {
     "leaks": "leaks",
     "fails": "fails",
 }  # best first
-ACRONYMS = {
-    "fgsm",
-    "bim",
-    "pgd",
-    "mim",
-    "dim",
-    "tim",
-    "cw",
-    "apgd",
-    "hfc",
-    "kd",
-    "bu",
-    "kd+bu",
-    "lid",
-    "maha",
-    "svm",
-    "dnn",
-    "knn",
-    "l2",
-}
+ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
+ACRONYMS |= {"kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
+    [
+        "fgsm",
+        "bim",
+        "pgd",
+        "mim",
+        "dim",
+        "tim",
+        "cw",
+        "apgd",
+        "hfc",
+        "kd",
+        "bu",
+        "kd+bu",
+        "lid",
+        "maha",
+        "svm",
+        "dnn",
+        "knn",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Rate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+        digits = _digits(self.value)
+        value, low, high = (f"{100 * share:.{digits}f}" for share in (self.value, self.low, self.high))
+        return f"{value} % ({low}–{high})"
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,15 @@ class Verdict:
     gates: str
     findings: tuple[Finding, ...]
     success: Rate | None
+
+
+def percent(share: float) -> str:
+    """A share in per cent: whole numbers between 10 and 90, one decimal towards the ends, where it matters."""
+    return f"{100 * share:.{_digits(share)}f}"
+
+
+def _digits(share: float) -> int:
+    return 0 if 0.1 <= share <= 0.9 else 1
 
 
 def label(name: str) -> str:
@@ -122,10 +136,11 @@ def worst(rows: pd.DataFrame) -> Rate | None:
 def verdict(run: Run) -> Verdict:
     """What the run shows, from its table at the audited budget.
 
-    For each detector the worst case over attacks (and classifiers, seeds) of slips-through: the share of *all* attacked images that fool the
-    classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %: *holds* if the upper end is at most ``HOLDS``; *fails* if
-    the lower end is at least ``FAILS``; *undecided* if the value is at most ``HOLDS`` and the upper end is not; otherwise *leaks*. A guard that
-    would hold is *unproven* while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
+    For each detector the worst case over attacks (and classifiers, seeds) of slips-through: the share of *all*
+    attacked images that fool the classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %:
+    *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
+    is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
+    while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
     in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard.
     """
     rows = at_budget(run)
@@ -158,7 +173,7 @@ def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: li
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
     if 10 not in rates:
         return None
-    top = at[10].loc[at[10]["value"].idxmax()]
+    top = at[10].iloc[int(at[10]["value"].fillna(-1.0).argmax())]
     aware = bool((at[10]["knowledge"] == "detector-aware").any())
     word, why = _word(rates[10], aware, success, failed)
     plain = worst(at[10][at[10]["objective"] == "plain"])
@@ -167,18 +182,21 @@ def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: li
 
 def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
     if rate.low >= FAILS:
-        return "fails", f"at least {rate.low:.0%} slip through"
-    if rate.value > HOLDS:
-        return "leaks", f"more than {HOLDS:.0%} slip through"
+        return "fails", f"at least {percent(rate.low)} % slip through"
+    if rate.low > HOLDS:
+        return "leaks", f"at least {percent(rate.low)} % slip through"
     if rate.high > HOLDS:
-        return "undecided", f"up to {rate.high:.0%} are compatible with {rate.n} images"
+        return (
+            "undecided",
+            f"{rate.n} images leave everything from {percent(rate.low)} to {percent(rate.high)} % possible",
+        )
     if success is None or success.value < STRONG:
         return "undecided", "the attacks are too weak to test it"
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:
         return "unproven", "nobody who knows this guard attacked it"
-    return "holds", f"at most {rate.high:.0%} slip through, under every attack tried"
+    return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
 
 
 def _headline(findings: list[Finding]) -> str:
@@ -214,15 +232,13 @@ def _attacked(run: Run) -> str:
 
 
 def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:
-    scale, eps = run.scale, float(run.threat["eps"])
     names = [
         label(f"{a}+{o}")
         for a, o in dict.fromkeys(zip(rows["attack"], rows["objective"], strict=True))
         if a not in ("", "none")
     ]
-    native = f"{scale.native(eps):.3g} {scale.unit} of a range of {scale.native_high - scale.native_low:.4g}"
     fooled = f" Without a guard the strongest fools the classifier in {success} of the images." if success else ""
-    return f"{run.threat['norm']} at most {native}: {', '.join(names)}.{fooled}"
+    return f"{run.budget}: {', '.join(names)}.{fooled}"
 
 
 def _slipped(findings: list[Finding]) -> str:

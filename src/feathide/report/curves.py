@@ -1,0 +1,165 @@
+"""The figures made from ``Run.curves``: features, settings, rounds, substitutes."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from feathide.report.drawing import MARKERS, SHARE, Figure, Panel, Style, bars, errors, gap, line, looks, say, ticks
+from feathide.report.verdict import label
+
+__all__ = ["features", "search", "transfer"]
+
+Curves = Mapping[str, pd.DataFrame]
+LAYERS: Style = {"tickangle": -35, "nticks": 24, "automargin": True, "type": "category"}
+MOST = 12  # panels of a figure with one panel a layer
+
+
+def features(curves: Curves) -> Iterable[Figure]:
+    """Where the features lie: outlierness by layer, the picture in two dimensions, the stress test."""
+    if "outlierness" in curves:
+        yield _outlierness(curves["outlierness"])
+    if "embedding" in curves:
+        yield _embedding(curves["embedding"])
+    if "stress" in curves:
+        groups = curves["stress"].groupby("group", sort=False)
+        yield Figure(
+            id="stress",
+            title="How easily each layer is moved",
+            caption="Stress test: how far an attacker can drive the mean activation of a layer within the same budget, in "
+            "standard deviations over clean images. Bars are 95 % intervals.",
+            panels=[Panel("", [bars(part, str(group), i) for i, (group, part) in enumerate(groups)])],
+            data=curves["stress"],
+            x=LAYERS,
+            y={"title": "change / clean s.d."},
+            height=340,
+        )
+
+
+def _outlierness(frame: pd.DataFrame) -> Figure:
+    traces = []
+    for condition, style in looks(dict.fromkeys(frame["condition"])).items():
+        part = frame[frame["condition"] == condition]
+        values = {"x": [say(v) for v in part["layer"]], "y": part["value"].tolist(), "error_y": errors(part)}
+        traces.append({"type": "scatter", "mode": "lines+markers", **style, **values, "visible": True})
+    return Figure(
+        id="outlierness",
+        title="How far the features leave the normal range",
+        caption="Outlierness of the features of each layer under the clean model of the target class, in network order. "
+        "Features that stay near the clean line cannot be told from clean ones by this layer. Bars are 95 % intervals.",
+        panels=[Panel("", traces)],
+        data=frame,
+        x=LAYERS,
+        y={"title": "outlierness"},
+        height=360,
+    )
+
+
+def _embedding(frame: pd.DataFrame) -> Figure:
+    traces = []
+    for i, (condition, style) in enumerate(looks(dict.fromkeys(frame["condition"])).items()):
+        part = frame[frame["condition"] == condition]
+        marker = {**style["marker"], "opacity": 0.7, "symbol": MARKERS[i % len(MARKERS)]}
+        values = {"x": part["x"].tolist(), "y": part["y"].tolist(), "marker": marker}
+        traces.append({"type": "scatter", "mode": "markers", **style, **values, "visible": True})
+    hidden = {"showticklabels": False, "ticks": ""}
+    return Figure(
+        id="embedding",
+        title="A picture of the feature space",
+        caption="The features in two dimensions, one point an image. Distances in such a picture are only a hint; "
+        "the scores above decide.",
+        panels=[Panel("", traces)],
+        data=frame,
+        x=hidden,
+        y=hidden,
+        height=420,
+        gap=4,
+    )
+
+
+def search(curves: Curves) -> Iterable[Figure]:
+    """How the settings were found and what the defender's answer changes: components, weight, rounds."""
+    if "mixture" in curves:
+        yield _mixture(curves["mixture"])
+    if "lambda" in curves:
+        yield Figure(
+            id="lambda",
+            title="Hiding against fooling",
+            caption="What the weight of the hiding term buys and costs; tuned on the fit part only. Bars are 95 % intervals.",
+            panels=[Panel("", _lines(curves["lambda"], "weight", "metric"))],
+            data=curves["lambda"],
+            x={"title": "weight of the hiding term", **ticks(curves["lambda"]["weight"])},
+            y={**SHARE, "title": "share"},
+            height=320,
+        )
+    if "duel" in curves:
+        yield Figure(
+            id="duel",
+            title="The defender's next move",
+            caption="Slips-through at 10 % false alarms by round: the defender refits with the attacker's last images, then "
+            "the attacker attacks again. Bars are 95 % intervals.",
+            panels=[Panel("", _lines(curves["duel"], "round", "detector"))],
+            data=curves["duel"],
+            x={"title": "round", "dtick": 1},
+            y={**SHARE, "title": "slips through"},
+            height=320,
+        )
+
+
+def _lines(frame: pd.DataFrame, x: str, by: str) -> list[Style]:
+    return [line(part[x], part, label(str(n)), i) for i, (n, part) in enumerate(frame.groupby(by, sort=False))]
+
+
+def _mixture(frame: pd.DataFrame) -> Figure:
+    layers = list(dict.fromkeys(frame["layer"]))
+    chosen = [
+        layers[i] for i in sorted(set(np.linspace(0, len(layers) - 1, min(MOST, len(layers))).round().astype(int)))
+    ]
+    shown = frame.assign(value=frame["heldout"], low=np.nan, high=np.nan, name="class " + frame["class"].astype(str))
+    few = (
+        f" {len(chosen)} of {len(layers)} layers are drawn; the download has all." if len(chosen) < len(layers) else ""
+    )
+    return Figure(
+        id="mixture",
+        title="How many components the clean features need",
+        caption="Held-out log-likelihood of the clean features by the number of mixture components, for each layer and class. "
+        f"The best number is the highest point.{few}",
+        panels=[Panel(str(n), _lines(shown[shown["layer"] == n], "components", "name")) for n in chosen],
+        data=frame,
+        x={"title": "components", **ticks(frame["components"])},
+        y={"title": "log-likelihood"},
+        height=230,
+        gap=56,
+    )
+
+
+def transfer(curves: Curves) -> Figure | None:
+    """Substitutes by victims, one heat map a condition."""
+    if "transfer" not in curves:
+        return None
+    frame, panels = curves["transfer"], []
+    look = {
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "--paper"], [1, "--hfc"]],
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+    }
+    for condition, part in frame.groupby("condition", sort=False):
+        cells = part.pivot_table(index="substitute", columns="victim", values="value", sort=False)
+        names = {"x": [say(v) for v in cells.columns], "y": [say(v) for v in cells.index]}
+        numbers = {"z": cells.to_numpy(float).tolist(), "texttemplate": "%{z:.0%}"}
+        panels.append(Panel(label(str(condition)), [{"type": "heatmap", **names, **numbers, **look}]))
+    return Figure(
+        id="transfer",
+        title="An attacker who does not have the network",
+        caption="Share of images crafted on the substitute (row) that fool the victim (column). Where both are the same, "
+        "the attacker has the network itself.",
+        panels=panels,
+        data=frame,
+        x={"title": "victim", "nticks": 40},
+        y={"title": "substitute", "autorange": "reversed", "nticks": 40},
+        height=110 + 46 * frame["substitute"].nunique(),
+        gap=gap(frame["substitute"]) + 14,
+    )
