@@ -29,26 +29,6 @@ WORDS = {
 }  # best first
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
-    [
-        "fgsm",
-        "bim",
-        "pgd",
-        "mim",
-        "dim",
-        "tim",
-        "cw",
-        "apgd",
-        "hfc",
-        "kd",
-        "bu",
-        "kd+bu",
-        "lid",
-        "maha",
-        "svm",
-        "dnn",
-        "knn",
-    ]
-)
 
 
 @dataclass(frozen=True)
