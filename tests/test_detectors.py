@@ -28,6 +28,7 @@ from feathide.detectors import (
     distance,
     input_step,
 )
+from feathide.detectors.lid import local_dimension
 from feathide.errors import InputError
 from feathide.types import Evidence, Outputs
 
@@ -153,19 +154,36 @@ def test_local_dimension_of_one_class_is_a_mean_of_standardised_layers(evidence:
     close(LocalDimension(combine="mean").fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_training_image_does_not_count_itself(dtype: torch.dtype) -> None:
-    reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).to(dtype) + 10.0
-    found = distance.nearest(reference, reference, 5)
-    expected = np.sort(cdist(reference.double(), reference.double()), 1)[:, 1:6]
-    close(found.double(), expected, 1e-5 if dtype == torch.float32 else 1e-12)
+def test_local_dimension_of_known_distances() -> None:
+    """Distances 1, 2, 4, 8 from the origin: -1 / mean(log(1/8), log(2/8), log(4/8), 0) = 4 / (6 log 2)."""
+    reference = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-4.0, 0.0], [0.0, -8.0], [30.0, 30.0]], dtype=torch.float64)
+    close(local_dimension(torch.zeros(1, 2).double(), reference, 4), [4 / (6 * np.log(2))])
 
 
-def test_distances_of_a_repeated_image_stay_finite(evidence: Evidence) -> None:
-    first = Outputs(evidence.train.logits[:30], {k: v[:30] for k, v in evidence.train.features.items()})
-    train = Outputs.cat([first, first])
-    detector = LocalDimension().fit(Evidence(train, LABELS[:60], evidence.clean, evidence.noisy, evidence.adversarial))
-    assert detector.score(train).isfinite().all()
+@pytest.mark.parametrize("error", [0.0, 1e-5])
+def test_a_training_image_does_not_count_itself(error: float) -> None:
+    """Nor where another batch has rounded its features otherwise."""
+    reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).double() + 10.0
+    expected = np.sort(cdist(reference, reference), 1)[:, 1:6]
+    close(distance.nearest(reference + error, reference, 5), expected, 1e-3 if error else 1e-12)
+
+
+def test_a_repeated_training_image_counts_once(evidence: Evidence, out: Outputs) -> None:
+    twice = Evidence(
+        Outputs.cat([evidence.train, evidence.train]),
+        LABELS.repeat(2),
+        evidence.clean,
+        evidence.noisy,
+        evidence.adversarial,
+    )
+    for recipe in (LocalDimension(), NearestNeighbours()):
+        close(recipe.fit(twice).score(out), recipe.fit(evidence).score(out).numpy())
+
+
+def test_distances_far_from_the_origin_keep_their_digits() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, reference = torch.randn(20, 8, generator=random) + 1000, torch.randn(30, 8, generator=random) + 1000
+    close(distance.squared(x, reference).double(), cdist(x.double(), reference.double()) ** 2, 1e-4)
 
 
 @pytest.mark.parametrize("detector", [LocalDimension(neighbours=150), NearestNeighbours(neighbours=150)])
@@ -244,9 +262,9 @@ def test_support_vectors_equal_scikit_learn(evidence: Evidence, out: Outputs) ->
 def test_support_vectors_are_not_chosen_by_recognising_an_image() -> None:
     """The three rows of an image are almost the same: folds that split them would prefer a memory of images."""
     random = np.random.default_rng(0)
-    image = torch.from_numpy(random.normal(size=(60, 8)))
-    parts = [Outputs(torch.zeros(60, 2), {"late": image + s * 1e-3}) for s in (0.0, 1.0, 2.0)]
-    strong = Outputs(torch.zeros(60, 2), {"late": image + torch.tensor([1.0, *[0.0] * 7])})
+    image = torch.from_numpy(random.normal(size=(61, 8)))
+    parts = [Outputs(torch.zeros(61, 2), {"late": image + s * 1e-3}) for s in (0.0, 1.0, 2.0)]
+    strong = Outputs(torch.zeros(61, 2), {"late": image + torch.tensor([1.0, *[0.0] * 7])})
     e = Evidence(sample(150, 0), LABELS, parts[0], parts[1], strong)
     machine = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
     assert machine is not None
@@ -267,6 +285,14 @@ def test_networks_do_not_saturate(evidence: Evidence) -> None:
     ray = torch.linspace(100, 10000, 50)[:, None]
     score = detector.score(Outputs(torch.zeros(50, 3), {"early": ray.expand(-1, 3), "late": ray.expand(-1, 5)}))
     assert score.unique().numel() == 50
+
+
+@pytest.mark.parametrize("recipe", [SupportVectors(), LayerNetworks()])
+def test_noisy_images_are_negatives(evidence: Evidence, recipe: SupportVectors | LayerNetworks) -> None:
+    """However far from the clean ones they lie."""
+    noisy = sample(40, 2, shift=-20.0)
+    detector = recipe.fit(Evidence(evidence.train, LABELS, evidence.clean, noisy, sample(40, 3, shift=20.0)))
+    assert detector.score(sample(40, 6, shift=-20.0)).max() < detector.score(sample(40, 7, shift=20.0)).min()
 
 
 @pytest.mark.parametrize("unit_length", [True, False])
