@@ -68,7 +68,7 @@ def train_classifier(
     stem: Stem = "standard",
     weights: str | Path | None = None,
     epochs: int = 15,
-    batch_size: int = 32,
+    batch_size: int = 16,
     lr: float = 1e-3,
     patience: int = 5,
     augment: Augment | bool = True,
@@ -80,8 +80,9 @@ def train_classifier(
 
     ``head``: "softmax" (K outputs), "sigmoid" (one, for two classes) or "findings" (F, for labels with one column per
     finding); None: what the labels call for. The loss is cross-entropy in which every class weighs the same in all;
-    AdamW with a one-cycle schedule of peak ``lr``. Training stops when the validation loss has not improved for
-    ``patience`` epochs; the weights of the best epoch are kept. ``weights``: a user's file to start from (see
+    AdamW with a one-cycle schedule of peak ``lr``. Validated and kept is a running average of the weights, which does not
+    jump about as the weights do while ``lr`` is high. Training stops when its validation loss has not improved for
+    ``patience`` epochs, and the best epoch is kept. ``weights``: a user's file to start from (see
     ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has ended. On a GPU, where
     there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random state stays as it was.
     Raises ``InputError`` for a split or a class without images and for a network that does not fit the images.
@@ -293,6 +294,7 @@ class _Training(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.loss = network, loss
+        self.average = copy.deepcopy(network).requires_grad_(False)
         self.head, self.lr, self.steps, self.progress = head, lr, steps, progress
         self.losses: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
@@ -314,9 +316,19 @@ class _Training(L.LightningModule):
             self.progress(self.global_step + 1, self.steps, f"epoch {self.current_epoch + 1}{last}")
         return loss
 
+    def on_train_batch_end(self, _outputs: Any, _batch: Any, _index: int) -> None:
+        """Move the average towards the network: at first a plain mean, later one over about half an epoch."""
+        share = max(2 / self.trainer.num_training_batches, 1 / (self.global_step + 1))
+        now = self.network.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(now[name], share)
+            else:
+                value.copy_(now[name])
+
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         x, y = batch
-        self.seen.append((self.network(x).float().cpu(), y.cpu()))
+        self.seen.append((self.average(x).float().cpu(), y.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         z, y = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
@@ -329,7 +341,7 @@ class _Training(L.LightningModule):
         }
         if row["val_loss"] < min((h["val_loss"] for h in self.history), default=math.inf):
             self.epoch = len(self.history)
-            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.average.state_dict().items()}
         self.history.append(row)
         self.losses, self.seen = [], []
         self.log("val_loss", row["val_loss"])
