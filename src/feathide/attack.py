@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from feathide.errors import expected
-from feathide.geometry import Grid, Noise, ThreatModel
+from feathide.geometry import Grid, Noise, ThreatModel, check_images
 from feathide.objectives import BoundLoss, Objective
 from feathide.rules import Blend, Plain, Rule, Setting, Share, Step, Together
-from feathide.types import ALL, Box, Goal, Outputs, Rows
+from feathide.types import Box, Goal, Outputs
 
-__all__ = ["Attack", "AttackResult", "Classifier", "View", "never", "when_fooled", "when_hidden"]
+__all__ = ["Attack", "AttackResult", "Classifier", "Leave", "View", "never", "when_fooled", "when_hidden"]
 
 View = Callable[[Tensor, Noise, int], Tensor]
 Smooth = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ def when_fooled(margin: Tensor, hide: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class when_hidden:  # noqa: N801 (reads as a function where it is used)
+class when_hidden:
     """An image is done once the classifier is fooled and the suspicion is at most ``level``."""
 
     level: float
@@ -59,8 +59,8 @@ class AttackResult:
 
     ``adversarial`` (N, C, *S): the best iterate: one that fools if there was any, then the one with the lowest suspicion (else the lowest loss).
     ``fooled`` (N,); ``margin`` (N,): how far the wish is fulfilled, in logits; ``hide`` (N,): suspicion known to the attacker, or NaN;
-    ``trace`` (steps + 1, N): the fooling loss of each iterate, NaN after an image left; ``first`` (N,): the first iterate that fooled, or -1;
-    ``gradients`` and ``forwards`` (N,): how many backward and forward passes each image took.
+    ``trace`` (steps + 1, N): the fooling loss of each iterate (of restarts: the lowest), NaN after an image left; ``first`` (N,): the first iterate
+    that fooled, or -1; ``gradients`` and ``forwards`` (N,): how many backward and forward passes each image took. ``losses``: which losses were used.
     """
 
     adversarial: Tensor
@@ -71,6 +71,7 @@ class AttackResult:
     first: Tensor
     gradients: Tensor
     forwards: Tensor
+    losses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +111,22 @@ class Attack:
     ) -> AttackResult:
         """Attack the images ``x`` (N, C, *S). ``ids`` name them, so that their random numbers are their own; ``grid``: the values that a file
         can hold; ``mask`` (N or 1, C or 1, *S): 1 where pixels may change. Raises ``InputError`` on arguments that do not fit together."""
-        self._check(x, goal, ids)
+        self.check(x, goal, ids, mask)
+        check_images(x, classifier.box)
         if grid is not None:
             grid.check(x, classifier.box)
         noise = Noise(seed, tuple(ids))
+        goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
         with torch.no_grad():
-            bound = self.objective.bind(classifier(x), goal, noise)
+            clean = classifier(x)
+            _check_classes(goal, clean.logits.shape[1])
+            bound = self.objective.bind(clean, goal, noise)
         best = _Best(x, self.steps, self.confidence)
         for restart in range(self.restarts):
-            self._run(classifier, x, bound, best, noise=noise, restart=restart, grid=grid, mask=mask)
-        return best.result()
+            rows = best.unfinished(self.leave) if restart else torch.arange(len(x), device=x.device)
+            if len(rows):
+                self._run(classifier, x, bound, best, rows, noise=noise.within(restart), grid=grid, mask=mask)
+        return best.result(bound.name)
 
     def _run(
         self,
@@ -127,80 +134,117 @@ class Attack:
         x: Tensor,
         bound: BoundLoss,
         best: "_Best",
+        rows: Tensor,
         *,
         noise: Noise,
-        restart: int,
         grid: Grid | None,
         mask: Tensor | None,
     ) -> None:
-        n, box = len(x), classifier.box
+        """One run on the images ``rows``."""
+        box = classifier.box
         setting = Setting(x, box, self.threat, self.steps, self.step_size, self.decay, noise)
-        walk, share = self.rule.start(setting), self.blend.start(n, self.steps)
-        delta = torch.zeros_like(x)
+        walk, share = self.rule.start(setting), self.blend.start(len(x), self.steps)
+        delta = torch.zeros_like(x[rows])
         if self.random_start:
-            delta = self.threat.project(_masked(self.threat.start(x, noise, draw=restart), mask, ALL), x, box)
-        rows: Rows = ALL
-        if restart and self.leave is not never:
-            rows = best.unfinished(self.leave)
-            delta = delta[rows]
+            delta = self.threat.at(rows).start(x[rows], noise[rows], draw="start")
+            delta = setting.project(_masked(delta, mask, rows), rows)
         for k in range(self.steps + 1):
-            if len(delta) == 0:
-                return
-            stored = x[rows] + delta if grid is None else grid.store(x[rows], delta, self.threat.at(rows), box)
-            last = k == self.steps
-            seen = self._evaluate(classifier, bound, share, stored, rows, k=k, noise=noise, last=last)
+            threat, clean = self.threat.at(rows), x[rows]
+            stored = (clean + delta).clamp(*box) if grid is None else grid.store(clean, delta, threat, box)
+            seen = self._evaluate(classifier, bound, share, stored, rows, k=k, noise=noise)
             best.take(stored, seen, rows, k)
-            if last:
+            if self.leave is not never:
+                stay = ~self.leave(seen.margin - self.confidence, seen.hide)
+                rows, delta, seen = rows[stay], delta[stay], seen.at(stay)
+            if k == self.steps or len(rows) == 0:
                 return
-            done = self.leave(seen.margin, seen.hide)
             grad = seen.grad
-            if bool(done.any()):
-                stay = torch.arange(n, device=x.device)[rows][~done]
-                keep = ~done
-                rows, delta, seen = stay, delta[keep], seen.kept(keep)
-                grad = seen.grad
             if grad is not None:
                 grad = _masked(grad if self.smooth is None else self.smooth(grad), mask, rows)
             delta = _masked(walk(Step(k, rows, delta, seen.loss, grad)), mask, rows)
 
     def _evaluate(
-        self, classifier: Classifier, bound: BoundLoss, share: Share, stored: Tensor, rows: Rows, *, k: int, noise: Noise, last: bool
+        self,
+        classifier: Classifier,
+        bound: BoundLoss,
+        share: Share,
+        stored: Tensor,
+        rows: Tensor,
+        *,
+        k: int,
+        noise: Noise,
     ) -> "_Seen":
         """The losses at an iterate and, unless it is the last, the gradient."""
-        differentiate = self.rule.gradient and not last
+        differentiate = self.rule.gradient and k < self.steps
         leaf = stored.detach().requires_grad_(differentiate)
         forwards = 1
         with torch.set_grad_enabled(differentiate):
-            shown = leaf if self.view is None or last else self.view(leaf, noise[rows], k)
+            shown = self.view(leaf, noise[rows], k) if self.view is not None and differentiate else leaf
             out = classifier(shown)
             fool, hide, margin = _terms(bound, out, rows)
         grad, gradients = None, 0
         fooled = margin.detach() > self.confidence
         if differentiate:
-            losses = (fool,) if hide is None else share.losses(fool, hide, fooled, rows)
+            shared = hide is not None and bound.fool is not None
+            single = fool if hide is None else hide
+            losses = share.losses(fool, single, fooled, rows) if shared else (single,)
             grads = tuple(
-                torch.autograd.grad(loss.sum(), leaf, retain_graph=i + 1 < len(losses))[0] for i, loss in enumerate(losses)
+                torch.autograd.grad(loss.sum(), leaf, retain_graph=i + 1 < len(losses))[0]
+                for i, loss in enumerate(losses)
             )
             gradients = len(grads)
-            grad = grads[0] if hide is None else share.merge(grads, fooled)
+            grad = share.merge(grads, fooled) if shared else grads[0]
         if shown is not leaf:  # a random view judges nothing: look at the image itself
             forwards += 1
             with torch.no_grad():
                 fool, hide, margin = _terms(bound, classifier(stored), rows)
         return _Seen(fool.detach(), None if hide is None else hide.detach(), margin.detach(), grad, gradients, forwards)
 
-    def _check(self, x: Tensor, goal: Goal, ids: Sequence[str]) -> None:
-        eps = torch.as_tensor(self.threat.eps)
-        if len(goal) != len(x) or len(ids) != len(x):
-            raise expected(f"a goal and an id for each of {len(x)} images", got=f"{len(goal)} and {len(ids)}", do="give one of each per image")
-        if eps.ndim and eps.shape != (len(x),):
-            raise expected(f"eps must be a number or one per image ({len(x)},)", got=tuple(eps.shape), do="give one eps per image")
+    def check(self, x: Tensor, goal: Goal, ids: Sequence[str], mask: Tensor | None = None) -> None:
+        """Refuse arguments that do not fit together."""
+        n, eps = len(x), torch.as_tensor(self.threat.eps)
+        if len(goal.source) != n or len(goal.target) != n or len(ids) != n:
+            got = f"{len(goal.source)} sources, {len(goal.target)} targets and {len(ids)} ids"
+            raise expected(
+                f"a source, a target and an id for each of {n} images", got=got, do="give one of each per image"
+            )
+        if eps.ndim and eps.shape != (n,):
+            raise expected(
+                f"eps must be a number or one per image ({n},)", got=tuple(eps.shape), do="give one eps per image"
+            )
         if bool((eps < 0).any()) or not bool(torch.isfinite(eps).all()):
-            raise expected("eps must be finite and not negative", got=eps.tolist(), do="give a budget in units of the box")
-        if bool((goal.source == goal.target).any()):
-            raise expected("targets that differ from the sources", got="equal ones", do="choose another class as the target")
-        if self.steps < 0 or self.restarts < 1:
-            raise expected("steps >= 0 and restarts >= 1", got=(self.steps, self.restarts), do="give at least one run")
+            raise expected(
+                "eps must be finite and not negative", got=eps.tolist(), do="give a budget in units of the box"
+            )
+        same = (goal.source == goal.target.to(goal.source.device)).nonzero().flatten().tolist()
+        if same:
+            raise expected(
+                "targets must differ from the sources",
+                got=f"equal ones for {ids[same[0]]!r}",
+                do="choose another class as the target",
+            )
+        if self.steps < 0 or self.restarts < 1 or self.step_size < 0 or self.confidence < 0:
+            got = f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size:g}, confidence={self.confidence:g}"
+            raise expected("at least one run, and no negative steps, step_size or confidence", got=got, do="correct it")
+        if mask is not None and (
+            mask.ndim != x.ndim or any(m not in (1, s) for m, s in zip(mask.shape, x.shape, strict=True))
+        ):
+            raise expected(
+                f"mask must be (N or 1, C or 1, *S) for images {tuple(x.shape)}",
+                got=tuple(mask.shape),
+                do="give it the images' axes",
+            )
+
+
+def _check_classes(goal: Goal, classes: int) -> None:
+    both = torch.cat([goal.source, goal.target])
+    if int(both.amin()) < 0 or int(both.amax()) >= classes:
+        got = f"{int(both.amin())} to {int(both.amax())}"
+        raise expected(
+            f"sources and targets must be classes 0 to {classes - 1}",
+            got=got,
+            do="number them as the network's outputs",
+        )
 
 
 @dataclass(frozen=True)
@@ -216,10 +260,10 @@ class _Seen:
     def loss(self) -> Tensor:
         return self.fool if self.hide is None else self.fool + self.hide
 
-    def kept(self, keep: Tensor) -> "_Seen":
-        hide = None if self.hide is None else self.hide[keep]
-        grad = None if self.grad is None else self.grad[keep]
-        return _Seen(self.fool[keep], hide, self.margin[keep], grad, self.gradients, self.forwards)
+    def at(self, rows: Tensor) -> "_Seen":
+        hide = None if self.hide is None else self.hide[rows]
+        grad = None if self.grad is None else self.grad[rows]
+        return _Seen(self.fool[rows], hide, self.margin[rows], grad, self.gradients, self.forwards)
 
 
 class _Best:
@@ -231,23 +275,23 @@ class _Best:
         self.confidence = confidence
         self.x, self.margin, self.hide = x.clone(), nan.clone(), nan.clone()
         self.value = torch.full_like(nan, float("inf"))
-        self.good = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.tier = torch.full((n,), -1, device=x.device)
         self.trace = nan.repeat(steps + 1, 1)
         self.first = torch.full((n,), -1, device=x.device)
         self.gradients = torch.zeros(n, dtype=torch.long, device=x.device)
         self.forwards = torch.ones(n, dtype=torch.long, device=x.device)  # the clean pass that binds the objective
 
-    def take(self, stored: Tensor, seen: _Seen, rows: Rows, k: int) -> None:
-        good = seen.margin > self.confidence
-        value = torch.where(good, seen.fool if seen.hide is None else seen.hide, seen.fool)
-        old_good, old = self.good[rows], self.value[rows]
-        better = (good & ~old_good) | ((good == old_good) & (value < old))
-        at = torch.arange(len(self.x), device=self.x.device)[rows][better]
-        self.x[at] = stored.detach()[better]
-        self.value[at], self.good[at], self.margin[at] = value[better], good[better], seen.margin[better]
+    def take(self, stored: Tensor, seen: _Seen, rows: Tensor, k: int) -> None:
+        """Keep what fools with confidence (tier 2) before what fools (1) before the rest (0), then the least suspicion, or the lowest loss."""
+        tier = (seen.margin > 0).long() + (seen.margin > self.confidence)
+        value = seen.fool if seen.hide is None else torch.where(tier == 2, seen.hide, seen.fool)
+        better = (tier > self.tier[rows]) | ((tier == self.tier[rows]) & (value < self.value[rows]))
+        at = rows[better]
+        self.x[at], self.tier[at] = stored.detach()[better], tier[better]
+        self.value[at], self.margin[at] = value[better].to(self.value), seen.margin[better].to(self.margin)
         if seen.hide is not None:
-            self.hide[at] = seen.hide[better]
-        self.trace[k, rows] = seen.fool
+            self.hide[at] = seen.hide[better].to(self.hide)
+        self.trace[k, rows] = torch.fmin(self.trace[k, rows], seen.fool.to(self.trace))
         fresh = (seen.margin > 0) & (self.first[rows] < 0)
         self.first[rows] = torch.where(fresh, k, self.first[rows])
         self.gradients[rows] += seen.gradients
@@ -255,23 +299,31 @@ class _Best:
 
     def unfinished(self, leave: Leave) -> Tensor:
         """The images that ``leave`` would not let go with their best iterate."""
-        done = leave(self.margin, None if bool(self.hide.isnan().all()) else self.hide)
-        return torch.arange(len(self.x), device=self.x.device)[~done]
+        hide = None if bool(self.hide.isnan().all()) else self.hide
+        return (~leave(self.margin - self.confidence, hide)).nonzero().flatten()
 
-    def result(self) -> AttackResult:
+    def result(self, name: str) -> AttackResult:
         return AttackResult(
-            self.x, self.margin > 0, self.margin, self.hide, self.trace, self.first, self.gradients, self.forwards
+            self.x,
+            self.margin > 0,
+            self.margin,
+            self.hide,
+            self.trace,
+            self.first,
+            self.gradients,
+            self.forwards,
+            (name,),
         )
 
 
-def _terms(bound: BoundLoss, out: Outputs, rows: Rows) -> tuple[Tensor, Tensor | None, Tensor]:
+def _terms(bound: BoundLoss, out: Outputs, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     hide = None if bound.hide is None else bound.hide(out, rows)
     fool = torch.zeros_like(out.logits[:, 0]) if bound.fool is None else bound.fool(out, rows)
     margin = torch.ones_like(fool) if bound.margin is None else bound.margin(out, rows)
     return fool, hide, margin
 
 
-def _masked(value: Tensor, mask: Tensor | None, rows: Rows) -> Tensor:
+def _masked(value: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
     if mask is None:
         return value
     m = mask.to(value)

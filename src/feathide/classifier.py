@@ -9,13 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from feathide.errors import InputError, expected, unknown
+from feathide.geometry import check_images
 from feathide.types import Box, Outputs
 
 __all__ = ["FeatureClassifier", "Pool", "channel_mean", "units"]
 
 Pool = Callable[[Tensor], Tensor]
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Softplus,
+)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 PRESETS = ("conv", "blocks", "stages", "last")
@@ -77,7 +90,8 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Un
 
     - ``conv``: the output of every conv-norm-activation unit, that is each call of each activation module (48 or so for
       ResNet-50, 13 + 2 for VGG-16), or of each convolution where a network has no activation modules;
-    - ``blocks``: the output of every repeated block (the outermost modules with two or more convolutions, of a class that occurs twice or more); ``stages`` where there are none;
+    - ``blocks``: the output of every repeated block (the outermost modules with two or more convolutions, of a class that
+      occurs twice or more); ``stages`` where there are none;
     - ``stages``: the last unit of each spatial size;
     - ``last``: the input of the last linear layer.
     """
@@ -124,7 +138,7 @@ def _last(model: nn.Module, seen: Sequence[Unit]) -> list[Unit]:
     heads = [h for h in heads if h in order]
     if not heads:
         return []
-    width = model.get_submodule(heads[-1]).in_features  # type: ignore[union-attr]
+    width = model.get_submodule(heads[-1]).in_features
     before = [u for u in seen[: order.index(heads[-1])] if u.shape[0] == width]
     return before[-1:]
 
@@ -161,21 +175,27 @@ class FeatureClassifier:
     dropout_samples: int = 0
     dropout_rate: float = 0.5
     seed: int = 0
-    _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.model.training:
-            raise expected("the network must be in evaluation mode", got="training mode", do="call model.eval() first")
+        _refuse_training(self.model)
+        if self.head not in ("softmax", "sigmoid") and not (isinstance(self.head, tuple) and self.head[0] == "finding"):
+            raise expected(
+                'head must be "softmax", "sigmoid" or ("finding", j)', got=repr(self.head), do="choose one of them"
+            )
         if not self.box[0] < self.box[1]:
-            raise expected("box must be (lo, hi) with lo < hi", got=self.box, do="give the least and greatest image value")
+            raise expected(
+                "box must be (lo, hi) with lo < hi", got=self.box, do="give the least and greatest image value"
+            )
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise expected(
-                "mean and std must be of one length, std positive", got=f"{self.mean}, {self.std}", do="declare both per channel"
+                "mean and std must be of one length, std positive",
+                got=f"{self.mean}, {self.std}",
+                do="declare both per channel",
             )
 
     def __call__(self, x: Tensor) -> Outputs:
-        if self.model.training:
-            raise expected("the network must be in evaluation mode", got="training mode", do="call model.eval() first")
+        _refuse_training(self.model)
         z = self.prepared(x)
         names = self._names(z)
         found: dict[str, Tensor] = {}
@@ -203,14 +223,7 @@ class FeatureClassifier:
 
     def check(self, x: Tensor) -> None:
         """Refuse images that are not finite or outside the box."""
-        if not bool(torch.isfinite(x).all()):
-            raise expected("images must be finite", got="NaN or infinity", do="repair or leave out these images")
-        lo, hi = float(x.amin()), float(x.amax())
-        slack = 1e-6 * (self.box[1] - self.box[0])
-        if lo < self.box[0] - slack or hi > self.box[1] + slack:
-            raise expected(
-                f"x must lie in [{self.box[0]:g}, {self.box[1]:g}]", got=f"[{lo:g}, {hi:g}]", do="pass box=... or rescale"
-            )
+        check_images(x, self.box)
 
     def names(self, x: Tensor) -> tuple[str, ...]:
         """The layers that ``layers`` stands for, in network order, for images like ``x``."""
@@ -226,13 +239,12 @@ class FeatureClassifier:
         z = x
         if self.window is not None:
             z = (z.clamp(*self.window) - self.window[0]) / (self.window[1] - self.window[0])
+        if x.shape[1] == 1 and _input_channels(self.model) == 3:
+            z = z.repeat(1, 3, *[1] * (x.ndim - 2))
         if self.mean:
             shape = (1, -1, *[1] * (x.ndim - 2))
             z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(self.std).reshape(shape)
-        wanted = _input_channels(self.model)
-        if x.shape[1] == 1 and wanted == 3:
-            z = z.expand(-1, 3, *z.shape[2:])
-        return z.clone() if z is x else z
+        return z.clone() if z is x else z  # a first layer that works in place must not reach the caller's images
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         if raw.ndim == 1:
@@ -240,7 +252,9 @@ class FeatureClassifier:
         if self.head == "softmax":
             if raw.shape[1] < 2:
                 raise expected(
-                    "a softmax head needs two or more outputs", got="one", do='say head="sigmoid" for one sigmoid output'
+                    "a softmax head needs two or more outputs",
+                    got="one",
+                    do='say head="sigmoid" for one sigmoid output',
                 )
             return raw, None
         j = 0 if self.head == "sigmoid" else int(self.head[1])
@@ -253,6 +267,10 @@ class FeatureClassifier:
         return torch.stack([torch.zeros_like(z), z], 1), others
 
     def _head_draws(self, head: nn.Linear, inputs: list[Tensor]) -> Tensor:
+        if not inputs:
+            raise InputError(
+                "dropout draws need a final linear layer, and the network's last one does not run; leave BU out"
+            )
         h = inputs[-1].flatten(1)  # (N, D)
         keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)  # (S, D)
         return head(h.unsqueeze(1) * keep)  # (N, S, K)
@@ -288,8 +306,8 @@ class FeatureClassifier:
 
 
 def _collectors(names: Sequence[str], found: dict[str, Tensor], pool: Pool) -> dict[str, Callable[..., None]]:
-    """One hook per module, which pools the outputs of the calls that are wanted as they are made: a following in-place activation
-    cannot corrupt them, and memory stays (N, C)."""
+    """One hook per module, which pools and copies the outputs of the calls that are wanted as they are made: a following in-place
+    activation cannot corrupt them, and memory stays (N, C)."""
     wanted: dict[str, dict[int, str]] = {}
     for name in names:
         module, _, call = name.partition("#")
@@ -300,7 +318,7 @@ def _collectors(names: Sequence[str], found: dict[str, Tensor], pool: Pool) -> d
 
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
             if count[0] in calls:
-                found[calls[count[0]]] = pool(output)
+                found[calls[count[0]]] = pool(output).clone()
             count[0] += 1
 
         return hook
@@ -320,6 +338,16 @@ def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+def _refuse_training(model: nn.Module) -> None:
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise expected(
+            "the network must be in evaluation mode",
+            got=f"training mode in {training[0]}",
+            do="call model.eval() first",
+        )
+
+
 def _has_dropout(model: nn.Module) -> bool:
     return any(isinstance(m, DROPOUTS) and m.p > 0 for m in model.modules())
 
@@ -327,7 +355,9 @@ def _has_dropout(model: nn.Module) -> bool:
 def _linear_head(model: nn.Module) -> nn.Linear:
     heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not heads:
-        raise InputError("dropout draws need a dropout module or a final linear layer, and the network has neither; leave BU out")
+        raise InputError(
+            "dropout draws need a dropout module or a final linear layer, and the network has neither; leave BU out"
+        )
     return heads[-1]
 
 

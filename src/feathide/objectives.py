@@ -41,12 +41,13 @@ class BoundLoss:
     """An objective for one batch. ``rows`` say which of the bound images some outputs belong to.
 
     ``fool`` is what changes the decision, ``hide`` what lowers the suspicion; either may be absent. ``margin`` (N,) is positive once the
-    decision is what the attacker wants.
+    decision is what the attacker wants. ``name`` says which losses these are.
     """
 
     fool: Loss | None = None
     margin: Loss | None = None
     hide: Loss | None = None
+    name: str = ""
 
     def __call__(self, out: Outputs, rows: Rows = ALL) -> Tensor:
         """The total loss (N,): ``fool + hide``."""
@@ -81,6 +82,7 @@ class Weighted(Objective):
             fool=_sum([(w, b.fool) for w, b in zip(self.weights, bound, strict=True)]),
             margin=_least([b.margin for b in bound]),
             hide=_sum([(w, b.hide) for w, b in zip(self.weights, bound, strict=True)]),
+            name=" + ".join(b.name if w == 1 else f"{w:g} {b.name}" for w, b in zip(self.weights, bound, strict=True)),
         )
 
 
@@ -96,7 +98,7 @@ class CrossEntropy(Objective):
         def fool(out: Outputs, rows: Rows) -> Tensor:
             return F.cross_entropy(out.logits, goal.target[rows], reduction="none")
 
-        return _keeping_others(BoundLoss(fool=fool, margin=_lead(goal)), clean)
+        return _keeping_others(BoundLoss(fool=fool, margin=_lead(goal), name="cross-entropy"), clean)
 
 
 @dataclass(frozen=True)
@@ -111,27 +113,42 @@ class Margin(Objective):
         def fool(out: Outputs, rows: Rows) -> Tensor:
             return (-lead(out, rows)).clamp_min(-self.kappa)
 
-        return _keeping_others(BoundLoss(fool=fool, margin=lead), clean)
+        return _keeping_others(BoundLoss(fool=fool, margin=lead, name="margin"), clean)
 
 
 @dataclass(frozen=True)
 class DLR(Objective):
     """J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference-of-logits ratio (Croce & Hein 2020).
 
-    It needs K >= 4. With fewer classes the plain margin z_y' - z_t to the best other class takes its place (``DLR.name`` says which).
+    It needs K >= 4; with fewer classes the margin z_y - z_t takes its place, and the bound loss says so. With ``rank`` r the attack is
+    untargeted: t is, in place of the goal's target, the class with the r-th largest clean logit of those that are not the source, and any class
+    but the source will do.
     """
 
+    rank: int | None = None
+
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        if clean.logits.shape[1] < 4:
-            return Margin().bind(clean, goal, noise)
+        classes = clean.logits.shape[1]
+        target, margin = goal.target, _lead(goal)
+        if self.rank is not None:
+            if not 1 <= self.rank < classes:
+                raise expected(
+                    f"rank must be 1 to {classes - 1}",
+                    got=self.rank,
+                    do="there is one rank for each class but the source",
+                )
+            others = clean.logits.scatter(1, goal.source[:, None], float("-inf"))
+            target, margin = others.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1], _away(goal)
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
             z = out.logits
+            gap = _at(z, goal.source[rows]) - _at(z, target[rows])
+            if classes < 4:
+                return gap
             top = z.topk(4, dim=1).values
-            gap = _at(z, goal.source[rows]) - _at(z, goal.target[rows])
             return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
-        return _keeping_others(BoundLoss(fool=fool, margin=_lead(goal)), clean)
+        return _keeping_others(BoundLoss(fool=fool, margin=margin, name=self.name(classes)), clean)
 
     @staticmethod
     def name(classes: int) -> str:
@@ -141,18 +158,19 @@ class DLR(Objective):
 
 @dataclass(frozen=True)
 class AwayFrom(Objective):
-    """J = log softmax(z)_y: any class but the source y will do (the untargeted attack)."""
+    """Any class but the source y will do (the untargeted attack): J = log softmax(z)_y, or with ``loss`` "margin" J = z_y - max_{j != y} z_j."""
+
+    loss: Literal["cross-entropy", "margin"] = "cross-entropy"
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        lead = _lead(Goal(goal.target, goal.source))
+        margin = _away(goal)
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
+            if self.loss == "margin":
+                return -margin(out, rows)
             return -F.cross_entropy(out.logits, goal.source[rows], reduction="none")
 
-        def margin(out: Outputs, rows: Rows) -> Tensor:
-            return -lead(out, rows)
-
-        return _keeping_others(BoundLoss(fool=fool, margin=margin), clean)
+        return _keeping_others(BoundLoss(fool=fool, margin=margin, name=f"untargeted {self.loss}"), clean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,16 +189,28 @@ class HFC(Objective):
     soft: bool = False
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        missing = [name for name in (self.layers or self.bank.layers) if name not in clean.features]
-        if missing:
-            raise unknown("layer", missing[0], clean.features)
+        names = self.bank.layers if self.layers is None else tuple(self.layers)
+        _need_layers("HFC", names, clean, self.bank.layers)
+        strange = sorted(set(goal.target.tolist()) - set(self.bank.classes))
+        if strange:
+            raise expected(
+                f"targets of the mixtures' classes {list(self.bank.classes)}",
+                got=strange,
+                do="fit the mixtures on images of every class",
+            )
+        if self.weights is not None and len(self.weights) != len(names):
+            raise expected(
+                f"one weight for each of {len(names)} layers",
+                got=len(self.weights),
+                do="give as many weights as layers",
+            )
         weights = None if self.weights is None else torch.tensor(self.weights)
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            energy = self.bank.energy(out, goal.target[rows], layers=self.layers, soft=self.soft)  # (N, L)
+            energy = self.bank.energy(out, goal.target[rows], layers=names, soft=self.soft)  # (N, L)
             return (energy if weights is None else energy * weights.to(energy)).sum(1)
 
-        return BoundLoss(hide=hide)
+        return BoundLoss(hide=hide, name="HFC")
 
 
 class Scorer(Protocol):
@@ -193,9 +223,10 @@ class Scorer(Protocol):
 class Evade(Objective):
     """The score of fitted detectors as a term: sum_d max(s_d(x) - c_d, 0) / scale_d, with c_d = ``below[d]`` - ``slack`` * scale_d.
 
-    Without ``below`` the scores are added as they are. With it, a detector that already accepts the image, with some slack, adds nothing. ``scales``: the spread
-    of each score on clean images. ``assume_target``: detectors that look at the predicted class are asked what they would say of an image taken for the target.
-    This is the kernel-density constraint for ``Evade(KD)`` (Carlini & Wagner 2017) and the LID constraint for ``Evade(LID)`` (Athalye et al. 2018).
+    Without ``below`` the scores are added as they are. With it, a detector that already accepts the image, with some slack, adds nothing.
+    ``scales``: the spread of each score on clean images. ``assume_target``: detectors that look at the predicted class are asked what
+    they would say of an image taken for the target. This is the kernel-density constraint for ``Evade(KD)`` (Carlini & Wagner 2017)
+    and the LID constraint for ``Evade(LID)`` (Athalye et al. 2018).
     """
 
     detectors: tuple[Scorer, ...]
@@ -205,10 +236,16 @@ class Evade(Objective):
     assume_target: bool = True
 
     def __post_init__(self) -> None:
+        if not self.detectors:
+            raise expected("detectors to evade", got="none", do="name at least one fitted detector")
+        if self.scales is not None and min(self.scales) <= 0:
+            raise expected("scales must be positive", got=self.scales, do="leave out detectors whose score is constant")
         for values in (self.below, self.scales):
             if values is not None and len(values) != len(self.detectors):
                 raise expected(
-                    f"one number for each of {len(self.detectors)} detectors", got=len(values), do="give as many thresholds and scales as detectors"
+                    f"one number for each of {len(self.detectors)} detectors",
+                    got=len(values),
+                    do="give as many thresholds and scales as detectors",
                 )
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
@@ -222,7 +259,7 @@ class Evade(Objective):
                 total = total + (score if self.below is None else F.relu(score - self.below[i] / scale + self.slack))
             return total
 
-        return BoundLoss(hide=hide)
+        return BoundLoss(hide=hide, name="evasion")
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,13 +276,22 @@ class Guide(Objective):
     pick: Literal["random", "closest"] = "random"
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        _need_layers("guides", tuple(clean.features), clean, tuple(self.reference.features))
+        if len(self.labels) != len(self.reference) or len(self.labels) < 2:
+            raise expected(
+                "two or more guides with one label each",
+                got=f"{len(self.reference)} and {len(self.labels)}",
+                do="give labelled training images",
+            )
         like = clean.logits
         reference = {n: self.reference.features[n].to(f) for n, f in clean.features.items()}
         scale = {n: f.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5 for n, f in reference.items()}
         reference = {n: f / scale[n] for n, f in reference.items()}
         same = self.labels.to(like.device)[None, :] == goal.target[:, None]  # (N, R)
         if not bool(same.any(1).all()):
-            raise expected("clean images of every target class as guides", got="a class without any", do="add training images")
+            raise expected(
+                "clean images of every target class as guides", got="a class without any", do="add training images"
+            )
         if self.pick == "random":
             cost = noise.uniform((same.shape[1],), draw="guide").to(like)
         else:
@@ -254,9 +300,9 @@ class Guide(Objective):
         guides = {n: f[chosen] for n, f in reference.items()}
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            return sum(((out.features[n] / scale[n] - g[rows]) ** 2).sum(1) for n, g in guides.items())  # type: ignore[return-value]
+            return sum(((out.features[n] / scale[n] - g[rows]) ** 2).sum(1) for n, g in guides.items())
 
-        return BoundLoss(hide=hide)
+        return BoundLoss(hide=hide, name=f"{self.pick} guide")
 
 
 @dataclass(frozen=True)
@@ -270,15 +316,17 @@ class Drift(Objective):
     direction: Literal["down", "up", "away"] = "down"
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        if self.layer not in clean.features:
-            raise unknown("layer", self.layer, clean.features)
+        _need_layers("drift", (self.layer,), clean, (self.layer,))
         start = clean.features[self.layer].mean(1)
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
             m = out.features[self.layer].mean(1)
-            return {"down": m, "up": -m, "away": -(m - start[rows]).abs()}[self.direction]
+            if self.direction == "away":
+                u = m - start[rows]
+                return -torch.where(u < 0, -u, u)  # |u| with a slope at 0, where the attack starts
+            return m if self.direction == "down" else -m
 
-        return BoundLoss(fool=fool)
+        return BoundLoss(fool=fool, name=f"drift {self.direction}")
 
 
 def _at(z: Tensor, classes: Tensor) -> Tensor:
@@ -295,6 +343,22 @@ def _lead(goal: Goal) -> Loss:
     return lead
 
 
+def _away(goal: Goal) -> Loss:
+    """max_{j != y} z_j - z_y."""
+    lead = _lead(Goal(goal.target, goal.source))
+    return lambda out, rows: -lead(out, rows)
+
+
+def _need_layers(what: str, names: Sequence[str], clean: Outputs, known: Sequence[str]) -> None:
+    """Refuse an objective on features if there are none, or not those of ``names``."""
+    if not names or not clean.features:
+        raise expected(f"{what} needs the features of at least one layer", got="none", do="give the classifier layers")
+    for table in (clean.features, known):
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise unknown("layer", missing[0], table)
+
+
 def _keeping_others(bound: BoundLoss, clean: Outputs) -> BoundLoss:
     """The same wish with the other findings of a multi-label network held on their side."""
     if clean.others is None or clean.others.shape[1] == 0 or bound.fool is None or bound.margin is None:
@@ -306,10 +370,10 @@ def _keeping_others(bound: BoundLoss, clean: Outputs) -> BoundLoss:
         assert out.others is not None
         return side[rows] * out.others
 
-    return BoundLoss(
+    return replace(
+        bound,
         fool=lambda out, rows: fool(out, rows) + F.relu(0.5 - held(out, rows)).sum(1),
         margin=lambda out, rows: torch.minimum(margin(out, rows), held(out, rows).amin(1)),
-        hide=bound.hide,
     )
 
 

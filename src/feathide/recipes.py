@@ -1,18 +1,21 @@
 """Recipes: the attacks of the literature as values of the one loop. Steps are fractions of eps, so a recipe does not depend on the budget.
 
-Every recipe takes the threat model and an optional ``hide``, an objective that is added to its own (``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``); other
-fields of ``Attack`` pass through.
+Every recipe takes the threat model and an optional ``hide``, an objective that is added to its own (``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``). Other
+fields of ``Attack`` pass through (``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM stays one step.
 """
 
 from typing import Any
 
-from feathide.attack import Attack
+from feathide.attack import Attack, Leave, never, when_fooled
+from feathide.autostep import AutoStep
+from feathide.ensemble import Ensemble
 from feathide.geometry import ThreatModel
-from feathide.objectives import CrossEntropy, Margin, Objective
+from feathide.objectives import DLR, AwayFrom, CrossEntropy, Margin, Objective
 from feathide.rules import Momentum, Plain
+from feathide.square import Square
 from feathide.views import GaussianSmooth, ResizeAndPad
 
-__all__ = ["bim", "cw", "dim", "fgsm", "mim", "noise", "pgd", "tim"]
+__all__ = ["apgd_ce", "apgd_dlr", "bim", "cw", "dim", "fgsm", "mim", "noise", "pgd", "square", "standard", "tim"]
 
 J: Objective = CrossEntropy()
 
@@ -37,7 +40,9 @@ def mim(threat: ThreatModel, *, hide: Objective | None = None, mu: float = 1.0, 
     return _attack(threat, J, hide, fields, rule=Momentum(mu))
 
 
-def dim(threat: ThreatModel, *, hide: Objective | None = None, p: float = 0.5, mu: float = 1.0, **fields: Any) -> Attack:
+def dim(
+    threat: ThreatModel, *, hide: Objective | None = None, p: float = 0.5, mu: float = 1.0, **fields: Any
+) -> Attack:
     """DIM / DI-FGSM (Xie et al. 2019): MIM whose gradient is taken at a resized and padded view with probability ``p``."""
     return _attack(threat, J, hide, fields, rule=Momentum(mu) if mu else Plain(), view=ResizeAndPad(p))
 
@@ -52,6 +57,44 @@ def cw(threat: ThreatModel, *, hide: Objective | None = None, kappa: float = flo
     return _attack(threat, Margin(kappa), hide, fields, random_start=True)
 
 
+def apgd_ce(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """APGD-CE (Croce & Hein 2020): PGD whose step sizes choose themselves, on the cross-entropy."""
+    return _apgd(threat, J, hide, fields)
+
+
+def apgd_dlr(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """APGD on the targeted difference-of-logits ratio, or on the margin where there are fewer than four classes (``AttackResult.losses`` says which)."""
+    return _apgd(threat, DLR(), hide, fields)
+
+
+def square(threat: ThreatModel, *, hide: Objective | None = None, queries: int = 5000, **fields: Any) -> Attack:
+    """Square (Andriushchenko et al. 2020): random search on the margin with ``queries`` forward passes and no gradient."""
+    return _square(threat, Margin(), hide, fields, queries)
+
+
+def standard(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    classes: int | None = None,
+    queries: int = 5000,
+    **fields: Any,
+) -> Ensemble:
+    """APGD-CE, then APGD-DLR, then Square, after AutoAttack (Croce & Hein 2020), for any number of classes and axes: each attacks what the
+    ones before it left.
+
+    Towards the goal's target; or, with the number of ``classes``, untargeted, where APGD-DLR aims at up to nine other classes in turn, as AutoAttack
+    does. AutoAttack's FAB, a minimal-norm attack, is left out. With ``hide`` no image is finished early.
+    """
+    fields = {"leave": _leave(hide), **fields}
+    aims: tuple[Objective, ...] = (J, DLR())
+    if classes is not None:
+        aims = (AwayFrom(), *(DLR(rank) for rank in range(1, min(classes, 10))))
+    last = Margin() if classes is None else AwayFrom("margin")
+    walks = [_apgd(threat, aim, hide, fields) for aim in aims]
+    return Ensemble((*walks, _square(threat, last, hide, fields, queries)), fields["leave"])
+
+
 def noise(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
     """No attack at all: random noise in the ball. What every attack must beat, and the "noisy" negatives of the detectors."""
     return _attack(threat, J, None, fields, steps=0, random_start=True)
@@ -61,3 +104,19 @@ def _attack(threat: ThreatModel, base: Objective, hide: Objective | None, fields
     """``own``, what the recipe is, goes before ``fields``, what the caller chose."""
     objective = base if hide is None else base + hide
     return Attack(**{"objective": objective, "threat": threat, "steps": 40, "step_size": 0.1, **fields, **own})
+
+
+def _apgd(threat: ThreatModel, base: Objective, hide: Objective | None, fields: dict[str, Any]) -> Attack:
+    own = {"rule": AutoStep(), "random_start": True, "step_size": 2.0, "decay": "constant"}
+    return _attack(threat, base, hide, {"steps": 100, **fields}, **own)
+
+
+def _square(
+    threat: ThreatModel, base: Objective, hide: Objective | None, fields: dict[str, Any], queries: int
+) -> Attack:
+    own = {"rule": Square(), "steps": queries, "random_start": False}
+    return _attack(threat, base, hide, {"leave": _leave(hide), **fields}, **own)
+
+
+def _leave(hide: Objective | None) -> Leave:
+    return when_fooled if hide is None else never

@@ -14,10 +14,23 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from feathide.geometry import Noise, ThreatModel
+from feathide.geometry import Noise, ThreatModel, over_norm
 from feathide.types import Box, Rows, per_sample
 
-__all__ = ["Blend", "Momentum", "Orthogonal", "Plain", "Rule", "Scheduled", "Selective", "Setting", "Share", "Step", "Together"]
+__all__ = [
+    "Blend",
+    "Momentum",
+    "Orthogonal",
+    "Plain",
+    "Rule",
+    "Scheduled",
+    "Selective",
+    "Setting",
+    "Share",
+    "Step",
+    "Together",
+    "needed",
+]
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,15 @@ class Setting:
         fall = {"constant": 1.0, "linear": 1 - t, "cosine": 0.5 * (1 + math.cos(math.pi * t))}[self.decay]
         return self.step_size * fall
 
-    def walk(self, delta: Tensor, direction: Tensor, k: int, rows: Rows) -> Tensor:
-        """project(delta - alpha_k * steepest(direction))."""
+    def walk(self, delta: Tensor, direction: Tensor, length: Tensor | float, rows: Rows) -> Tensor:
+        """project(delta - length * eps * steepest(direction)), one length for all or one for each of ``rows``."""
         threat = self.threat.at(rows)
-        step = per_sample(threat.eps, delta) * self.length(k)
-        return threat.project(delta - step * threat.steepest(direction), self.x[rows], self.box)
+        step = per_sample(threat.eps, delta) * per_sample(length, delta)
+        return self.project(delta - step * threat.steepest(direction), rows)
+
+    def project(self, delta: Tensor, rows: Rows) -> Tensor:
+        """``delta`` of the images ``rows`` brought into the ball and the box."""
+        return self.threat.at(rows).project(delta, self.x[rows], self.box)
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class Plain(Rule):
     """Steepest descent: delta <- project(delta - alpha * steepest(grad))."""
 
     def start(self, setting: Setting) -> Callable[[Step], Tensor]:
-        return lambda s: setting.walk(s.delta, _needed(s.grad), s.k, s.rows)
+        return lambda s: setting.walk(s.delta, needed(s.grad), setting.length(s.k), s.rows)
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,9 @@ class Momentum(Rule):
         memory = torch.zeros_like(setting.x)
 
         def move(s: Step) -> Tensor:
-            grad = _needed(s.grad)
-            norm = grad.flatten(1).abs().sum(1).clamp_min(1e-12)
-            memory[s.rows] = self.mu * memory[s.rows] + grad / per_sample(norm, grad)
-            return setting.walk(s.delta, memory[s.rows], s.k, s.rows)
+            grad = needed(s.grad)
+            memory[s.rows] = self.mu * memory[s.rows] + over_norm(grad, grad.flatten(1).abs().sum(1))
+            return setting.walk(s.delta, memory[s.rows], setting.length(s.k), s.rows)
 
         return move
 
@@ -133,10 +149,12 @@ class Orthogonal(Blend):
 
     def start(self, n: int, steps: int) -> Share:
         def merge(grads: tuple[Tensor, ...], fooled: Tensor) -> Tensor:
-            chosen = torch.where(per_sample(fooled, grads[0]).bool(), grads[1], grads[0])
-            other = torch.where(per_sample(fooled, grads[0]).bool(), grads[0], grads[1])
-            along = (chosen * other).flatten(1).sum(1) / other.flatten(1).square().sum(1).clamp_min(1e-30)
-            return chosen - per_sample(along, chosen) * other
+            hiding = fooled.reshape(-1, *[1] * (grads[0].ndim - 1))
+            chosen = torch.where(hiding, grads[1], grads[0])
+            other = torch.where(hiding, grads[0], grads[1])
+            other = over_norm(other, other.flatten(1).abs().amax(1))  # so that its square does not vanish
+            other = over_norm(other, other.flatten(1).norm(dim=1))
+            return chosen - per_sample((chosen * other).flatten(1).sum(1), chosen) * other
 
         return Share(lambda fool, hide, fooled, rows: (fool, hide), merge)
 
@@ -164,6 +182,7 @@ class Scheduled(Blend):
         return Share(losses, lambda grads, fooled: grads[0])
 
 
-def _needed(grad: Tensor | None) -> Tensor:
+def needed(grad: Tensor | None) -> Tensor:
+    """The gradient that the attack gives to every rule that asks for one."""
     assert grad is not None
     return grad

@@ -18,7 +18,8 @@ LINEAR = {2: "bilinear", 3: "trilinear"}
 @dataclass(frozen=True)
 class ResizeAndPad:
     """DI-FGSM's view (Xie et al. 2019): with probability ``p`` an image is shrunk to between ``least`` and 100 % of its size on every axis
-    and zero-padded back at a random place. Each image draws its own size and place, in pixels or voxels of each axis, whatever their spacing."""
+    and zero-padded back at a random place. Each image draws its own size and place, in pixels or voxels of each axis, whatever their spacing; the
+    last axis draws first, so that a volume of depth 1 is treated as an image."""
 
     p: float = 0.5
     least: float = 0.9
@@ -26,7 +27,7 @@ class ResizeAndPad:
     def __call__(self, x: Tensor, noise: Noise, k: int) -> Tensor:
         if x.ndim not in (4, 5):
             raise expected("DIM needs images with 2 or 3 spatial axes", got=x.ndim - 2, do="use another attack")
-        u = noise.uniform((1 + 1 + x.ndim - 2,), draw=("view", k))
+        u = noise.uniform((x.ndim,), draw=("view", k))  # whether, how much, and the place on each axis
         rows = [self._one(x[i : i + 1], u[i]) if u[i, 0] < self.p else x[i : i + 1] for i in range(len(x))]
         return torch.cat(rows)
 
@@ -35,9 +36,9 @@ class ResizeAndPad:
         size = [max(1, round(s * factor)) for s in x.shape[2:]]
         small = F.interpolate(x, size=size, mode=LINEAR[x.ndim - 2], align_corners=False)
         pad: list[int] = []
-        for full, now, r in zip(x.shape[2:], size, u[2:].tolist(), strict=True):
+        for full, now, r in zip(reversed(x.shape[2:]), reversed(size), u[2:].tolist(), strict=True):
             before = min(int(r * (full - now + 1)), full - now)
-            pad = [before, full - now - before, *pad]  # F.pad counts axes from the last
+            pad += [before, full - now - before]  # F.pad, too, counts axes from the last
         return F.pad(small, pad)
 
 
@@ -49,11 +50,19 @@ class GaussianSmooth:
     taps: int = 7
     reach: float = 3.0
 
+    def __post_init__(self) -> None:
+        if self.taps < 1 or self.taps % 2 == 0:
+            raise expected(
+                "taps must be odd", got=self.taps, do="give an odd number, so that the Gaussian has a middle"
+            )
+
     def __call__(self, grad: Tensor) -> Tensor:
         t = torch.linspace(-self.reach, self.reach, self.taps, dtype=grad.dtype, device=grad.device)
         kernel = torch.exp(-t * t / 2)
         kernel = kernel / kernel.sum()
         axes, channels = grad.ndim - 2, grad.shape[1]
+        if axes not in CONV:
+            raise expected("TIM needs images with 1 to 3 spatial axes", got=axes, do="use another attack")
         for axis in range(axes):
             shape, padding = [1] * axes, [0] * axes
             shape[axis], padding[axis] = self.taps, self.taps // 2
