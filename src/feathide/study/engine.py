@@ -1,4 +1,4 @@
-"""Runs a graph of tasks on a store: skips what is done, resumes what was killed, alone or with others on the same folder."""
+"""Runs a graph of tasks on a store: skips what is done, resumes what was killed, alone or with others on a folder."""
 
 import math
 import time
@@ -46,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Status:
-    """What a display shows: the task at hand, ``done`` of ``total``, tasks per second, seconds ``left`` (NaN if unknown)."""
+    """What a display shows: the task at hand, ``done`` of ``total``, tasks per second, seconds ``left`` or NaN."""
 
     stage: str
     title: str
@@ -145,11 +145,13 @@ def _own_first(order: tuple[Task, ...], shard: tuple[int, int] | None) -> tuple[
 
 
 def _missing(order: Sequence[Task], store: Store, progress: Progress) -> set[str]:
-    """The keys to compute. Damaged files are said and removed, under a claim: another process may just have replaced one."""
+    """The keys to compute. Damaged files are said and removed, under a claim: others may just have replaced them."""
     missing = {task.key for task in order if not store.sound(task.key)}
-    for key in sorted(missing):
-        if store.path(key).exists():
-            with store.claim(key) as mine:
+    for key in (task.key for task in order):
+        if store.path(key).exists() and (key in missing or store.path(key, ".claim").exists()):
+            with store.claim(
+                key
+            ) as mine:  # this also clears the claim of a process that was killed right after its work
                 if mine and not store.sound(key):
                     store.path(key).unlink(missing_ok=True)
                     progress.say(f"{key} is damaged and is computed anew")
@@ -207,7 +209,7 @@ def _result(task: Task, store: Store) -> Mapping[str, np.ndarray]:
         raise InputError(f"{task.key}: {error}") from error
     except Exception as error:
         raise RuntimeError(
-            f"the step {task.key} failed with {type(error).__name__}: {error}; finished steps are kept in {store.folder}"
+            f"the step {task.key} failed with {type(error).__name__}: {error}; what is done is kept in {store.folder}"
         ) from error
 
 
@@ -298,7 +300,8 @@ class RichProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def show(self, status: Status) -> None:
         if self._console.is_terminal:

@@ -30,6 +30,7 @@ __all__ = ["Store", "digest", "open_folder", "write_whole"]
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 STALE = 60.0  # a claim without a sign of life for so long is free to take
+BIRTH = 2.0  # so long may a claim be empty: its process was killed between making and signing it
 HEX = 64  # length of a SHA-256 in hexadecimal
 PART = re.compile(r"[a-z0-9_+-][a-z0-9._+-]{0,179}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,179}")
@@ -338,7 +339,7 @@ def _abandoned(path: Path) -> bool:
         return True
     host, _, pid = holder.rpartition("-")
     gone = host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))
-    if not gone and age < STALE:
+    if not gone and age < (STALE if holder else BIRTH):
         return False
     if holder:
         for leftover in path.parent.glob(f".{path.stem}.*.{holder}-*.tmp"):
