@@ -313,8 +313,8 @@ def test_a_claim_without_life_is_taken_over(tmp_path):
         ("elsewhere-1", 30, False),
         ("elsewhere-1", 90, True),
         (here, 0, True),
-        ("", 5, False),
-        ("", 90, True),
+        ("", 1, False),
+        ("", 5, True),
     ):
         held(path, holder, age)
         leftover.write_bytes(b"half")

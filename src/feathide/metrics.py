@@ -194,13 +194,14 @@ def paired_difference(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """``statistic(*a) - statistic(*b)`` of two methods on the same cases: "A beats B" holds if the interval lies above 0.
+    """``statistic(*a) - statistic(*b)`` of two methods on the same cases: "A beats B" if the interval lies above 0.
 
     For statistics within [0, 1]: ``paired_difference(np.mean, (fooled_a,), (fooled_b,))``. Row i of ``a[j]`` and of
     ``b[j]`` is the same case, and both see the same draws; ``groups`` as in ``bootstrap``. The interval is that of
     Bonett and Price (2012), which adds one case in favour of either side and so does not shrink to a point when the
-    methods agree on all cases; with d the difference, s^2 the variance of its draws and G patients:  d G / (G + 2)  +-
-    z sqrt(s^2 G^2 + 2) / (G + 2).
+    methods agree on all cases; with d the difference, s^2 the variance of its draws and G patients
+
+        d G / (G + 2)  +-  z sqrt(s^2 G^2 + 2) / (G + 2).
     """
     left, right = [np.asarray(v) for v in a], [np.asarray(v) for v in b]
     if [len(v) for v in left] != [len(v) for v in right]:
