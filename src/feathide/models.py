@@ -293,9 +293,10 @@ def check_network(
     """Run one batch (n, C, *S), normalised as the network wants it: refuse what cannot be audited, list what is weak.
 
     ``head`` as in ``FeatureClassifier``: "softmax" wants one output per class; "sigmoid" one output and two classes;
-    ("finding", j) an output j. Returns the caveats: outputs that differ from pass to pass, outputs that
-    look like probabilities, no gradient. Raises ``InputError`` for a network in training mode, NaN in weights or
-    outputs, images with other axes or channels than the network takes, and outputs that do not match the classes.
+    ("finding", j) an output j; "findings", for training, one output per finding. Returns the caveats: outputs that
+    differ from pass to pass, outputs that look like probabilities, no gradient. Raises ``InputError`` for a network in
+    training mode, NaN in weights or outputs, images with other axes or channels than the network takes, and outputs
+    that do not match the classes.
     """
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
@@ -353,17 +354,17 @@ def _check_outputs(out: Tensor, n: int, n_classes: int, head: str | tuple[str, i
         raise expected(
             "outputs must be finite", got="NaN or infinity", do="check the declared normalisation and the weights"
         )
-    if head == "softmax":
+    if head in ("softmax", "findings"):
         if columns != n_classes:
             hint = 'say head="sigmoid"' if columns == 1 and n_classes == 2 else "use a network trained on these classes"
-            raise expected(f"a softmax head over {n_classes} classes has {n_classes} outputs", got=columns, do=hint)
+            raise expected(f"a {head} head over {n_classes} labels has {n_classes} outputs", got=columns, do=hint)
     elif head == "sigmoid":
         if n_classes != 2:
             raise expected("labels for a sigmoid head have two classes", got=n_classes, do='say head="softmax"')
         if columns != 1:
             raise expected("a sigmoid head has one output", got=columns, do='say head="softmax" or ("finding", j)')
     elif not isinstance(head, tuple) or head[0] != "finding":
-        raise unknown("head", str(head), ("softmax", "sigmoid", "finding"))
+        raise unknown("head", str(head), ("softmax", "sigmoid", "findings", "finding"))
     elif not 0 <= head[1] < columns:
         raise expected(f"finding must be 0 to {columns - 1}", got=head[1], do="choose one of the network's outputs")
 

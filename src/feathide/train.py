@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from feathide.augment import Augment
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
-from feathide.models import Stem, build
+from feathide.models import Stem, build, check_network
 from feathide.weights import load_weights, read_about, save_weights, start_from, weights_digest
 
 __all__ = ["Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
@@ -80,48 +80,42 @@ def train_classifier(
 
     ``head``: "softmax" (K outputs), "sigmoid" (one, for two classes) or "findings" (F, for labels with one column per
     finding); None: what the labels call for. The loss is cross-entropy in which every class weighs the same in all;
-    AdamW with a one-cycle schedule of peak ``lr``. Validated and kept is a running average of the weights, which does not
-    jump about as the weights do while ``lr`` is high. Training stops when its validation loss has not improved for
-    ``patience`` epochs, and the best epoch is kept. ``weights``: a user's file to start from (see
-    ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has ended. On a GPU, where
-    there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random state stays as it was.
-    Raises ``InputError`` for a split or a class without images and for a network that does not fit the images.
+    AdamW with a one-cycle schedule of peak ``lr``. What is validated and kept is a running average of the weights,
+    which does not jump about as the weights do while ``lr`` is high. Training stops when its validation loss has not
+    improved for ``patience`` epochs; the best epoch is kept. ``augment``: True for ``Augment()``. ``weights``: a user's
+    file to start from (see ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
+    ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random
+    state stays as it was. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
+
+    Raises ``InputError`` for a split or a class without images, a network that does not fit the images, and a loss
+    that is not finite.
     """
     started = time.perf_counter()
     head = _checked_head(cases, head)
     train, val = _checked_rows(cases)
-    network = _network(cases, arch, 1 if head == "sigmoid" else len(cases.class_names), stem, seed)
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
+        if not value > 0:
+            raise expected(f"{name} must be positive", got=value, do="leave it out for the default")
+    network = _network(cases, arch, head=head, stem=stem, seed=seed)
     if weights is not None:
         start_from(network, weights)
     mean, std = _measure(cases, train)
     changes = Augment() if augment is True else augment or None
     batches = _loader(_Images(cases, train, mean, std, changes, seed), batch_size, seed)
-    training = _Training(
-        network,
-        _loss(cases.labels[train], len(cases.class_names), head),
-        head=head,
-        lr=lr,
-        steps=epochs * len(batches),
-        progress=progress,
-    )
+    held_out = _loader(_Images(cases, val, mean, std, None, seed), batch_size, None)
+    loss = _loss(cases.labels[train], len(cases.class_names), head)
+    training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        held_out = _loader(_Images(cases, val, mean, std, None, seed), batch_size, None)
         _fit(training, batches, held_out, epochs=epochs, patience=patience)
-    if not training.best:
-        raise expected(
-            "the validation loss must be finite", got="NaN from the first epoch on", do="lower the learning rate"
-        )
-    network.load_state_dict(training.best)
-    network.cpu().eval()
-    kept = training.history[training.epoch]
+    kept = training.keep_best()
     result = TrainResult(
         model=network,
         head=head,
         mean=mean,
         std=std,
         history=tuple(training.history),
-        epoch=training.epoch,
+        epoch=int(kept["epoch"]),
         val_accuracy=kept["val_accuracy"],
         val_auc=kept["val_auc"],
         digest=weights_digest(network),
@@ -200,10 +194,14 @@ def _checked_rows(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
     return train, val
 
 
-def _network(cases: Cases, arch: str | nn.Module, outputs: int, stem: Stem, seed: int) -> nn.Module:
+def _network(cases: Cases, arch: str | nn.Module, *, head: Head, stem: Stem, seed: int) -> nn.Module:
+    k = len(cases.class_names)
     if isinstance(arch, str):
+        outputs = 1 if head == "sigmoid" else k
         return build(arch, channels=cases.channels, outputs=outputs, size=cases.shape, stem=stem, seed=seed)
-    return copy.deepcopy(arch).train()
+    network = copy.deepcopy(arch).cpu().eval()
+    check_network(network, torch.from_numpy(cases.images(cases.where("train")[:2])), k, head)
+    return network.train()
 
 
 def _measure(cases: Cases, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -300,7 +298,6 @@ class _Training(L.LightningModule):
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
-        self.epoch = -1
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=0.01)
@@ -318,7 +315,7 @@ class _Training(L.LightningModule):
 
     def on_train_batch_end(self, _outputs: Any, _batch: Any, _index: int) -> None:
         """Move the average towards the network: at first a plain mean, later one over about half an epoch."""
-        share = max(2 / self.trainer.num_training_batches, 1 / (self.global_step + 1))
+        share = min(1.0, max(2 / self.trainer.num_training_batches, 1 / (self.global_step + 1)))
         now = self.network.state_dict()
         for name, value in self.average.state_dict().items():
             if value.is_floating_point():
@@ -340,24 +337,31 @@ class _Training(L.LightningModule):
             "val_auc": _auc(z, y, self.head),
         }
         if row["val_loss"] < min((h["val_loss"] for h in self.history), default=math.inf):
-            self.epoch = len(self.history)
             self.best = {k: v.detach().cpu().clone() for k, v in self.average.state_dict().items()}
         self.history.append(row)
         self.losses, self.seen = [], []
         self.log("val_loss", row["val_loss"])
+
+    def keep_best(self) -> dict[str, float]:
+        """Give the network the weights of the best epoch, in evaluation mode on the CPU; that epoch's row."""
+        if not self.best:
+            raise expected("the validation loss must be finite", got="NaN from the first epoch on", do="lower lr")
+        self.network.load_state_dict(self.best)
+        self.network.cpu().eval()
+        return min(self.history, key=lambda h: h["val_loss"] if math.isfinite(h["val_loss"]) else math.inf)
 
 
 def _fit(
     training: _Training, batches: DataLoader[Any], held_out: DataLoader[Any], *, epochs: int, patience: int
 ) -> None:
     """Run Lightning's loop, which says nothing and leaves no file, log or signal handler behind."""
-    cuda = torch.cuda.is_available()
+    halves = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     with _quiet():
         trainer = L.Trainer(
             max_epochs=epochs,
             accelerator="auto",
             devices=1,
-            precision="bf16-mixed" if cuda else "32-true",
+            precision="bf16-mixed" if halves else "32-true",
             callbacks=[EarlyStopping("val_loss", patience=patience)],
             logger=False,
             enable_checkpointing=False,
@@ -397,7 +401,9 @@ def _accuracy(z: Tensor, y: Tensor, head: Head) -> float:
 
 def _auc(z: Tensor, y: Tensor, head: Head) -> float:
     """Area under the ROC curve: of the two classes, or the mean over classes (one against the rest) or findings; NaN
-    where none of them has both kinds of images."""
+    where none of them has both kinds of images, or an output is not finite."""
+    if not bool(z.isfinite().all()):
+        return math.nan
     if head == "softmax" and z.shape[1] == 2:
         z, y = z[:, 1:] - z[:, :1], y.reshape(-1, 1)
     elif head == "softmax":
