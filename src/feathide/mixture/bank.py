@@ -1,11 +1,14 @@
 """One mixture for every layer and class: the normal range of a classifier's features."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.errors import choose, expected
@@ -15,13 +18,22 @@ from feathide.types import Outputs
 
 __all__ = ["MixtureBank"]
 
+CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
+FORMAT = "feathide mixtures 1"
+TENSORS = tuple(f.name for f in fields(Mixture) if f.type is Tensor)
+VALUES = tuple(f.name for f in fields(Mixture) if f.init and f.type is not Tensor)
+
 
 @dataclass(frozen=True, eq=False)
 class MixtureBank:
-    """One :class:`Mixture` for every layer and class; ``mixtures[layer][c]`` is that of class c."""
+    """One :class:`Mixture` for every layer and class; ``mixtures[layer][c]`` is that of class c.
+
+    ``curves`` tells how the number of components was chosen: rows {layer, class, components, heldout, bic}, where "heldout" is the mean
+    log-likelihood of held-out samples in nats (None where none were held out).
+    """
 
     mixtures: Mapping[str, Mapping[int, Mixture]]
-    curves: tuple[dict[str, object], ...] = ()
+    curves: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def fit(
@@ -35,16 +47,37 @@ class MixtureBank:
         seed: int = 0,
         holdout: float = 0.2,
         shrinkage: float | Literal["auto"] = "auto",
+        rank: int = 8,
     ) -> "MixtureBank":
+        """The mixtures of the features of clean training images ``outputs`` of the classes ``labels`` (N,).
+
+        ``components``: a number, or candidates of which the best is taken for each layer and class by the log-likelihood of a
+        share ``holdout`` of the samples, drawn with ``seed`` (by BIC where ``holdout`` is 0); "auto" means 1, 2, 4, ... 64. Candidates
+        are tried in ascending order until two in a row are no better. The chosen number is fitted again to all samples.
+        ``layers``: all by default. ``covariance``, ``shrinkage``, ``rank``: see :func:`fit_mixture`.
+        """
+        if len(labels) != len(outputs) or not len(labels):
+            raise expected(
+                "labels must be one class for each sample", got=f"{len(labels)} for {len(outputs)}", do="align"
+            )
+        if not 0 <= holdout < 1:
+            raise expected("holdout must lie in [0, 1)", got=holdout, do="give a share, or 0 to choose by BIC")
+        candidates = sorted(CANDIDATES if components == "auto" else _listed(components))
+
+        def fit(x: Tensor, m: int) -> Mixture:
+            return fit_mixture(x, components=m, covariance=covariance, shrinkage=shrinkage, rank=rank, seed=seed)
+
         mixtures: dict[str, dict[int, Mixture]] = {}
-        m = components if isinstance(components, int) else 1
+        curves: list[dict[str, Any]] = []
         for name in outputs.features if layers is None else layers:
-            f = choose("layer", name, outputs.features)
-            mixtures[name] = {
-                c: fit_mixture(f[labels == c], components=m, covariance=covariance, seed=seed, shrinkage=shrinkage)
-                for c in labels.unique().tolist()
-            }
-        return cls(mixtures)
+            features = choose("layer", name, outputs.features)
+            mixtures[name] = {}
+            for label in labels.unique().tolist():
+                x = features[labels.to(features.device) == label]
+                curve = _curve(x, candidates, fit, holdout=holdout, seed=seed) if len(candidates) > 1 else []
+                curves += [{"layer": name, "class": label, **row} for row in curve]
+                mixtures[name][label] = fit(x, _best(curve) if curve else candidates[0])
+        return cls(mixtures, tuple(curves))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -64,16 +97,110 @@ class MixtureBank:
         """The log-density (N, L) of every sample under the mixtures of its own class ``classes`` (N,); differentiable."""
         return self._each(out, classes, layers, Mixture.log_prob)
 
-    def _each(self, out, classes, layers, measure) -> Tensor:  # type: ignore[no-untyped-def]
-        names = self.layers if layers is None else layers
+    def describe(self) -> list[dict[str, Any]]:
+        """A row for each layer and class: what was fitted to what, and how it went."""
+        return [
+            {
+                "layer": name,
+                "class": label,
+                "samples": m.samples,
+                "channels": m.channels,
+                "degenerate": m.degenerate,
+                "components": m.components,
+                "covariance": m.covariance,
+                "shrinkage": m.shrinkage,
+                "pooling": m.pooling,
+                "converged": m.converged,
+                "n_iter": m.n_iter,
+                "lower_bound": m.lower_bound,
+                "notes": m.notes,
+            }
+            for name, by_class in self.mixtures.items()
+            for label, m in by_class.items()
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file."""
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, Any]] = []
+        for name, by_class in self.mixtures.items():
+            for label, m in by_class.items():
+                tensors |= {f"{len(rows)}.{t}": getattr(m, t).cpu().contiguous() for t in TENSORS}
+                rows.append({"layer": name, "class": label, **{v: getattr(m, v) for v in VALUES}})
+        text = json.dumps({"mixtures": rows, "curves": self.curves})
+        save_file(tensors, path, metadata={"format": FORMAT, "content": text})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MixtureBank":
+        """The mixtures that :meth:`save` wrote; InputError for any other file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise expected(
+                f"{path} must be a safetensors file", got=error, do="give a file of MixtureBank.save"
+            ) from None
+        if metadata.get("format") != FORMAT:
+            raise expected(
+                f"{path} must hold {FORMAT!r}", got=metadata.get("format"), do="give a file of MixtureBank.save"
+            )
+        content = json.loads(metadata["content"])
+        mixtures: dict[str, dict[int, Mixture]] = {}
+        for i, row in enumerate(content["mixtures"]):
+            values = {v: row[v] for v in VALUES} | {t: tensors[f"{i}.{t}"] for t in TENSORS}
+            mixture = Mixture(**values | {"notes": tuple(row["notes"])})
+            mixtures.setdefault(row["layer"], {})[row["class"]] = mixture
+        return cls(mixtures, tuple(content["curves"]))
+
+    def _each(
+        self, out: Outputs, classes: Tensor, layers: Iterable[str] | None, measure: Callable[[Mixture, Tensor], Tensor]
+    ) -> Tensor:
+        """``measure`` of the rows of each class under the mixtures of that class, (N, L)."""
         present, counts = classes.unique(return_counts=True)
-        order = classes.argsort(stable=True)
-        groups = list(zip(present.tolist(), counts.tolist(), strict=True))
+        labels, sizes = present.tolist(), counts.tolist()
+        if missing := set(labels) - set(self.classes):
+            raise expected(
+                "classes must have mixtures",
+                got=f"class {min(missing)}, fitted: {', '.join(map(str, self.classes))}",
+                do="fit on samples of every class that occurs as a target",
+            )
+        order = classes.argsort(stable=True) if len(labels) > 1 else None
         columns = []
-        for name in names:
-            mixtures = choose("layer", name, self.mixtures)
-            f = out.features[name][order] if len(groups) > 1 else out.features[name]
-            parts = f.split([n for _, n in groups])
-            columns.append(torch.cat([measure(mixtures[c], p) for (c, _), p in zip(groups, parts, strict=True)]))
+        for name in self.layers if layers is None else layers:
+            mixtures, f = choose("layer", name, self.mixtures), choose("layer", name, out.features)
+            parts = (f if order is None else f[order]).split(sizes)
+            columns.append(torch.cat([measure(mixtures[c], part) for c, part in zip(labels, parts, strict=True)]))
         values = torch.stack(columns, 1)
-        return torch.empty_like(values).index_copy(0, order, values) if len(groups) > 1 else values
+        return values if order is None else torch.empty_like(values).index_copy(0, order, values)
+
+
+def _listed(components: int | Sequence[int] | str) -> Sequence[int]:
+    if isinstance(components, int):
+        return (components,)
+    if isinstance(components, str) or not components:
+        raise expected('components must be a number, numbers or "auto"', got=components, do="give one of these")
+    return components
+
+
+def _curve(
+    x: Tensor, candidates: Sequence[int], fit: Callable[[Tensor, int], Mixture], *, holdout: float, seed: int
+) -> list[dict[str, Any]]:
+    """One row for each candidate: its held-out log-likelihood a sample and its BIC."""
+    n = len(x) - round(len(x) * holdout)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    inside, outside = x[order[:n]], x[order[n:]].double()
+    rows: list[dict[str, Any]] = []
+    for m in candidates:
+        mixture = fit(inside, m)
+        heldout = float(mixture.log_prob(outside).mean()) if len(outside) else None
+        rows.append({"components": m, "heldout": heldout, "bic": mixture.bic})
+        if mixture.components < m or _best(rows) not in [row["components"] for row in rows[-2:]]:
+            break
+    return rows
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The number of components with the largest held-out log-likelihood, or the smallest BIC where nothing was held out."""
+    best = max(rows, key=lambda row: -row["bic"] if row["heldout"] is None else row["heldout"])
+    return int(best["components"])

@@ -1,15 +1,28 @@
-"""Fitting one mixture: expectation maximisation in float64 from a k-means++ start."""
+"""Fitting one mixture: expectation maximisation in float64, with a fixed prior that makes few samples enough.
+
+1. Standardise the channels, find clusters by k-means++, standardise again by the deviations *within* clusters.
+2. Prior (``shrinkage="auto"``): T, the covariance within clusters drawn to its diagonal, is what every component is drawn to; how far
+   either is drawn is the best by leave-one-out likelihood (:mod:`feathide.mixture.prior`).
+3. Maximise the posterior: Sigma_k = (n_k S_k + m T) / (n_k + m). Low rank: probabilistic PCA of that matrix in the space where
+   T is the identity, its leading directions by one step of subspace iteration in each iteration.
+"""
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from feathide.errors import expected
-from feathide.mixture.model import Covariance, Mixture
+from feathide.mixture.model import COVARIANCES, Covariance, Mixture
+from feathide.mixture.prior import Prior, fit_prior, precision_factor, scale, within
+from feathide.mixture.start import kmeans
 
 __all__ = ["fit_mixture"]
+
+Step = Callable[[Tensor, Tensor, Prior, Mixture | None], Mixture]  # (z, responsibilities, prior, the mixture before)
 
 
 def fit_mixture(
@@ -19,75 +32,234 @@ def fit_mixture(
     covariance: Covariance = "full",
     shrinkage: float | Literal["auto"] = "auto",
     rank: int = 8,
-    seed: int = 0,
     start: Tensor | None = None,
     floor: float = 1e-6,
-    tol: float = 1e-3,
+    tol: float = 1e-4,
     max_iter: int = 100,
+    seed: int = 0,
 ) -> Mixture:
-    """first version"""
+    """The mixture of ``components`` Gaussians for the rows of ``x`` (N, C).
+
+    ``shrinkage``: "auto" as described above, or a number s in [0, 1): the share of the diagonal of the covariance within
+    clusters in the covariance of a component with N/M samples; 0 is plain maximum likelihood. ``floor`` is added to each variance, in
+    units of the channel's own variance. ``rank`` counts for "lowrank" only. ``start`` (N,) are clusters to begin with instead of
+    k-means++. Converged when the mean log-likelihood per channel changes by less than ``tol``. One component with shrinkage "auto"
+    is T itself, whatever the structure ("diag" apart).
+
+    Raises InputError for features that are not finite, and for numbers out of range.
+    """
+    _check(x, components, covariance, shrinkage)
     x = x.detach().double()
-    if not bool(torch.isfinite(x).all()):
-        raise expected("features must be finite", got="NaN or inf", do="look at the classifier")
-    n, c = x.shape
-    m = min(components, n)
-    centre, sd = x.mean(0), x.std(0, unbiased=False)
-    dead = sd <= 1e-6 * centre.abs() + 1e-12
-    sd = torch.where(dead, sd[~dead].median() if bool((~dead).any()) else torch.ones_like(sd), sd)
-    z = (x - centre) / sd
-    reg = torch.full_like(sd, floor) + dead.double()
-    g = torch.Generator().manual_seed(seed)
-    resp = torch.nn.functional.one_hot(_kmeans(z, m, g), m).double() if start is None else start.double()
-    prior = c if shrinkage == "auto" else float(shrinkage) / (1 - float(shrinkage)) * n / m
-    prior = 1.0 if shrinkage == "auto" and covariance == "diag" else prior
-    bound, converged, it = -math.inf, False, 0
-    for it in range(1, max_iter + 1):  # noqa: B007
-        nk = resp.sum(0) + 10 * torch.finfo(x.dtype).eps
-        mu = resp.T @ z / nk[:, None]
-        if covariance == "diag":
-            var = resp.T @ z.square() / nk[:, None] - mu.square()
-            var = (nk[:, None] * var.clamp_min(0) + prior) / (nk[:, None] + prior) + reg
-            factors = var.rsqrt()
-        else:
-            d = z[None] - mu[:, None]
-            cov = torch.matmul((d * resp.T[:, :, None]).transpose(1, 2), d)
-            cov = cov + prior * torch.eye(c, dtype=x.dtype)
-            cov = cov / (nk + prior)[:, None, None] + torch.diag(reg)
-            chol = torch.linalg.cholesky(cov)
-            eye = torch.eye(c, dtype=x.dtype).expand(m, c, c)
-            factors = torch.linalg.solve_triangular(chol, eye, upper=False).transpose(1, 2).contiguous()
-        mix = Mixture(
-            "diag" if covariance == "diag" else "full",
-            nk / nk.sum(),
-            centre,
-            1 / sd,
-            mu,
-            factors,
-            torch.zeros(0, dtype=x.dtype),
-            n,
+    centre = x.mean(0)
+    total, constant = scale(x)
+    z = (x - centre) / total
+    labels = (
+        kmeans(z, min(components, len(x)), torch.Generator().manual_seed(seed)) if start is None else start.to(z.device)
+    )
+    labels = labels.unique(return_inverse=True)[1]  # numbered without gaps
+    m = int(labels.max()) + 1
+    deviations = within(z, labels, m)
+    inner = deviations.square().mean(0).sqrt()
+    tight = constant | (inner < 1e-3)  # no spread within clusters: keep the spread of all, with unit variance
+    inner = torch.where(tight, torch.ones_like(inner), inner)
+    prior = fit_prior(deviations / inner, labels, covariance, shrinkage, floor + tight.double())
+
+    z, sd = z / inner, total * inner
+    white = z if prior.whitener is None else z @ prior.whitener
+    if m == 1 and prior.whitener is not None:
+        mixture = _standard(covariance, white)
+    else:
+        mixture = _maximise(white, labels, prior, _step(covariance, rank, seed), tol=tol, max_iter=max_iter)
+    return replace(
+        _unwhiten(mixture, centre, sd, prior.whitener),
+        samples=len(x),
+        shrinkage=prior.shrinkage,
+        pooling=prior.pooling,
+        degenerate=int(constant.sum()),
+        notes=_notes(mixture, len(x), constant, components),
+    )
+
+
+def _check(x: Tensor, components: int, covariance: str, shrinkage: float | str) -> None:
+    if covariance not in COVARIANCES:
+        raise expected(f"covariance must be one of {', '.join(COVARIANCES)}", got=covariance, do="choose one of these")
+    if x.ndim != 2 or not x.numel():
+        raise expected(
+            "features must be (samples, channels) with at least one sample", got=tuple(x.shape), do="give rows"
         )
-        s = mix._scores(z, mix.ready(z))
-        total = torch.logsumexp(s, 1)
-        resp = (s - total[:, None]).exp()
-        new = float(total.mean())
-        if abs(new - bound) < tol:
-            converged = True
-            break
-        bound = new
-    return mix
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x).all(1)).sum())
+        raise expected(
+            "features must be finite", got=f"NaN or infinity in {bad} of {len(x)} samples", do="look at these images"
+        )
+    if components < 1:
+        raise expected("components must be at least 1", got=components, do="give a positive number")
+    if shrinkage != "auto" and not (isinstance(shrinkage, int | float) and 0 <= shrinkage < 1):
+        raise expected('shrinkage must be "auto" or lie in [0, 1)', got=shrinkage, do='give a share or leave it "auto"')
 
 
-def _kmeans(z: Tensor, m: int, g: torch.Generator) -> Tensor:
-    n = len(z)
-    centres = z[torch.randint(n, (1,), generator=g)]
-    near = torch.cdist(z, centres).square().min(1).values
-    for _ in range(m - 1):
-        p = near if float(near.sum()) > 0 else torch.ones_like(near)
-        centres = torch.cat([centres, z[torch.multinomial(p, 1, generator=g)]])
-        near = torch.minimum(near, (z - centres[-1]).square().sum(1))
-    for _ in range(20):
-        label = torch.cdist(z, centres).argmin(1)
-        hot = torch.nn.functional.one_hot(label, m).to(z)
-        count = hot.sum(0)[:, None]
-        centres = torch.where(count > 0, hot.T @ z / count.clamp_min(1), centres)
-    return torch.cdist(z, centres).argmin(1)
+def _notes(mixture: Mixture, samples: int, constant: Tensor, components: int) -> tuple[str, ...]:
+    notes = []
+    if mixture.components < components:
+        notes.append(
+            f"{samples} samples do not fill {components} components: {mixture.components} fitted, one for each distinct group."
+        )
+    if bool(constant.any()):
+        notes.append(
+            f"{int(constant.sum())} of {len(constant)} channels do not vary: each is given the median deviation of those that do."
+        )
+    if not mixture.converged:
+        notes.append(f"Not converged after {mixture.n_iter} iterations.")
+    return tuple(notes)
+
+
+def _maximise(z: Tensor, labels: Tensor, prior: Prior, step: Step, *, tol: float, max_iter: int) -> Mixture:
+    """Expectation maximisation from hard assignments until the mean log-likelihood rests."""
+    responsibilities = torch.nn.functional.one_hot(labels).to(z)
+    mixture, bound = None, -math.inf
+    converged, iteration = False, 0
+    while not converged and iteration < max_iter:
+        iteration += 1
+        mixture = step(z, responsibilities, prior, mixture)
+        joint = mixture.log_joint(z)  # (N, M)
+        log_prob = joint.logsumexp(1, keepdim=True)
+        responsibilities = (joint - log_prob).exp()
+        previous, bound = bound, float(log_prob.mean())
+        converged = abs(bound - previous) < tol * z.shape[1]
+    assert mixture is not None
+    return replace(mixture, converged=converged, n_iter=iteration, lower_bound=bound)
+
+
+def _standard(covariance: Covariance, z: Tensor) -> Mixture:
+    """One component in the space where its covariance is the identity."""
+    empty = z.new_zeros(1, z.shape[1], 0)
+    if covariance == "full":
+        mixture = _local("full", z.new_ones(1), z.new_zeros(1, z.shape[1]), torch.eye(z.shape[1]).to(z)[None])
+    else:
+        mixture = _local(covariance, z.new_ones(1), z.new_zeros(1, z.shape[1]), empty, gains=z.new_ones(1, 1))
+    bound = -0.5 * float(z.square().sum(1).mean() + z.shape[1] * math.log(2 * math.pi))
+    return replace(mixture, n_iter=1, lower_bound=bound)
+
+
+def _local(
+    covariance: Covariance,
+    weights: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    *,
+    gains: Tensor | None = None,
+    whitener: Tensor | None = None,
+) -> Mixture:
+    """A mixture in the space in which it is fitted."""
+    c = means.shape[1]
+    return Mixture(
+        covariance,
+        weights,
+        centre=means.new_zeros(c),
+        whitener=means.new_ones(c) if whitener is None else whitener,
+        means=means,
+        factors=factors,
+        gains=means.new_zeros(0) if gains is None else gains,
+    )
+
+
+def _unwhiten(mixture: Mixture, centre: Tensor, sd: Tensor, whitener: Tensor | None) -> Mixture:
+    """The mixture of z = ((x - centre) / sd) whitener, as one of x; "full" takes the whitener into its factors."""
+    log_det = -float(sd.log().sum())
+    means, factors, inner = mixture.means, mixture.factors, mixture.whitener
+    if whitener is not None:
+        log_det += float(whitener.diagonal().log().sum())
+        if mixture.covariance == "full":
+            one = mixture.components == 1
+            factors = whitener[None] if one else whitener @ factors
+            means = means if one else torch.linalg.solve_triangular(whitener, means, upper=True, left=False)
+        else:
+            inner = whitener if inner.ndim == 1 else whitener @ inner
+    return replace(
+        mixture,
+        centre=centre,
+        whitener=inner / sd if inner.ndim == 1 else inner / sd[:, None],
+        means=means,
+        factors=factors,
+        lower_bound=mixture.lower_bound + log_det,
+    )
+
+
+def _step(covariance: Covariance, rank: int, seed: int) -> Step:
+    steps = {"full": _full, "tied": _tied, "diag": _diag}
+    return steps[covariance] if covariance in steps else _lowrank(rank, seed)
+
+
+def _moments(z: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples (M,) and mean (M, C) of each component."""
+    n = r.sum(0) + 10 * torch.finfo(z.dtype).eps
+    return n, r.T @ z / n[:, None]
+
+
+def _members(z: Tensor, r: Tensor, means: Tensor) -> Iterator[Tensor]:
+    """For each component the d (n, C) with d^T d = its scatter; rows that do not belong to it change nothing and are left out."""
+    for share, mean in zip(r.T, means, strict=True):
+        rows = share > 1e-15
+        yield (z[rows] - mean) * share[rows, None].sqrt()
+
+
+def _full(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
+    n, means = _moments(z, r)
+    factors = torch.empty(len(n), z.shape[1], z.shape[1], dtype=z.dtype, device=z.device)
+    for k, d in enumerate(_members(z, r, means)):
+        cov = d.T @ d / (n[k] + prior.strength)
+        cov.diagonal().add_(prior.strength / (n[k] + prior.strength) + prior.floor)
+        factors[k] = precision_factor(cov)
+    return _local("full", n / n.sum(), means, factors)
+
+
+def _tied(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
+    n, means = _moments(z, r)
+    cov = (z.T @ z - (means.T * n) @ means) / (len(z) + prior.strength)
+    cov.diagonal().add_(prior.strength / (len(z) + prior.strength) + prior.floor)
+    p = precision_factor(cov)
+    return _local("tied", n / n.sum(), means @ p, z.new_zeros(0), whitener=p)
+
+
+def _diag(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
+    n, means = _moments(z, r)
+    scatter = (r.T @ z.square() - n[:, None] * means.square()).clamp_min(0)
+    variances = (scatter + prior.strength) / (n[:, None] + prior.strength) + prior.floor
+    return _local("diag", n / n.sum(), means, variances.rsqrt())
+
+
+def _lowrank(rank: int, seed: int) -> Step:
+    """Probabilistic PCA: R directions u_i of variance v_i, and the mean variance of all other directions, s^-2."""
+
+    def step(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
+        n, means = _moments(z, r)
+        c = z.shape[1]
+        width = min(rank, c)
+        q = _random_basis(len(n), c, width, seed).to(z) if before is None else before.factors.clone()
+        values = z.new_empty(len(n), width)
+        trace = z.new_empty(len(n))
+        for k, d in enumerate(_members(z, r, means)):
+            values[k], q[k] = _leading(d / n[k].sqrt(), q[k], prior.floor)
+            trace[k] = d.square().sum() / n[k] + prior.floor.sum()
+        share = (prior.strength / (n + prior.strength))[:, None]
+        values = (1 - share) * values + share  # (M, R)
+        trace = (1 - share[:, 0]) * trace + share[:, 0] * c
+        rest = ((trace - values.sum(1)) / (c - width) if c > width else values.amin(1)).clamp_min(1e-12)[:, None]
+        gains = torch.cat([rest.rsqrt(), 1 - (rest / values).sqrt()], 1)
+        return _local("lowrank", n / n.sum(), means, q, gains=gains)
+
+    return step
+
+
+def _leading(d: Tensor, q: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues (R,) and eigenvectors (C, R) of d^T d + diag(floor), from two subspace iterations that begin at ``q``."""
+    for _ in range(2):
+        q = torch.linalg.qr(d.T @ (d @ q) + floor[:, None] * q).Q
+    y = d @ q
+    values, rotation = torch.linalg.eigh(y.T @ y + (floor[:, None] * q).T @ q)
+    return values.clamp_min(1e-12), q @ rotation
+
+
+def _random_basis(m: int, c: int, rank: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(m, c, rank, generator=generator, dtype=torch.float64)).Q

@@ -18,14 +18,16 @@ differs most from what is shared have their own variances, and the residual dire
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Covariance", "Mixture"]
+__all__ = ["COVARIANCES", "Covariance", "Mixture"]
 
 Covariance = Literal["full", "tied", "diag", "lowrank"]
+COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
+CHUNK = 1 << 22  # numbers in a temporary array, 32 MB
 
 
 class Ready(NamedTuple):
@@ -60,6 +62,7 @@ class Mixture:
     gains: Tensor
     samples: int = 0
     shrinkage: float = 0.0
+    pooling: float = 0.0
     degenerate: int = 0
     converged: bool = True
     n_iter: int = 0
@@ -74,6 +77,22 @@ class Mixture:
     @property
     def channels(self) -> int:
         return len(self.centre)
+
+    @property
+    def bic(self) -> float:
+        """Bayesian information criterion of the fit, in nats of the whole data: -2 log L + parameters log N; lower is better."""
+        c, m = self.channels, self.components
+        rank = min(self.factors.shape[2], c - 1) if self.covariance == "lowrank" else 0
+        square = c * (c + 1) // 2
+        shared = square if self.whitener.ndim == 2 else c
+        shape = {
+            "full": m * square,
+            "tied": square,
+            "diag": m * c,
+            "lowrank": shared + m * (c * rank - rank * (rank - 1) // 2 + 1),
+        }
+        parameters = m - 1 + m * c + shape[self.covariance]
+        return -2 * self.samples * self.lower_bound + parameters * math.log(self.samples)
 
     def nearest(self, f: Tensor) -> Tensor:
         """The component (N,) with the largest log w_k + log det P_k - 1/2 ||(f - m_k) P_k||^2; without gradient."""
@@ -100,9 +119,13 @@ class Mixture:
 
     def log_prob(self, f: Tensor) -> Tensor:
         """The log-density log p(f), (N,), in nats; differentiable in ``f`` (N, C)."""
+        return torch.logsumexp(self.log_joint(f), 1)
+
+    def log_joint(self, f: Tensor) -> Tensor:
+        """log w_k + log N(f; m_k, Sigma_k) for every component, (N, M), in nats; differentiable in ``f`` (N, C)."""
         r = self.ready(f)
-        constant = self._log_det_whitener() - self.channels / 2 * math.log(2 * math.pi)
-        return torch.logsumexp(self._scores(whiten(f, r), r), 1) + constant
+        d = self.whitener if self.whitener.ndim == 1 else self.whitener.diagonal()
+        return self._scores(whiten(f, r), r) + (float(d.log().sum()) - self.channels / 2 * math.log(2 * math.pi))
 
     def ready(self, like: Tensor) -> Ready:
         """The statistics in the dtype and on the device of ``like``; made once for each."""
@@ -110,10 +133,6 @@ class Mixture:
         if key not in self._ready:
             self._ready[key] = Ready(*(t.to(like) for t in self._prepare()))
         return self._ready[key]
-
-    def _log_det_whitener(self) -> float:
-        d = self.whitener if self.whitener.ndim == 1 else self.whitener.diagonal()
-        return float(d.log().sum())
 
     def _prepare(self) -> Ready:
         mu, f, g = self.means, self.factors, self.gains
@@ -133,15 +152,17 @@ class Mixture:
     def _scores(self, z: Tensor, r: Ready) -> Tensor:
         """log w_k + log det P_k - 1/2 ||(z - mu_k) P_k||^2 for every component, (N, M)."""
         if self.covariance == "full":
-            y = torch.matmul(z, r.factors) - r.shifts[:, None]  # (M, N, C)
-            return r.bias - 0.5 * y.square().sum(2).T
+            few = max(1, CHUNK // max(z.numel(), 1))  # components at a time
+            pairs = zip(r.factors.split(few), r.shifts.split(few), strict=True)
+            distance = torch.cat([(torch.matmul(z, p) - mu_p[:, None]).square().sum(2) for p, mu_p in pairs])  # (M, N)
+            return r.bias - 0.5 * distance.T
         if self.covariance == "diag":
             distance = z.square() @ r.factors.square().T - 2 * z @ r.shifts.T + r.norms
             return r.bias - 0.5 * distance
         distance = z.square().sum(1, keepdim=True) - 2 * z @ r.means.T + r.norms  # (N, M)
         if self.covariance == "lowrank":
             m, c, rank = r.factors.shape
-            along = (z @ r.factors.transpose(0, 1).reshape(c, m * rank)).view(-1, m, rank) - r.shifts  # (N, M, R)
+            along = (z @ r.factors.transpose(0, 1).reshape(c, m * rank)).view(len(z), m, rank) - r.shifts  # (N, M, R)
             s, h = r.gains[:, 0], r.gains[:, 1:]
             distance = s.square() * (distance - (along.square() * (h * (2 - h))).sum(2))
         return r.bias - 0.5 * distance

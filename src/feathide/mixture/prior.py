@@ -1,0 +1,127 @@
+"""Few samples, many channels: the scale of each channel, and how far a covariance is drawn towards a simpler one.
+
+The share of the simpler covariance is the one with the best leave-one-out likelihood. It needs eigenvalues only (Theiler
+2012, "The incredible shrinking covariance estimator"; Hoffbeck and Landgrebe 1996): for n centred samples with covariance S,
+drawn towards the identity with the share a,
+
+    b = (1 - a) / (n - 1),  G = n b S + a I,  r = tr(G^-1 S),   minimise  log det G + log(1 - b r) + r / (1 - b r).
+
+The closed forms of Ledoit-Wolf and OAS minimise a squared error instead and shrink far too little for a likelihood.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from feathide.mixture.model import Covariance
+
+__all__ = ["Prior", "fit_prior", "precision_factor", "scale", "within"]
+
+SHARES = torch.logspace(-6, -0.01, 80, dtype=torch.float64)
+STRENGTHS = torch.logspace(
+    0, 3, 31, dtype=torch.float64
+)  # times C: an inverse Wishart prior is proper from C samples on
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the covariance of every component is drawn to: as if ``strength`` more samples had the covariance I + diag(floor).
+
+    ``whitener`` (C, C), upper triangular, maps standardised channels to the space in which the target is the identity; None: it
+    already is.
+    """
+
+    whitener: Tensor | None
+    strength: float
+    floor: Tensor  # (C,), added to the variances
+    shrinkage: float
+    pooling: float
+
+
+def scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard deviation of each channel (C,), and which channels do not vary.
+
+    A channel that does not vary gets the median deviation of those that do: it stays in the energy, and leaving its
+    constant by as much as other channels vary costs as much as it costs them.
+    """
+    sd = x.std(0, unbiased=False)
+    constant = sd <= 1e-7 * x.abs().amax(0)
+    varying = sd[~constant]
+    typical = varying.median() if len(varying) else x.abs().amax().clamp_min(1e-30)
+    return torch.where(constant, typical, sd), constant
+
+
+def fit_prior(
+    d: Tensor, labels: Tensor, covariance: Covariance, shrinkage: float | Literal["auto"], floor: Tensor
+) -> Prior:
+    """The prior for rows ``d`` (N, C), minus the means of their clusters ``labels``, in units of the channels' deviations."""
+    sizes = labels.bincount().tolist()
+    n, c, m = *d.shape, len(sizes)
+    average = n if covariance == "tied" else n / m
+    if shrinkage != "auto" or covariance == "diag":
+        share = 2 / (2 + average) if shrinkage == "auto" else shrinkage
+        return Prior(None, share / (1 - share) * average, floor, share, 0.0)
+    free = n - m + 1  # the means of the clusters cost their degrees of freedom
+    s = d.T @ d
+    share = best_share(spectrum(d, s), free, c)
+    target = s * ((1 - share) / free)
+    target.diagonal().add_((1 - share) * floor + share)
+    whitener = precision_factor(target)
+    if m == 1:
+        return Prior(whitener, 0.0, torch.zeros_like(floor), share, 0.0)
+    parts = (d @ whitener)[labels.argsort()].split(sizes)
+    spectra = [(spectrum(d @ whitener), free)] if covariance == "tied" else [(spectrum(p), len(p)) for p in parts]
+    strength = best_strength(spectra, c)
+    return Prior(whitener, strength, torch.zeros_like(floor), share, strength / (average + strength))
+
+
+def spectrum(d: Tensor, scatter: Tensor | None = None) -> Tensor:
+    """The eigenvalues of d^T d / n for rows d (n, C), without the zeros beyond the n-th: min(n, C) of them."""
+    if len(d) < d.shape[1]:
+        scatter = d @ d.T
+    elif scatter is None:
+        scatter = d.T @ d
+    return torch.linalg.eigvalsh(scatter / max(len(d), 1)).clamp_min(0)
+
+
+def leave_one_out(values: Tensor, n: int, channels: int, share: Tensor) -> Tensor:
+    """Minus twice the leave-one-out log-likelihood of a sample, up to a constant, for each ``share`` (A,); ``values`` as in spectrum."""
+    a = share[:, None]
+    b = (1 - a) / (n - 1)
+    g = n * b * values + a  # (A, min(n, C))
+    r = (values / g).sum(1)
+    left = (1 - b[:, 0] * r).clamp_min(1e-12)
+    return g.log().sum(1) + (channels - len(values)) * share.log() + left.log() + r / left
+
+
+def best_share(values: Tensor, n: int, channels: int) -> float:
+    """The share of the identity with the best leave-one-out likelihood."""
+    if n < 3:
+        return float(SHARES[-1])
+    return float(SHARES[leave_one_out(values, n, channels, SHARES.to(values)).argmin()])
+
+
+def best_strength(spectra: Sequence[tuple[Tensor, int]], channels: int) -> float:
+    """The number of prior samples with the best leave-one-out likelihood over all components (eigenvalues, samples)."""
+    strengths = STRENGTHS * channels
+    loss = torch.zeros_like(strengths)
+    for values, n in spectra:
+        if n >= 3:
+            loss += n * leave_one_out(values.cpu(), n, channels, strengths / (strengths + n))
+    return float(strengths[loss.argmin()]) if bool(loss.any()) else float(strengths[-1])
+
+
+def precision_factor(cov: Tensor) -> Tensor:
+    """The upper triangular P with P P^T = cov^-1, (..., C, C)."""
+    chol = torch.linalg.cholesky(cov)
+    eye = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
+    return torch.linalg.solve_triangular(chol, eye.expand_as(cov), upper=False).mT.contiguous()
+
+
+def within(z: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """The rows z (N, C) minus the mean of their cluster."""
+    total = torch.zeros(clusters, z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, labels, z)
+    return z - (total / labels.bincount(minlength=clusters).clamp_min(1)[:, None])[labels]
