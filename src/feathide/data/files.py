@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError, expected
 from ..types import Box
 from .cases import SPLITS, Cases, Skipped, few
+from .dicom import is_dicom, patient_of, read_dicom, read_series
+from .nifti import is_nifti, read_nifti
 from .reading import Reading, first_line
 from .split import by_hash, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
@@ -56,16 +58,28 @@ class Facts:
     spacing: tuple[float, ...] | None
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file's name says that it is a PNG, JPEG, TIFF, ..."""
+    return path.suffix.lower() in PICTURES
+
+
 def is_image(path: Path) -> bool:
-    """Whether a file's name says that this package can read it."""
-    return path.name.lower().endswith(PICTURES)
+    """Whether a file looks like something that this package can read."""
+    return is_picture(path) or is_nifti(path) or is_dicom(path)
 
 
 def read_image(path: Path, box: Box | None = None) -> StoredImage:
-    """One file as it is stored. Raises InputError, with the file's name, if it is missing, truncated or no image."""
+    """One file, or the folder of one DICOM series, as it is stored: pictures in [0, 1], clinical files in their own units.
+
+    ``box`` declares the legal values, for pictures in stored numbers. Raises InputError, with the file's name, if it
+    is missing, truncated or no image.
+    """
     if not path.exists():
         raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
-    return read_picture(path, box)
+    if is_picture(path):
+        return read_picture(path, box)
+    image = read_series(path) if path.is_dir() else read_nifti(path) if is_nifti(path) else read_dicom(path)
+    return image if box is None else replace(image, legal=box)
 
 
 def read_picture(path: Path, box: Box | None = None) -> StoredImage:
@@ -106,7 +120,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
     With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs from most others are
     left out and listed in ``skipped``.
     """
-    entries = _with_splits(entries, name, how)
+    entries = _with_splits(_with_patients(entries, how), name, how)
     labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
     found, skipped = _scan([entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how)
     if not found:
@@ -134,6 +148,16 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
         skipped=tuple(skipped),
     )
+
+
+def _with_patients(entries: Sequence[Entry], how: Reading) -> list[Entry]:
+    """The entries with the patient that the DICOM header names, where nothing else does."""
+
+    def patient(entry: Entry) -> str:
+        known = entry.patient or is_picture(entry.path) or is_nifti(entry.path) or not entry.path.exists()
+        return entry.patient if known else patient_of(entry.path, keep=how.keep_patient_ids)
+
+    return [replace(entry, patient=patient(entry)) for entry in entries]
 
 
 def _with_splits(entries: Sequence[Entry], name: str, how: Reading) -> list[Entry]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import expected, unknown
 from .cases import Cases
+from .dicom import is_dicom, is_series
 from .files import Entry, cases_of_files, is_image
 from .reading import Reading, patient_in, read_table
 
@@ -65,4 +66,6 @@ def _folders(root: Path) -> list[Path]:
 def _images(folder: Path) -> Iterator[Path]:
     for where, below, files in os.walk(folder):
         below.sort()
-        yield from (Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(f)))
+        images = [Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f))]
+        volume = len(images) > 1 and is_dicom(images[0]) and Path(where) != folder and is_series(Path(where))
+        yield from [Path(where)] if volume else images

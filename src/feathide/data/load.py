@@ -34,15 +34,20 @@ def load_cases(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     skip_bad: bool = False,
+    keep_patient_ids: bool = False,
 ) -> Cases:
     """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV manifest, or "phantoms".
+
+    Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM series, and NIfTI
+    (all three in their own units).
 
     ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a CSV of patient ids
     (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a regular expression that finds the
     patient in a file's path. ``size`` and ``channels`` resize and convert; ``box`` declares the legal values in the
     images' own units; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where the data
     has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves out unusable files and copies
-    across splits and lists them in ``Cases.skipped``.
+    across splits and lists them in ``Cases.skipped``. The patient of a DICOM file is a short hash of the id in its
+    header unless ``keep_patient_ids``.
 
     Raises InputError for anything that cannot be used: missing or corrupt files, unequal shapes, one class only,
     labels out of range, duplicate ids, values outside the box, a patient or an exact copy of an image in two splits.
@@ -58,6 +63,7 @@ def load_cases(
         seed=seed,
         fractions=fractions,
         skip_bad=skip_bad,
+        keep_patient_ids=keep_patient_ids,
     )
     chosen = _kind(path) if kind == "auto" else kind
     if chosen == "phantoms":

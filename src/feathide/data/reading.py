@@ -33,6 +33,7 @@ class Reading:
     seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     skip_bad: bool = False
+    keep_patient_ids: bool = False
 
 
 def read_table(path: Path, *, needs: Sequence[str]) -> list[dict[str, str]]:
