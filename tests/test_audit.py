@@ -1,0 +1,219 @@
+"""The whole straight line on small generated images: a plan in, a folder of results out."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from feathide.cli import app
+from feathide.study.lab import FALSE_ALARMS, Lab, lab_of, scored
+from feathide.study.plan import load_plan
+from feathide.study.run import audit
+from feathide.study.stages import cells, decode
+from feathide.study.store import Store
+from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
+
+EPS = 16 / 255
+
+
+def patches(n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy 32 x 32 images with a soft bright patch, on the left (class 0) or on the right (class 1)."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    grid = np.arange(32)
+    rows, columns = rng.uniform(10, 22, n), np.where(y == 0, 9, 22) + rng.normal(0, 1.5, n)
+    bump = np.exp(-((grid[None, :, None] - rows[:, None, None]) ** 2 + (grid[None, None, :] - columns[:, None, None]) ** 2) / 30)
+    x = 90 + 60 * bump + rng.normal(0, 12, (n, 32, 32))
+    return x.clip(0, 255).astype(np.uint8), y[:, None]
+
+
+def write_npz(path: Path) -> Path:
+    arrays = {}
+    for i, (split, n) in enumerate((("train", 120), ("val", 24), ("test", 150))):
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = patches(n, seed=i)
+        arrays[f"{split}_patient"] = np.array([f"{split}{k // 2}" for k in range(n)])
+    np.savez(path, **arrays)
+    return path
+
+
+PLAN = {
+    "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 8, "augment": False}},
+    "eps": EPS,
+    "attacks": ["fgsm", "pgd"],
+    "walk": {"steps": 8},
+    "split": {"most": 24},
+    "dropout_samples": 8,
+    "batch_size": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "patches.npz")
+
+
+@pytest.fixture(scope="session")
+def lab(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A finished audit."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    plan = load_plan({"data": str(data), **PLAN})
+    audit(plan, out)
+    return lab_of(plan.model_dump_json(), Store(out))
+
+
+@pytest.fixture(scope="session")
+def table(lab: Lab) -> pd.DataFrame:
+    return pd.read_csv(lab.store.folder / "results.csv", keep_default_na=False, na_values={"value": [""]})
+
+
+def test_table_has_its_columns_and_metrics(table: pd.DataFrame, lab: Lab) -> None:
+    assert tuple(table.columns) == COLUMNS
+    assert set(table.detector) == {"", *lab.plan.detectors}
+    at = table[(table.attack == "pgd") & (table.objective == "hfc")]
+    per_guard = {"auc", "tpr_at_fpr10", "slips_through_fpr10", "slips_through_fpr5", "slips_through_fpr1"}
+    assert per_guard <= set(at.metric[at.detector == "kd"])
+    assert {"success", "linf_max", "seconds_per_image", "gradients_per_image"} <= set(at.metric[at.detector == ""])
+    assert set(at.knowledge) == {"feature-aware"}
+    assert pd.read_parquet(lab.store.folder / "results.parquet").shape == table.shape
+
+
+def test_intervals_hold_their_values(table: pd.DataFrame) -> None:
+    shares = table[table.metric.isin(["accuracy", "success", "auc", "tpr_at_fpr10", "slips_through_fpr10"])]
+    low, high = shares.low.astype(float), shares.high.astype(float)
+    assert ((low - 1e-9 <= shares.value) & (shares.value <= high + 1e-9)).all()
+    assert ((low >= 0) & (high <= 1)).all()
+
+
+def test_classifier_learns_and_attack_works(table: pd.DataFrame) -> None:
+    value = table.set_index(["metric", "attack", "objective", "detector"]).value
+    assert value["accuracy", "", "", ""] > 0.9
+    assert value["success", "pgd", "plain", ""] > 0.9
+    assert value["success", "pgd", "plain", ""] >= value["success", "fgsm", "plain", ""]
+
+
+def test_stored_images_are_what_was_judged(lab: Lab) -> None:
+    """In the ball, whole grey levels, and the classifier says of the file what the table counted."""
+    for cell in cells(lab):
+        key = lab.images_key(lab.condition(cell), "test", 0)
+        stored = lab.store.load(key)
+        assert stored["image"].dtype == np.uint8
+        clean = np.round(lab.cases.images(stored["rows"]) * 255)
+        gap = np.abs(stored["image"].astype(int) - clean)
+        assert 0 < gap.max() <= round(EPS * 255)
+        out = lab.classifier.extract(decode(stored["image"], lab.grid, lab.cases.box))
+        assert (out.predicted.numpy() == stored["prediction"]).all()
+        assert (stored["label"] == lab.labels[stored["rows"]]).all() and (stored["target"] != stored["label"]).all()
+        assert list(stored["id"]) == list(lab.ids(stored["rows"]))
+
+
+def test_only_correct_images_are_attacked(lab: Lab) -> None:
+    out, rows = lab.outputs("clean", "test")
+    right = rows[out.predicted.numpy() == lab.labels[rows]]
+    assert all(sorted(found_in(lab, c).rows) == sorted(right) for c in cells(lab))
+
+
+def test_parts_share_no_patient(lab: Lab) -> None:
+    seen = [set(lab.cases.patients[lab.rows(p)]) for p in ("train", "fit", "calibrate", "test")]
+    assert all(not a & b for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_nothing_is_learnt_or_set_on_test_cases(lab: Lab, tmp_path: Path) -> None:
+    """With the test part's outputs gone, detectors and thresholds come out the same."""
+    fresh = Lab(lab.plan, Store(tmp_path))
+    for file in lab.store.folder.rglob("*.npz"):
+        if "/test-" not in file.as_posix():
+            copy = tmp_path / file.relative_to(lab.store.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    for name in lab.plan.detectors:
+        fit = fresh.detector(name, EPS)
+        out, _ = lab.outputs("clean", "test")
+        want = scores_in(lab, name, EPS, "clean", "test")
+        assert np.allclose(scored(fit, out), want, rtol=1e-9)
+        assert thresholds_of(fresh, name, EPS) == thresholds_of(lab, name, EPS)
+
+
+def test_thresholds_let_the_planned_share_pass(lab: Lab) -> None:
+    for name in lab.plan.detectors:
+        scores = lab.calibration(name, EPS)
+        for rate, t in thresholds_of(lab, name, EPS).items():
+            assert (scores > t).mean() <= FALSE_ALARMS[rate]
+
+
+def test_noise_is_noise(lab: Lab) -> None:
+    clean, rows = lab.outputs("clean", "test")
+    noisy = lab.at(f"noisy-{EPS:.6g}", "test", rows)
+    assert (clean.last - noisy.last).abs().amax(1).min() > 0
+
+
+def test_the_same_command_continues(lab: Lab) -> None:
+    """A lost file is made again, byte for byte, and the rest stays."""
+    folder = lab.store.folder
+    before = (folder / "results.csv").read_bytes()
+    victims = [f for f in sorted(folder.rglob("*.npz")) if "pgd-hfc" in f.as_posix() or f.as_posix().endswith("fit-0000.npz")]
+    contents = {f: f.read_bytes() for f in victims}
+    for file in victims:
+        file.unlink()
+    times = {f: f.stat().st_mtime_ns for f in folder.rglob("*.npz")}
+    audit(lab.plan, folder)
+    assert contents == {f: f.read_bytes() for f in victims}
+    assert times == {f: f.stat().st_mtime_ns for f in times}
+    timing = b"seconds_per_image"
+    assert [r for r in before.splitlines() if timing not in r] == [r for r in (folder / "results.csv").read_bytes().splitlines() if timing not in r]
+
+
+def test_plan_as_run_can_be_run_again(lab: Lab) -> None:
+    path = lab.store.folder / "plan.yaml"
+    record = yaml.safe_load(path.read_text())["record"]
+    assert record["data"]["digest"] == lab.cases.digest and record["versions"]["torch"]
+    assert load_plan(path) == lab.plan
+
+
+def test_changing_the_budget_recomputes_only_what_depends_on_it(lab: Lab) -> None:
+    other = Lab(load_plan(lab.plan.model_dump(), eps=8 / 255), lab.store)
+    assert other.base == lab.base and other.mixture_key == lab.mixture_key
+    assert other.outputs_key("clean", "test", 0) == lab.outputs_key("clean", "test", 0)
+    assert not {other.condition(c) for c in cells(other)} & {lab.condition(c) for c in cells(lab)}
+
+
+BAD = {
+    "no such data": ({"data": "nowhere.npz"}, "nowhere.npz"),
+    "unknown layer": ({"network": {"arch": "tiny", "layers": "features.99"}}, "known:"),
+    "unknown detector": ({"detectors": ["mahal"]}, "did you mean 'maha'"),
+    "unknown attack": ({"attacks": ["pdg"]}, "did you mean 'pgd'"),
+    "unknown field": ({"atacks": ["pgd"]}, "did you mean 'attacks'"),
+    "unknown network": ({"network": "resnet19"}, "did you mean 'resnet18'"),
+    "eps of nothing": ({"eps": 0}, "eps must be positive"),
+    "eps below a grey level": ({"eps": "1/510"}, "grey level"),
+    "eps in foreign units": ({"eps": "2 HU"}, "grey level"),
+    "shares beyond one": ({"split": {"fit": 0.9, "calibrate": 0.2, "test": 0.4}}, "must be 1"),
+    "sigmoid of many": ({"network": {"arch": "tiny", "head": "sigmiod"}}, "head must be"),
+    "own code without trust": ({"network": "my.module:net"}, "trust"),
+}
+
+
+@pytest.mark.parametrize("change, hint", BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence(change: dict, hint: str, data: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"data": str(data), **PLAN, **change}))
+    result = CliRunner().invoke(app, ["audit", str(plan), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert hint in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_plan_is_left_alone(lab: Lab, data: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"data": str(data), **PLAN, "eps": 8 / 255}))
+    before = {f: f.stat().st_mtime_ns for f in lab.store.folder.rglob("*")}
+    result = CliRunner().invoke(app, ["audit", str(plan), "--out", str(lab.store.folder)])
+    assert result.exit_code == 2 and "another output folder" in result.output.replace("\n", " ")
+    assert before == {f: f.stat().st_mtime_ns for f in lab.store.folder.rglob("*")}
+
+
+def test_report_is_written_and_escapes(lab: Lab) -> None:
+    page = (lab.store.folder / "report.html").read_text()
+    assert "<html" in page and "http-equiv" in page
