@@ -49,6 +49,17 @@ def graph(*, clean=1, attack=2, batches=5, **options):
     return tasks
 
 
+class Said:
+    def __init__(self):
+        self.shown, self.sentences = [], []
+
+    def show(self, status):
+        self.shown.append(status)
+
+    def say(self, sentence):
+        self.sentences.append(sentence)
+
+
 def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -137,6 +148,16 @@ def test_two_processes_on_one_folder_share_the_work(tmp_path, whole):
     assert spent < 30
 
 
+def test_what_another_process_finished_between_look_and_claim_is_left_alone(tmp_path):
+    store = Store(tmp_path)
+
+    class Other(Said):
+        def show(self, status):
+            run(graph(), store)
+
+    assert run(graph(), store, progress=Other()) == ()
+
+
 def test_a_process_takes_over_from_one_that_was_killed(tmp_path, whole):
     store = Store(tmp_path)
     child = fork.Process(target=run, args=(graph(pause=30), store))
@@ -158,17 +179,6 @@ def test_s4_one_changed_field_computes_exactly_its_dependants(tmp_path):
     assert before.items() <= contents(store.folder).items()
     assert len(run(graph(clean=7), store)) == len(graph())
     assert run(graph(), store) == run(graph(attack=3), store) == ()
-
-
-class Said:
-    def __init__(self):
-        self.shown, self.sentences = [], []
-
-    def show(self, status):
-        self.shown.append(status)
-
-    def say(self, sentence):
-        self.sentences.append(sentence)
 
 
 def test_a_damaged_file_is_said_and_computed_anew(tmp_path, whole):
