@@ -1,10 +1,10 @@
 """One mixture for every layer and class: the normal range of a classifier's features."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from feathide.errors import choose, expected
 from feathide.mixture.fit import fit_mixture
-from feathide.mixture.model import Covariance, Mixture
+from feathide.mixture.model import Covariance, Mixture, with_gradient
 from feathide.types import Outputs
 
 __all__ = ["MixtureBank"]
@@ -91,7 +91,17 @@ class MixtureBank:
         self, out: Outputs, classes: Tensor, *, layers: Sequence[str] | None = None, soft: bool = False
     ) -> Tensor:
         """The energy (N, L) of every sample under the mixtures of its own class ``classes`` (N,); differentiable."""
-        return self._each(out, classes, layers, lambda mixture, f: mixture.energy(f, soft=soft))
+        if soft:
+            return self._each(out, classes, layers, lambda mixture, f: mixture.energy(f, soft=True))
+        names, groups = self._layers(layers), self._groups(classes)
+
+        def measure(features: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+            pairs = [
+                self._in(name, f, groups, Mixture.energy_and_gradient) for name, f in zip(names, features, strict=True)
+            ]
+            return torch.stack([value for value, _ in pairs], 1), [gradient for _, gradient in pairs]
+
+        return with_gradient(measure, [choose("layer", name, out.features) for name in names])
 
     def log_prob(self, out: Outputs, classes: Tensor, *, layers: Sequence[str] | None = None) -> Tensor:
         """The log-density (N, L) of every sample under the mixtures of its own class ``classes`` (N,); differentiable."""
@@ -154,25 +164,48 @@ class MixtureBank:
         return cls(mixtures, tuple(content["curves"]))
 
     def _each(
-        self, out: Outputs, classes: Tensor, layers: Iterable[str] | None, measure: Callable[[Mixture, Tensor], Tensor]
+        self, out: Outputs, classes: Tensor, layers: Sequence[str] | None, measure: Callable[[Mixture, Tensor], Tensor]
     ) -> Tensor:
-        """``measure`` of the rows of each class under the mixtures of that class, (N, L)."""
+        groups = self._groups(classes)
+        features = {name: choose("layer", name, out.features) for name in self._layers(layers)}
+        return torch.stack(
+            [self._in(n, f, groups, lambda m, part: (measure(m, part),))[0] for n, f in features.items()], 1
+        )
+
+    def _layers(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+        return self.layers if layers is None else tuple(name for name in layers if choose("layer", name, self.mixtures))
+
+    def _groups(self, classes: Tensor) -> "_Groups":
         present, counts = classes.unique(return_counts=True)
-        labels, sizes = present.tolist(), counts.tolist()
+        labels = present.tolist()
         if missing := set(labels) - set(self.classes):
             raise expected(
                 "classes must have mixtures",
                 got=f"class {min(missing)}, fitted: {', '.join(map(str, self.classes))}",
                 do="fit on samples of every class that occurs as a target",
             )
-        order = classes.argsort(stable=True) if len(labels) > 1 else None
-        columns = []
-        for name in self.layers if layers is None else layers:
-            mixtures, f = choose("layer", name, self.mixtures), choose("layer", name, out.features)
-            parts = (f if order is None else f[order]).split(sizes)
-            columns.append(torch.cat([measure(mixtures[c], part) for c, part in zip(labels, parts, strict=True)]))
-        values = torch.stack(columns, 1)
-        return values if order is None else torch.empty_like(values).index_copy(0, order, values)
+        order = classes.argsort(stable=True)
+        return _Groups(labels, counts.tolist(), order, order.argsort())
+
+    def _in(
+        self, name: str, f: Tensor, groups: "_Groups", measure: Callable[[Mixture, Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """``measure`` of the rows of each class under the mixtures of that class, in the order of the rows."""
+        mixtures = self.mixtures[name]
+        if len(groups.labels) == 1:
+            return measure(mixtures[groups.labels[0]], f)
+        parts = zip(groups.labels, f[groups.order].split(groups.sizes), strict=True)
+        results = zip(*(measure(mixtures[label], part) for label, part in parts), strict=True)
+        return tuple(torch.cat(columns)[groups.back] for columns in results)
+
+
+class _Groups(NamedTuple):
+    """The rows of a batch by class: which classes occur, how often, the rows in their order, and the way back."""
+
+    labels: list[int]
+    sizes: list[int]
+    order: Tensor
+    back: Tensor
 
 
 def _listed(components: int | Sequence[int] | str) -> Sequence[int]:

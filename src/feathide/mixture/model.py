@@ -17,30 +17,30 @@ differs most from what is shared have their own variances, and the residual dire
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["COVARIANCES", "Covariance", "Mixture"]
+from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied
+
+__all__ = ["COVARIANCES", "Covariance", "Mixture", "with_gradient"]
 
 Covariance = Literal["full", "tied", "diag", "lowrank"]
 COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
-CHUNK = 1 << 22  # numbers in a temporary array, 32 MB
 
 
 class Ready(NamedTuple):
-    """A mixture's statistics on one device and in one dtype, with what the choice of a component needs precomputed."""
+    """A mixture in one dtype and on one device."""
 
     centre: Tensor  # (C,)
-    whitener: Tensor  # (C,) or (C, C)
-    means: Tensor  # (M, C)
-    factors: Tensor  # full (M, C, C), diag (M, C), tied (0,), lowrank (M, C, R)
-    gains: Tensor  # lowrank (M, R + 1): s_k, then h_k; otherwise (0,)
+    whitener: Tensor | None  # (C,) or (C, C)
+    shape: Shape
     bias: Tensor  # (M,) log w_k + log det P_k
-    shifts: Tensor  # full, lowrank: mu_k P_k (M, C) or mu_k U_k (M, R); diag: mu_k p_k^2 (M, C)
-    norms: Tensor  # (M,) what the squared distance of z = 0 to each mean is
+    constant: Tensor  # log det A - C/2 log 2 pi
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,106 +97,110 @@ class Mixture:
     def nearest(self, f: Tensor) -> Tensor:
         """The component (N,) with the largest log w_k + log det P_k - 1/2 ||(f - m_k) P_k||^2; without gradient."""
         with torch.no_grad():
-            r = self.ready(f)
-            if self.components == 1:
-                return torch.zeros(len(f), dtype=torch.long, device=f.device)
-            return self._scores(whiten(f, r), r).argmax(1)
+            ready = self._in(f)
+            return self._choose(_whiten(f, ready), ready)
 
     def energy(self, f: Tensor, *, soft: bool = False) -> Tensor:
         """Squared Mahalanobis distance to the nearest component, a mean over channels, (N,); differentiable in ``f`` (N, C).
 
-        E(f) = ||(f - m_k*) P_k*||^2 / C with k* = :meth:`nearest`. With ``soft`` the choice is smooth:
-        E(f) = -2/C logsumexp_k(log w_k + log det P_k - 1/2 ||(f - m_k) P_k||^2) + const, where the constant, 2/C max_k(log w_k +
-        log det P_k), makes both the same for one component.
+        E(f) = ||(f - m_k*) P_k*||^2 / C with k* = :meth:`nearest`. With ``soft`` the choice is smooth: E(f) = const - 2/C
+        logsumexp_k(log w_k + log det P_k - 1/2 ||(f - m_k) P_k||^2), where the constant, 2/C max_k(log w_k + log det P_k), makes both
+        the same for one component.
         """
-        r = self.ready(f)
-        z = whiten(f, r)
         if soft:
-            return (r.bias.max() - torch.logsumexp(self._scores(z, r), 1)) * (2 / self.channels)
+            bias = self._in(f).bias
+            return (bias.max() - self._joint(f).logsumexp(1)) * (2 / self.channels)
+
+        def measure(features: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+            value, gradient = self.energy_and_gradient(features[0])
+            return value[:, None], [gradient]
+
+        return with_gradient(measure, [f])[:, 0]
+
+    def energy_and_gradient(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """The (hard) energy (N,) and its gradient (N, C), in closed form and without a graph."""
         with torch.no_grad():
-            k = self._scores(z, r).argmax(1) if self.components > 1 else None
-        return self._residual(z, k, r).square().mean(1)
+            ready = self._in(f)
+            z = _whiten(f, ready)
+            distance, half = ready.shape.pull(z, self._choose(z, ready))
+            a = ready.whitener
+            gradient = half if a is None else half * a if a.ndim == 1 else half @ a.T
+            return distance / self.channels, gradient * (2 / self.channels)
 
     def log_prob(self, f: Tensor) -> Tensor:
         """The log-density log p(f), (N,), in nats; differentiable in ``f`` (N, C)."""
-        return torch.logsumexp(self.log_joint(f), 1)
+        return self.log_joint(f).logsumexp(1)
 
     def log_joint(self, f: Tensor) -> Tensor:
         """log w_k + log N(f; m_k, Sigma_k) for every component, (N, M), in nats; differentiable in ``f`` (N, C)."""
-        r = self.ready(f)
-        d = self.whitener if self.whitener.ndim == 1 else self.whitener.diagonal()
-        return self._scores(whiten(f, r), r) + (float(d.log().sum()) - self.channels / 2 * math.log(2 * math.pi))
+        return self._joint(f) + self._in(f).constant
 
-    def ready(self, like: Tensor) -> Ready:
-        """The statistics in the dtype and on the device of ``like``; made once for each."""
+    def _joint(self, f: Tensor) -> Tensor:
+        ready = self._in(f)
+        return ready.bias - 0.5 * ready.shape.distances(_whiten(f, ready))
+
+    def _choose(self, z: Tensor, ready: Ready) -> Tensor:
+        if self.components == 1:
+            return torch.zeros(len(z), dtype=torch.long, device=z.device)
+        return (ready.bias - 0.5 * ready.shape.distances(z)).argmax(1)
+
+    def _in(self, like: Tensor) -> Ready:
+        """The mixture in the dtype and on the device of ``like``; made once for each."""
         key = (like.dtype, like.device)
         if key not in self._ready:
-            self._ready[key] = Ready(*(t.to(like) for t in self._prepare()))
+            self._ready[key] = self._prepare(like)
         return self._ready[key]
 
-    def _prepare(self) -> Ready:
-        mu, f, g = self.means, self.factors, self.gains
-        norms, shifts = mu.square().sum(1), mu
+    def _prepare(self, like: Tensor) -> Ready:
+        a, means, factors = self.whitener, self.means, self.factors
+        log_det_a = (a if a.ndim == 1 else a.diagonal()).log().sum()
         log_det = torch.zeros_like(self.weights)
-        if self.covariance == "full":
-            log_det = f.diagonal(dim1=1, dim2=2).log().sum(1)
-            shifts = torch.einsum("mc,mcd->md", mu, f)
-        elif self.covariance == "diag":
-            log_det = f.log().sum(1)
-            shifts, norms = mu * f.square(), (mu * f).square().sum(1)
-        elif self.covariance == "lowrank":
-            log_det = self.channels * g[:, 0].log() + torch.log1p(-g[:, 1:]).sum(1)
-            shifts = torch.einsum("mc,mcr->mr", mu, f)
-        return Ready(self.centre, self.whitener, mu, f, g, self.weights.log() + log_det, shifts, norms)
-
-    def _scores(self, z: Tensor, r: Ready) -> Tensor:
-        """log w_k + log det P_k - 1/2 ||(z - mu_k) P_k||^2 for every component, (N, M)."""
-        if self.covariance == "full":
-            few = max(1, CHUNK // max(z.numel(), 1))  # components at a time
-            pairs = zip(r.factors.split(few), r.shifts.split(few), strict=True)
-            distance = torch.cat([(torch.matmul(z, p) - mu_p[:, None]).square().sum(2) for p, mu_p in pairs])  # (M, N)
-            return r.bias - 0.5 * distance.T
-        if self.covariance == "diag":
-            distance = z.square() @ r.factors.square().T - 2 * z @ r.shifts.T + r.norms
-            return r.bias - 0.5 * distance
-        distance = z.square().sum(1, keepdim=True) - 2 * z @ r.means.T + r.norms  # (N, M)
-        if self.covariance == "lowrank":
-            m, c, rank = r.factors.shape
-            along = (z @ r.factors.transpose(0, 1).reshape(c, m * rank)).view(len(z), m, rank) - r.shifts  # (N, M, R)
-            s, h = r.gains[:, 0], r.gains[:, 1:]
-            distance = s.square() * (distance - (along.square() * (h * (2 - h))).sum(2))
-        return r.bias - 0.5 * distance
-
-    def _residual(self, z: Tensor, k: Tensor | None, r: Ready) -> Tensor:
-        """(z - mu_k) P_k with the component k (N,) of each sample, or the only one, (N, C)."""
-        if k is None:
-            d = z - r.means[0]
-            k = torch.zeros(1, dtype=torch.long, device=z.device) if self.covariance in ("diag", "lowrank") else k
+        shape: Shape
+        whitener: Tensor | None = a.to(like)
+        if self.covariance in ("full", "diag"):  # a scale of the channels goes into the factors
+            diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=1, dim2=2)
+            log_det = diagonal.log().sum(1)
+            means, factors = (means / a).to(like), (factors * (a if factors.ndim == 2 else a[:, None])).to(like)
+            shape, whitener = (Diag if factors.ndim == 2 else Full)(means, factors), None
+        elif self.covariance == "tied":
+            shape = Tied(means.to(like))
         else:
-            d = z - r.means[k]
-        if self.covariance == "tied":
-            return d
-        if self.covariance == "diag":
-            return d * r.factors[k]
-        if self.covariance == "lowrank":
-            u, s, h = r.factors[k], r.gains[k, :1], r.gains[k, 1:]  # (N, C, R), (N, 1), (N, R)
-            along = torch.matmul(d[:, None], u)[:, 0]  # (N, R)
-            return s * (d - torch.matmul(u, (h * along)[:, :, None])[:, :, 0])
-        if k is None:
-            return d @ r.factors[0]
-        return _grouped(d, k, r.factors)
+            log_det = self.channels * self.gains[:, 0].log() + torch.log1p(-self.gains[:, 1:]).sum(1)
+            shape = LowRank(means.to(like), factors.to(like), self.gains.to(like))
+        return Ready(
+            self.centre.to(like),
+            whitener,
+            shape,
+            (self.weights.log() + log_det).to(like),
+            (log_det_a - self.channels / 2 * math.log(2 * math.pi)).to(like),
+        )
 
 
-def whiten(f: Tensor, r: Ready) -> Tensor:
+def _whiten(f: Tensor, ready: Ready) -> Tensor:
     """z = (f - centre) A, (N, C)."""
-    d = f - r.centre
-    return d * r.whitener if r.whitener.ndim == 1 else d @ r.whitener
+    d, a = f - ready.centre, ready.whitener
+    return d if a is None else d * a if a.ndim == 1 else d @ a
 
 
-def _grouped(d: Tensor, k: Tensor, factors: Tensor) -> Tensor:
-    """d_i P_{k_i}, (N, C): one matrix product for each component that occurs, instead of a copy of its factor for each sample."""
-    order = k.argsort(stable=True)
-    present, counts = k.unique(return_counts=True)
-    parts = d[order].split(counts.tolist())
-    y = torch.cat([part @ factors[i] for i, part in zip(present.tolist(), parts, strict=True)])
-    return torch.empty_like(y).index_copy(0, order, y)
+Measure = Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def with_gradient(measure: Measure, features: Sequence[Tensor]) -> Tensor:
+    """The values that ``measure`` gives with their gradients, as one node of the graph: an attack's step needs it only once.
+
+    ``measure`` maps L features (N, C_l) to values (N, L) and, for each column, its gradient (N, C_l) in the feature of that column.
+    """
+    return _Known.apply(measure, *features)
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, measure: Measure, *features: Tensor) -> Tensor:
+        values, gradients = measure(features)
+        ctx.save_for_backward(*gradients)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(g * w[:, None] for g, w in zip(ctx.saved_tensors, weight.unbind(1), strict=True))

@@ -1,0 +1,124 @@
+"""Squared distances to the components of a mixture, one class for each structure of the covariance.
+
+z (N, C) are whitened features, mu_k the means and P_k the precision factors of :mod:`feathide.mixture.model`. Every shape answers two
+questions: ``distances``, ||(z - mu_k) P_k||^2 to all components, and ``pull``, for a chosen component of each sample, the distance and
+half its gradient (z - mu_k) P_k P_k^T in closed form.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied"]
+
+CHUNK = 1 << 22  # numbers in a temporary array
+
+
+class Shape(ABC):
+    """The components' means and covariances, in one dtype and on one device."""
+
+    @abstractmethod
+    def distances(self, z: Tensor) -> Tensor:
+        """||(z - mu_k) P_k||^2 for every component, (N, M); differentiable."""
+
+    @abstractmethod
+    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """||(z - mu_k) P_k||^2 (N,) and (z - mu_k) P_k P_k^T (N, C) for the component k (N,) of each sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Full(Shape):
+    """P_k (M, C, C), upper triangular."""
+
+    means: Tensor
+    factors: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        few = max(1, CHUNK // max(z.numel(), 1))  # components at a time
+        pairs = zip(self.factors.split(few), self._shifts.split(few), strict=True)
+        return torch.cat([(torch.matmul(z, p) - mu_p[:, None]).square().sum(2) for p, mu_p in pairs]).T  # (N, M)
+
+    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.factors) == 1:
+            return self._pull(z - self.means, 0)
+        order, d = k.argsort(), z - self.means[k]
+        present, counts = k.unique(return_counts=True)  # one product for each component, no copy of P for each sample
+        parts = zip(present.tolist(), d[order].split(counts.tolist()), strict=True)
+        distance, gradient = (torch.cat(t) for t in zip(*(self._pull(part, i) for i, part in parts), strict=True))
+        return torch.empty_like(distance).index_copy_(0, order, distance), torch.empty_like(d).index_copy_(
+            0, order, gradient
+        )
+
+    def _pull(self, d: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        y = d @ self.factors[k]
+        return torch.linalg.vecdot(y, y), y @ self.factors[k].T
+
+    @cached_property
+    def _shifts(self) -> Tensor:
+        return torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k P_k (M, C)
+
+
+@dataclass(frozen=True, eq=False)
+class Diag(Shape):
+    """P_k = diag(p_k), p (M, C)."""
+
+    means: Tensor
+    factors: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        linear, quadratic, constant = self._expanded
+        return z.square() @ quadratic - z @ linear + constant
+
+    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        d = (z - self.means[k]) * self.factors[k]
+        return torch.linalg.vecdot(d, d), d * self.factors[k]
+
+    @cached_property
+    def _expanded(self) -> tuple[Tensor, Tensor, Tensor]:
+        p2 = self.factors.square()
+        return 2 * (self.means * p2).T, p2.T, (self.means.square() * p2).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tied(Shape):
+    """P_k = I: all of the covariance is in the whitener."""
+
+    means: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        return z.square().sum(1, keepdim=True) - 2 * z @ self.means.T + self.means.square().sum(1)
+
+    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        d = z - self.means[k]
+        return torch.linalg.vecdot(d, d), d
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Shape):
+    """P_k = s_k (I - U_k diag(h_k) U_k^T), so P_k P_k^T = s_k^2 (I - U_k diag(h_k (2 - h_k)) U_k^T); U (M, C, R), gains (M, R + 1)."""
+
+    means: Tensor
+    factors: Tensor
+    gains: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        basis, shifts, weights, norms = self._expanded
+        plain = z.square().sum(1, keepdim=True) - 2 * z @ self.means.T + norms  # (N, M)
+        along = (z @ basis).view(len(z), *shifts.shape) - shifts  # (N, M, R)
+        return self.gains[:, 0].square() * (plain - (along.square() * weights).sum(2))
+
+    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        d, u = z - self.means[k], self.factors[k]  # (N, C), (N, C, R)
+        along = torch.bmm(d[:, None], u) * self._expanded[2][k][:, None]  # (N, 1, R)
+        gradient = (d - torch.bmm(along, u.mT)[:, 0]) * self.gains[k, :1].square()
+        return torch.linalg.vecdot(d, gradient), gradient
+
+    @cached_property
+    def _expanded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        basis = self.factors.transpose(0, 1).flatten(1)  # (C, M R)
+        shifts = torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k U_k (M, R)
+        h = self.gains[:, 1:]
+        return basis, shifts, h * (2 - h), self.means.square().sum(1)
