@@ -98,6 +98,11 @@ class Attack:
     confidence: float = 0.0
     leave: Leave = never
 
+    @property
+    def passes(self) -> int:
+        """The iterates that are judged, each with one forward pass, where no image is finished early."""
+        return (self.steps + 1) * self.restarts
+
     def __call__(
         self,
         classifier: Classifier,

@@ -9,15 +9,16 @@ from torch import Tensor
 from feathide import recipes
 from feathide.attack import Attack
 from feathide.detectors import DETECTORS, Detector
+from feathide.ensemble import Ensemble
 from feathide.mixture import MixtureBank
 from feathide.models import MODELS
 from feathide.objectives import HFC, Evade, Guide, Objective
 from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.types import Knowledge, Outputs
 
-__all__ = ["ATTACKS", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "Hiding", "Known"]
+__all__ = ["ATTACKS", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "WALKS", "Hiding", "Known"]
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "fgsm": recipes.fgsm,
     "bim": recipes.bim,
     "pgd": recipes.pgd,
@@ -25,10 +26,20 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "dim": recipes.dim,
     "tim": recipes.tim,
     "cw": recipes.cw,
+    "apgd": recipes.apgd_ce,
+    "apgd-dlr": recipes.apgd_dlr,
+    "square": recipes.square,
+    "standard": recipes.standard,
     "noise": recipes.noise,
 }
 
-ITERATIVE = tuple(name for name in ATTACKS if name not in ("fgsm", "noise"))
+STEPS = ("steps", "step_size", "decay", "restarts")
+WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that the attacks of an audit share
+    **dict.fromkeys(("bim", "pgd", "mim", "dim", "tim", "cw"), STEPS),
+    **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
+    "standard": ("steps",),
+}
+ITERATIVE = tuple(WALKS)  # attacks with steps to hide in
 
 
 class Known(Protocol):

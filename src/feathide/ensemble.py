@@ -26,9 +26,9 @@ class Ensemble:
     leave: Leave = when_fooled
 
     @property
-    def steps(self) -> int:
-        """The steps of all attacks together."""
-        return sum(attack.steps for attack in self.attacks)
+    def passes(self) -> int:
+        """The iterates of all attacks together, where no image is finished early."""
+        return sum(attack.passes for attack in self.attacks)
 
     def __call__(
         self,

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from feathide.attack import Attack
-from feathide.catalog import OBJECTIVES
 from feathide.classifier import FeatureClassifier
+from feathide.recipes import pgd
 from feathide.study.lab import Lab
 from feathide.study.plan import Plan
 from feathide.study.run import checked
@@ -47,8 +45,7 @@ def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float
     """Seconds of one step for one image, and the bytes that a batch's activations take (outputs of all layers, float32)."""
     rows = lab.rows("test")[:TRIED]
     x, goal = lab.images(rows), lab.goal(rows)
-    plain = next(c for c in cells(lab) if OBJECTIVES[c.objective.kind].make is None)
-    attack: Attack = replace(attack_of(lab, plain, None), steps=3, restarts=1)
+    attack = pgd(lab.threat(lab.budgets[0]), steps=3)
     attack(classifier, x, goal, ids=lab.ids(rows), seed=0, grid=lab.grid)
     started = time.perf_counter()
     attack(classifier, x, goal, ids=lab.ids(rows), seed=0, grid=lab.grid)
@@ -70,8 +67,8 @@ def _seconds(lab: Lab, step: float) -> float:
     total = 0.0
     for cell in cells(lab):
         attack = attack_of(lab, cell, None)
-        total += len(lab.rows("test")) * (attack.steps + 1.5) * attack.restarts * step
+        total += len(lab.rows("test")) * attack.passes * step
     learnt = next((c for c in cells(lab) if c.attack == lab.plan.learnt_from), None)
     if learnt is not None:
-        total += len(lab.rows("fit")) * (attack_of(lab, learnt, None).steps + 1.5) * step * len(lab.budgets)
+        total += len(lab.rows("fit")) * attack_of(lab, learnt, None).passes * step * len(lab.budgets)
     return total

@@ -292,10 +292,7 @@ class Lab:
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:
-        out, labels = self.train()
-        m = self.plan.mixture
-        options = {"components": m.components, "covariance": m.covariance, "shrinkage": m.shrinkage}
-        return MixtureBank.fit(out, labels, **options, seed=self.plan.seed)  # type: ignore[arg-type]
+        return MixtureBank.load(self.store.path(self.mixture_key, ".safetensors"))
 
     @cached_property
     def mixture_key(self) -> str:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from feathide.attack import Attack
-from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES
+from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, WALKS
 from feathide.classifier import FeatureClassifier
+from feathide.ensemble import Ensemble
 from feathide.errors import expected
 from feathide.geometry import Grid
+from feathide.mixture import MixtureBank
 from feathide.recipes import noise
 from feathide.study.engine import Task
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
@@ -79,7 +81,7 @@ def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
     before = _needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
     for i in range(lab.batches(part)):
         images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
-        steps = attack_of(lab, cell, None).steps
+        passes = attack_of(lab, cell, None).passes
         found.append(
             Task(
                 images,
@@ -87,7 +89,7 @@ def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
                 partial(_attack, json, cell, part, i),
                 "attack",
                 f"{cell.name} at {cell.eps:.4g}",
-                steps + 2.0,
+                passes + 1.0,
             )
         )
         key = lab.outputs_key(condition, part, i)
@@ -154,13 +156,14 @@ def _needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack:
+def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble:
     """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
     walk, a = lab.plan.walk, cell.attack
     fields: dict[str, Any] = {"confidence": walk.confidence}
-    if a.name in ITERATIVE:
-        names = ("steps", "step_size", "decay", "restarts")
-        fields |= {n: getattr(walk, n) if getattr(a, n) is None else getattr(a, n) for n in names}
+    names = WALKS.get(a.name, ())
+    fields |= {n: getattr(walk, n) if getattr(a, n) is None else getattr(a, n) for n in names}
+    if a.name == "square" and a.steps is not None:
+        fields["queries"] = a.steps
     hiding, hide = OBJECTIVES[cell.objective.kind], None
     if hiding.make is not None and weight is not None:
         options = dict(cell.objective.options)
@@ -220,7 +223,12 @@ def _noisy(lab: Lab, x: Tensor, rows: np.ndarray, eps: float) -> Tensor:
 
 def _mixtures(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    bank = lab.bank()
+    out, labels = lab.train()
+    m = lab.plan.mixture
+    bank = MixtureBank.fit(
+        out, labels, components=m.components, covariance=m.covariance, shrinkage=m.shrinkage, seed=lab.plan.seed
+    )
+    bank.save(store.path(lab.mixture_key, ".safetensors"))
     return {"layers": np.array(bank.layers)}
 
 
