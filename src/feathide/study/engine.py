@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Literal, Protocol, Self
 from zlib import crc32
 
@@ -92,15 +92,18 @@ def run(
     order = ordered(tasks)
     display = progress or Silent()
     try:
-        missing = _missing(order, store, display)
+        missing = missing_of(order, store, display)
         with _helpers(order, missing, store, min(workers, len(missing)) - 1):
             return _work_off(_own_first(order, shard), missing, store, display)
     except KeyboardInterrupt:
-        done = sum(store.done(task.key) for task in order)
-        raise Interrupted(
-            f"stopped: {done} of {len(order)} steps are done and kept in {store.folder}; "
-            "run the same command again to go on"
-        ) from None
+        raise interrupted(order, store) from None
+
+
+def interrupted(order: Sequence[Task], store: Store) -> Interrupted:
+    """The end by Ctrl-C, in a sentence."""
+    done = sum(store.done(task.key) for task in order)
+    kept = f"stopped: {done} of {len(order)} steps are done and kept in {store.folder}"
+    return Interrupted(f"{kept}; run the same command again to go on")
 
 
 def ordered(tasks: Iterable[Task]) -> tuple[Task, ...]:
@@ -144,7 +147,7 @@ def _own_first(order: tuple[Task, ...], shard: tuple[int, int] | None) -> tuple[
     return tuple(sorted(order, key=lambda task: crc32(task.key.encode()) % n != i))
 
 
-def _missing(order: Sequence[Task], store: Store, progress: Progress) -> set[str]:
+def missing_of(order: Sequence[Task], store: Store, progress: Progress) -> set[str]:
     """The keys to compute. Damaged files are said and removed, under a claim: others may just have replaced them."""
     missing = {task.key for task in order if not store.sound(task.key)}
     for key in (task.key for task in order):
@@ -158,16 +161,30 @@ def _missing(order: Sequence[Task], store: Store, progress: Progress) -> set[str
     return missing
 
 
+class Frontier:
+    """The tasks that can be worked on: ``ready`` grows as needs are ``finish``-ed."""
+
+    def __init__(self, order: Sequence[Task], missing: Set[str]) -> None:
+        needs = {t.key: [n for n in dict.fromkeys(t.needs) if n in missing] for t in order if t.key in missing}
+        self._unmet = {key: len(unmet) for key, unmet in needs.items()}
+        self._users: dict[str, list[Task]] = {key: [] for key in needs}
+        for task in order:
+            for need in needs.get(task.key, ()):
+                self._users[need].append(task)
+        self.ready = deque(task for task in order if self._unmet.get(task.key) == 0)
+
+    def finish(self, task: Task) -> None:
+        for user in self._users[task.key]:
+            self._unmet[user.key] -= 1
+            if not self._unmet[user.key]:
+                self.ready.append(user)
+
+
 def _work_off(order: Sequence[Task], missing: set[str], store: Store, progress: Progress) -> tuple[str, ...]:
-    unmet = {task.key: len(missing.intersection(task.needs)) for task in order if task.key in missing}
-    users: dict[str, list[Task]] = {}
-    for task in order:
-        for need in missing.intersection(task.needs) if task.key in missing else ():
-            users.setdefault(need, []).append(task)
-    ready = deque(task for task in order if unmet.get(task.key) == 0)
+    frontier, clock = Frontier(order, missing), Clock(order, missing, progress)
+    ready = frontier.ready
     busy: list[Task] = []  # claimed by other processes
     computed: list[str] = []
-    clock = Clock(order, missing, progress)
     while ready or busy:
         if not ready:
             time.sleep(POLL)
@@ -176,7 +193,7 @@ def _work_off(order: Sequence[Task], missing: set[str], store: Store, progress: 
         task = ready.popleft()
         if not store.done(task.key):
             clock.before(task)
-            match _attempt(task, store):
+            match attempt(task, store):
                 case "busy":
                     busy.append(task)
                     continue
@@ -185,14 +202,12 @@ def _work_off(order: Sequence[Task], missing: set[str], store: Store, progress: 
                     ready.extendleft(reversed(busy))  # time has passed: look at them again
                     busy.clear()
         clock.after(task)
-        for user in users.get(task.key, ()):
-            unmet[user.key] -= 1
-            if not unmet[user.key]:
-                ready.append(user)
+        frontier.finish(task)
     return tuple(computed)
 
 
-def _attempt(task: Task, store: Store) -> Literal["busy", "computed", "done"]:
+def attempt(task: Task, store: Store) -> Literal["busy", "computed", "done"]:
+    """Computes and saves one task, unless another process is at it or was faster."""
     with store.claim(task.key) as mine:
         if not mine:
             return "busy"
@@ -235,7 +250,19 @@ def _help(blob: bytes) -> None:
     order, missing, store, threads = cloudpickle.loads(blob)  # bytes of our own parent, through a pipe
     torch.set_num_threads(threads)
     with suppress(KeyboardInterrupt, Exception):  # the parent takes up the failed task and says what is wrong with it
-        _work_off(order, missing, store, Silent())
+        _work_off(order, missing, store, Tied())
+
+
+class Tied:
+    """The display of a helper: shows nothing, and ends a helper whose parent is gone."""
+
+    def show(self, status: Status) -> None:
+        parent = parent_process()
+        if parent is None or not parent.is_alive():
+            raise KeyboardInterrupt
+
+    def say(self, sentence: str) -> None:
+        pass
 
 
 class Silent:
