@@ -21,6 +21,8 @@ __all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "read_ima
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 
+OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -129,6 +131,8 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         )
     kept, facts = [entry for entry, _ in found], [fact for _, fact in found]
     channels, shape, step, unit, _ = facts[0].kind
+    box = box_of(np.array([f.range for f in facts]), facts[0].legal, name)
+    _check_grid(found, box, step)
     spacings = [f.spacing for f in facts if f.spacing is not None]
     return Cases(
         name=name,
@@ -137,7 +141,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         patients=np.array([e.patient or e.id for e in kept]),
         splits=np.array([e.split for e in kept]),
         class_names=tuple(class_names),
-        box=box_of(np.array([f.range for f in facts]), facts[0].legal, name),
+        box=box,
         step=step,
         unit=unit,
         channels=channels,
@@ -214,3 +218,12 @@ def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError
     return expected(
         f"{odd[0].path} must have the {what} of {model[0].path.name} ({b})", got=a, do=f"{do}, or skip_bad=True"
     )
+
+
+def _check_grid(found: Sequence[tuple[Entry, Facts]], box: Box, step: float) -> None:
+    """Refuse files whose grey levels do not lie on the grid that starts at the floor of the box."""
+    for entry, facts in found:
+        offset = (facts.range[0] - box[0]) / step if step else 0.0
+        if abs(offset - round(offset)) > OFF_GRID:
+            what = f"{entry.path} must have grey levels at {box[0]:g} + k * {step:g}"
+            raise expected(what, got=f"{facts.range[0]:g}", do="start the box on a grey level, or convert the file")

@@ -1,0 +1,209 @@
+"""DICOM and NIfTI in: native units, header patients, and one sentence for everything that is not an image."""
+
+import gzip
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from feathide.data import load_cases
+from feathide.data.files import read_image
+from feathide.errors import InputError
+
+NOT_IMAGES = {  # file: a part of its one sentence
+    "JPEG-LL.dcm": "no installed decoder can read",
+    "JPEG-lossy.dcm": "no installed decoder can read",
+    "JPGExtended.dcm": "no installed decoder can read",
+    "MR_small_jpeg_ls_lossless.dcm": "no installed decoder can read",
+    "bad_sequence.dcm": "no installed decoder can read",
+    "MR_truncated.dcm": "less than expected (8130 vs 8192 bytes)",
+    "badVR.dcm": "'1A'",
+    "emri_small_jpeg_2k_lossless_too_short.dcm": "no pixel data",
+    "liver_1frame.dcm": "a mask of one bit",
+    "meta_missing_tsyntax.dcm": "no (0002,0010) 'Transfer Syntax UID'",
+    "mlut_18.dcm": "a modality LUT",
+    "nib_csa_slice_norm.dcm": "no pixel data (MR)",
+    "no_meta.dcm": "no DICOM header",
+    "rtplan.dcm": "no pixel data (RTPLAN)",
+    "test-SR.dcm": "no pixel data (SR)",
+    "broken_truncated_example4d.nii.gz": "a picture or one volume",
+    "example4d.nii.gz": "(128, 96, 24, 2)",
+    "example_nifti2.nii.gz": "(32, 20, 12, 2)",
+    "functional.nii": "(17, 21, 3, 20)",
+    "row_major.dconn.nii": "Cifti2Image",
+}
+
+
+def refuses(*words: str):
+    return pytest.raises(InputError, match=".*".join(re.escape(w) for w in words))
+
+
+def test_every_real_file_reads_or_says_why_not(shared: Path) -> None:
+    """Exactly the files of the list above are refused, each with its name; the decoders decide about compressed ones."""
+    files = sorted([*shared.glob("dicom/*.dcm"), *shared.glob("nifti/*.nii*")])
+    assert len(files) == 53
+    for path in files:
+        try:
+            image = read_image(path)
+        except InputError as error:
+            assert path.name in str(error) and "\n" not in str(error), path.name
+            assert NOT_IMAGES[path.name] in str(error)
+        else:
+            assert path.name not in NOT_IMAGES or "decoder" in NOT_IMAGES[path.name]
+            assert image.values.dtype == np.float32 and image.values.ndim in (3, 4)
+
+
+def test_values_are_those_of_the_header(shared: Path) -> None:
+    for name in ("CT_small", "MR2_J2KI", "MR_small_bigendian"):
+        head = pydicom.dcmread(shared / "dicom" / f"{name}.dcm")
+        slope, intercept = float(head.get("RescaleSlope", 1)), float(head.get("RescaleIntercept", 0))
+        image = read_image(shared / "dicom" / f"{name}.dcm")
+        np.testing.assert_array_equal(image.values[0], (head.pixel_array * slope + intercept).astype(np.float32))
+        assert image.step == slope
+    assert read_image(shared / "dicom" / "CT_small.dcm").unit == "HU"
+    assert read_image(shared / "dicom" / "CT_small.dcm").spacing == (0.661468, 0.661468)
+    anatomy = shared / "nifti" / "someones_anatomy.nii.gz"
+    np.testing.assert_allclose(read_image(anatomy).values[0], nib.load(anatomy).get_fdata(), rtol=1e-6)
+    assert read_image(anatomy).step == pytest.approx(0.352459, rel=1e-5)
+
+
+def test_frames_colour_and_inverted_grey(shared: Path) -> None:
+    frames = read_image(shared / "dicom" / "examples_ybr_color.dcm").values
+    assert frames.shape == (3, 30, 240, 320)
+    inverted = shared / "dicom" / "RG3_J2KR.dcm"
+    np.testing.assert_array_equal(read_image(inverted).values[0], 1023 - pydicom.dcmread(inverted).pixel_array)
+
+
+def test_all_ways_of_storing_one_picture_read_alike(shared: Path) -> None:
+    names = ("MR_small", "MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless")
+    first, *others = (read_image(shared / "dicom" / f"{name}.dcm").values for name in names)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+# series
+
+
+def test_a_series_is_a_volume_in_the_order_of_its_positions(tmp_path: Path, make_series) -> None:
+    image = read_image(make_series(tmp_path / "ct"))
+    assert image.values.shape == (1, 4, 6, 5) and image.unit == "HU" and image.spacing == (2.5, 0.7, 0.8)
+    np.testing.assert_array_equal(image.values[0, :, 0, 0], [-24, -23, -22, -21])
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"RescaleSlope": lambda k: 1 + (k == 2)}, ("must have the shape and grey scale of",)),
+        ({"RescaleSlope": None}, ("one rescale slope and intercept", "slope None, intercept -1024")),
+        ({"RescaleSlope": 0}, ("other than 0",)),
+        ({"ImagePositionPatient": lambda k: [0, 0, min(k, 2)]}, ("evenly spaced", "gaps of 0 to 1 mm")),
+        ({"ImagePositionPatient": lambda k: [0, 0, k + 3 * (k > 2)]}, ("evenly spaced", "gaps of 1 to 4 mm")),
+        ({"ImageOrientationPatient": None}, ("an orientation and a position", "ImageOrientationPatient")),
+        ({"SeriesInstanceUID": lambda k: f"1.2.{k // 2}"}, ("must hold one series", "got 2")),
+    ],
+)
+def test_series_that_are_no_volume_are_one_sentence(tmp_path: Path, make_series, header: dict, words: tuple) -> None:
+    folder = make_series(tmp_path / "ct", **header)
+    with refuses(*words):
+        read_image(folder)
+
+
+def test_a_folder_without_dicom_is_one_sentence(tmp_path: Path) -> None:
+    with refuses("must hold DICOM files", "none"):
+        read_image(tmp_path)
+
+
+def test_a_study_of_series_in_native_units(tmp_path: Path, make_series) -> None:
+    for i in range(6):
+        make_series(tmp_path / "set" / ("ill", "well")[i % 2] / f"scan{i}", patient=f"Doe^{i // 2}", seed=i)
+    cases = load_cases(tmp_path / "set", fractions=(0.4, 0.2, 0.4))
+    assert cases.shape == (4, 6, 5) and (cases.unit, cases.step) == ("HU", 1.0)
+    assert cases.spacing == pytest.approx((2.5, 0.7, 0.8))
+    assert cases.ids.tolist() == ["ill/scan0", "ill/scan2", "ill/scan4", "well/scan1", "well/scan3", "well/scan5"]
+    values = cases.images(range(6))
+    assert cases.box == (values.min(), values.max()) and cases.box[0] < -900
+    assert cases.patients[0] == hashlib.sha256(b"Doe^0").hexdigest()[:12] == cases.patients[3]
+    assert "Doe" not in repr(cases)
+    assert load_cases(tmp_path / "set", keep_patient_ids=True, fractions=(0.4, 0.2, 0.4)).patients[0] == "Doe^0"
+    wide = load_cases(tmp_path / "set", box=(-1024, 3071), fractions=(0.4, 0.2, 0.4))
+    assert wide.box == (-1024, 3071)
+    with refuses("must have grey levels at -1024.5 + k * 1", "start the box on a grey level"):
+        load_cases(tmp_path / "set", box=(-1024.5, 3071))
+
+
+def test_single_dicom_files_are_single_cases_and_bad_ones_are_listed(tmp_path: Path, make_series) -> None:
+    for c in ("ill", "well"):
+        folder = make_series(tmp_path / "set" / "test" / c, patient=c, seed=len(c), ImagePositionPatient=None)
+        for path in folder.iterdir():
+            path.rename(path.with_suffix(""))  # scanners often leave the ending out
+    cases = load_cases(tmp_path / "set")
+    assert len(cases) == 8 and cases.shape == (6, 5) and len(set(cases.patients)) == 2
+    bad = tmp_path / "set" / "test" / "ill" / "2"
+    bad.write_bytes(bad.read_bytes()[:-20])
+    with refuses("ill/2 must hold pixels that can be decoded", "less than expected"):
+        load_cases(tmp_path / "set")
+    assert [s.path for s in load_cases(tmp_path / "set", skip_bad=True).skipped] == [str(bad)]
+
+
+# NIfTI
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    root, rng = tmp_path / "set", np.random.default_rng(0)
+    for i in range(4):
+        folder = root / "test" / ("a", "b")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        voxels = rng.integers(-1000, 3000, (5, 4, 3), dtype=np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])), folder / f"{i}.nii.gz")
+    return root
+
+
+def test_a_study_of_volumes(volumes: Path) -> None:
+    cases = load_cases(volumes)
+    assert (cases.shape, cases.step, cases.spacing) == ((5, 4, 3), 1.0, (1.0, 2.0, 3.0))
+    np.testing.assert_array_equal(cases.images([1])[0, 0], nib.load(cases.paths[1]).get_fdata())
+    smaller = load_cases(volumes, size=(5, 2, 3))
+    assert smaller.shape == (5, 2, 3) and smaller.spacing == (1.0, 4.0, 3.0)
+
+
+def test_the_real_volumes_make_a_study(shared: Path, tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    names = [f"hippocampus_{n}.nii.gz" for n in ("003", "004", "007", "011")]
+    table.write_text(
+        "path,label,split\n" + "".join(f"{shared / 'nifti' / n},{i % 2},test\n" for i, n in enumerate(names))
+    )
+    with refuses("must have the shape of hippocampus_003.nii.gz ((34, 52, 35))", "(36, 52, 38)", "size="):
+        load_cases(table)
+    cases = load_cases(table, size=(32, 48, 32))
+    assert cases.shape == (32, 48, 32) and cases.step == 0.0 and cases.images([0, 3]).shape == (2, 1, 32, 48, 32)
+
+
+def test_bad_volumes_are_one_sentence(volumes: Path) -> None:
+    path = volumes / "test" / "a" / "0.nii.gz"
+    good = path.read_bytes()
+    path.write_bytes(good[:100])
+    with refuses("0.nii.gz must"):
+        load_cases(volumes)
+    raw = gzip.decompress(good)
+    path.write_bytes(gzip.compress(raw[:-20]))
+    with refuses("0.nii.gz must hold all its voxels"):
+        load_cases(volumes)
+    voxels = np.zeros((5, 4, 3), dtype=np.float32)
+    voxels[1, 1, 1] = np.nan
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    with refuses("0.nii.gz must be finite", "1 voxels of NaN"):
+        load_cases(volumes)
+    nib.save(nib.Nifti1Image(np.ones((5, 4, 3), dtype=np.int16), np.diag([-1.0, 2.0, 3.0, 1.0])), path)
+    with refuses("must have the orientation of", "(LAS)", "RAS"):
+        load_cases(volumes)
+    left = load_cases(volumes, skip_bad=True)
+    assert len(left) == 3 and "orientation" in left.skipped[0].reason
+    shutil.copy(volumes / "test" / "b" / "1.nii.gz", path.with_name("00.nii"))  # packed, but not named so
+    with refuses("00.nii must be a readable NIfTI file"):
+        load_cases(volumes)
