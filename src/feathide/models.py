@@ -312,11 +312,12 @@ def check_network(
     with torch.no_grad():
         out = _forward(model, images)
         again = _forward(model, images)
+        loud = _forward(model, 100 * images)  # would carry logits, not probabilities, out of [0, 1]
     _check_outputs(out, len(images), n_classes, head)
     caveats = []
     if not torch.allclose(out, again, rtol=1e-4, atol=1e-5):
         caveats.append("the network is random at inference: two passes over the same images differ")
-    if _like_probabilities(out, head):
+    if _like_probabilities(torch.cat([out, loud]), head):
         caveats.append("the outputs look like probabilities, not logits: gradients vanish where the network is sure")
     if not _has_gradient(model, images[:1]):
         caveats.append("no gradient reaches the image: gradient attacks will fail without proving anything")
