@@ -23,7 +23,7 @@ def make(store, *, key, needs, seed, pause=0.0, log=None):
     """Random numbers plus all that is needed: a file that any wrong order or half-read need would change."""
     if log is not None:
         with open(log, "a") as file:
-            file.write(key + "\n")
+            file.write(f"{key} {os.getppid()}\n")
     time.sleep(pause)
     return {
         "x": sum((store.load(n)["x"] for n in needs), np.random.default_rng(seed).normal(size=50)),
@@ -75,7 +75,7 @@ def test_done_tasks_are_skipped(tmp_path, whole):
     log = tmp_path / "log"
     run(graph(log=log), Store(tmp_path / "out"))
     assert run(graph(log=log), Store(tmp_path / "out")) == ()
-    assert len(log.read_text().split()) == len(graph()) and contents(tmp_path / "out") == whole
+    assert len(log.read_text().splitlines()) == len(graph()) and contents(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -144,7 +144,7 @@ def test_two_processes_on_one_folder_share_the_work(tmp_path, whole):
     spent = time.monotonic() - start
     assert [child.exitcode for child in children] == [0, 0]
     assert contents(tmp_path / "out") == whole
-    assert len(log.read_text().split()) == len(graph()), "some task was done twice"
+    assert len(log.read_text().splitlines()) == len(graph()), "some task was done twice"
     assert spent < 30
 
 
