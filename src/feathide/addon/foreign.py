@@ -1,0 +1,191 @@
+"""Other libraries' attacks in our audits: any callable ``(classifier, x, goal, ids, seed) -> images``, judged by us."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from feathide.addon.guided import Guided
+from feathide.attack import Attack, AttackResult
+from feathide.classifier import FeatureClassifier, hooked
+from feathide.errors import expected
+from feathide.geometry import Grid, ThreatModel
+from feathide.objectives import CrossEntropy, Objective
+from feathide.rules import Rule, Setting, Step
+from feathide.types import Goal
+
+__all__ = ["Foreign", "ForeignAttack", "foreign_attack"]
+
+ForeignAttack = Callable[[FeatureClassifier, Tensor, Goal, Sequence[str], int], Tensor]
+
+
+def foreign_attack(attack: Any, *, targeted: bool | None = None, eps: float | None = None) -> ForeignAttack:
+    """An attack object of torchattacks, Foolbox or ART, or any callable, as ``(classifier, x, goal, ids, seed) -> images``; images are in box units.
+
+    The object's own network is put aside: a copy of the object attacks the classifier that is given, with its box and preprocessing. ``targeted``: told
+    ``goal.target`` (True) or ``goal.source`` (False); by default as the object is set, and untargeted for Foolbox, whose objects do not know. ``eps``:
+    for Foolbox, which is told the budget at the call, in box units. torchattacks works in [0, 1]: the eps of its object is a fraction of the width of the box.
+
+    Random numbers are the library's own, drawn from ``seed`` for the whole batch, so that they depend on the batch; the global generators are left as they
+    were. A callable is passed through: it has to obey ``seed`` itself.
+
+    Raises:
+        InputError: an object that cannot be used, a mode that it does not have, no eps for Foolbox.
+    """
+    libraries = {c.__module__.partition(".")[0] for c in type(attack).__mro__}
+    if "torchattacks" in libraries:
+        return _seeded(lambda classifier, x, goal: _torchattacks(attack, targeted, classifier, x, goal))
+    if "art" in libraries:
+        return _seeded(lambda classifier, x, goal: _art(attack, targeted, classifier, x, goal))
+    if "foolbox" in libraries:
+        if eps is None:
+            raise expected(
+                "a Foolbox attack is told its budget at the call", got="no eps", do="pass eps=... in units of the box"
+            )
+        return _seeded(lambda classifier, x, goal: _foolbox(attack, bool(targeted), eps, classifier, x, goal))
+    if not callable(attack):
+        raise expected(
+            "an attack object of torchattacks, Foolbox or ART, or a callable (classifier, x, goal, ids, seed) -> images",
+            got=type(attack).__name__,
+            do="pass one of these",
+        )
+    return attack
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A foreign attack with the call and the result of one of ours. Nothing that it says is believed.
+
+    Its images are brought into the ball of ``threat``, into the box, onto the grid and into the mask, and then judged: ``fooled``, ``margin`` and ``hide``
+    are those of ``objective`` (``AwayFrom()`` for an untargeted attack), the trace has the clean image and the attack's, and where the attack did worse
+    than nothing, the clean image is kept. ``gradients`` and ``forwards`` are means over the batch, rounded up.
+    """
+
+    attack: ForeignAttack
+    threat: ThreatModel
+    objective: Objective = CrossEntropy()
+
+    def __call__(
+        self,
+        classifier: FeatureClassifier,
+        x: Tensor,
+        goal: Goal,
+        *,
+        ids: Sequence[str],
+        seed: int = 0,
+        grid: Grid | None = None,
+        mask: Tensor | None = None,
+    ) -> AttackResult:
+        """As ``Attack.__call__``."""
+        classifier.check(x)
+        goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
+        with _counted(classifier.model) as count:
+            images = self.attack(classifier, x, goal, ids, seed)
+        if not isinstance(images, Tensor) or images.shape != x.shape or not bool(images.isfinite().all()):
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise expected(f"finite images {tuple(x.shape)} from the attack", got=got, do="correct the attack")
+        judge = Attack(self.objective, self.threat, steps=1, step_size=0, rule=_Given(images.detach().to(x) - x))
+        found = judge(classifier, x, goal, ids=ids, seed=seed, grid=grid, mask=mask)
+        forwards, gradients = (-(-count[kind] // len(x)) for kind in ("forwards", "gradients"))
+        return replace(found, forwards=found.forwards + forwards, gradients=found.gradients + gradients)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given(Rule):
+    """One step, to the perturbation that is given."""
+
+    delta: Tensor
+    gradient: ClassVar[bool] = False
+
+    def start(self, setting: Setting) -> Callable[[Step], Tensor]:
+        return lambda step: setting.project(self.delta[step.rows], step.rows)
+
+
+def _torchattacks(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
+    own = deepcopy(attack, {id(attack.model): Guided(classifier, unit=True)})
+    with redirect_stdout(StringIO()):  # it reports every change of mode
+        own.set_device(x.device)
+        own._set_normalization_applied(None)
+        if targeted:
+            if "targeted" not in own.supported_mode:
+                raise expected(f"{own.attack} must have a targeted mode", got="none", do="pass targeted=False")
+            own.set_mode_targeted_by_label(quiet=True)
+        elif targeted is False:
+            own.set_mode_default()
+        lo, hi = classifier.box
+        unit = ((x - lo) / (hi - lo)).clamp(0, 1)
+        found = own(unit, goal.target if own.attack_mode == "targeted(label)" else goal.source)
+    return lo + (hi - lo) * found
+
+
+def _art(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
+    from art.estimators.classification import PyTorchClassifier
+
+    theirs = attack.estimator
+    if not isinstance(theirs, PyTorchClassifier):
+        raise expected(
+            "an ART attack on a PyTorchClassifier", got=type(theirs).__name__, do="make it with art's PyTorchClassifier"
+        )
+    own = deepcopy(attack, {id(theirs.model): Guided(classifier), id(theirs.optimizer): None})
+    own.estimator.set_params(clip_values=classifier.box, preprocessing=None, preprocessing_defences=None)
+    if targeted is not None and targeted != getattr(own, "targeted", False):
+        if "targeted" not in own.attack_params:
+            raise expected(
+                f"{type(own).__name__} must have the mode targeted={targeted}", got="none", do="leave it out"
+            )
+        own.set_params(targeted=targeted)
+    labels = goal.target if getattr(own, "targeted", False) else goal.source
+    found = own.generate(x=x.detach().cpu().numpy(), y=labels.cpu().numpy())
+    return torch.from_numpy(np.asarray(found)).to(x)
+
+
+def _foolbox(attack: Any, targeted: bool, eps: float, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
+    import foolbox
+    from foolbox.criteria import Misclassification, TargetedMisclassification
+
+    network = foolbox.PyTorchModel(Guided(classifier), bounds=classifier.box, device=x.device)
+    criterion = TargetedMisclassification(goal.target) if targeted else Misclassification(goal.source)
+    _, clipped, _ = attack(network, x.clamp(*classifier.box), criterion, epsilons=eps)
+    return clipped
+
+
+def _seeded(attack: Callable[[FeatureClassifier, Tensor, Goal], Tensor]) -> ForeignAttack:
+    """``attack`` with the global generators set by the seed, and put back afterwards."""
+
+    def run(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
+        python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (the libraries draw from these)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                return attack(classifier, x, goal).detach()
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)  # noqa: NPY002
+
+    return run
+
+
+@contextmanager
+def _counted(network: nn.Module) -> Iterator[dict[str, int]]:
+    """How many images went forward through the network, and back, within the block."""
+    count = {"forwards": 0, "gradients": 0}
+
+    def back(gradient: Tensor) -> None:
+        count["gradients"] += len(gradient)
+
+    def forward(_module: nn.Module, _args: object, out: Tensor) -> None:
+        count["forwards"] += len(out)
+        if out.requires_grad:
+            out.register_hook(back)
+
+    with hooked({"": forward}, network):
+        yield count
