@@ -208,7 +208,7 @@ def _full(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture
     factors = torch.empty(len(n), z.shape[1], z.shape[1], dtype=z.dtype, device=z.device)
     for k, d in enumerate(_members(z, r, means)):
         cov = d.T @ d / (n[k] + prior.strength)
-        cov.diagonal().add_(prior.strength / (n[k] + prior.strength) + prior.floor)
+        cov.diagonal().add_((prior.strength + n[k] * prior.floor) / (n[k] + prior.strength))
         factors[k] = precision_factor(cov)
     return _local("full", n / n.sum(), means, factors)
 
@@ -216,15 +216,15 @@ def _full(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture
 def _tied(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
     n, means = _moments(z, r)
     cov = (z.T @ z - (means.T * n) @ means) / (len(z) + prior.strength)
-    cov.diagonal().add_(prior.strength / (len(z) + prior.strength) + prior.floor)
+    cov.diagonal().add_((prior.strength + len(z) * prior.floor) / (len(z) + prior.strength))
     p = precision_factor(cov)
     return _local("tied", n / n.sum(), means @ p, z.new_zeros(0), whitener=p)
 
 
 def _diag(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
     n, means = _moments(z, r)
-    scatter = (r.T @ z.square() - n[:, None] * means.square()).clamp_min(0)
-    variances = (scatter + prior.strength) / (n[:, None] + prior.strength) + prior.floor
+    scatter = (r.T @ z.square() - n[:, None] * means.square()).clamp_min(0) + n[:, None] * prior.floor
+    variances = (scatter + prior.strength) / (n[:, None] + prior.strength)
     return _local("diag", n / n.sum(), means, variances.rsqrt())
 
 

@@ -21,14 +21,12 @@ from feathide.mixture.model import Covariance
 __all__ = ["Prior", "fit_prior", "precision_factor", "scale", "within"]
 
 SHARES = torch.logspace(-6, -0.01, 80, dtype=torch.float64)
-STRENGTHS = torch.logspace(
-    0, 3, 31, dtype=torch.float64
-)  # times C: an inverse Wishart prior is proper from C samples on
+STRENGTHS = torch.logspace(0, 3, 31, dtype=torch.float64)  # times C, from where on an inverse Wishart prior is proper
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What the covariance of every component is drawn to: as if ``strength`` more samples had the covariance I + diag(floor).
+    """What the covariance S_k of a component becomes: (n_k (S_k + diag(floor)) + strength I) / (n_k + strength).
 
     ``whitener`` (C, C), upper triangular, maps standardised channels to the space in which the target is the identity; None: it
     already is.
@@ -36,7 +34,7 @@ class Prior:
 
     whitener: Tensor | None
     strength: float
-    floor: Tensor  # (C,), added to the variances
+    floor: Tensor  # (C,), added to the variances of each component's own covariance
     shrinkage: float
     pooling: float
 
@@ -66,16 +64,20 @@ def fit_prior(
         return Prior(None, share / (1 - share) * average, floor, share, 0.0)
     free = n - m + 1  # the means of the clusters cost their degrees of freedom
     s = d.T @ d
-    share = best_share(spectrum(d, s), free, c)
+    share = best_share(spectrum(d, s) * (n / free), free, c)
     target = s * ((1 - share) / free)
     target.diagonal().add_((1 - share) * floor + share)
-    whitener = precision_factor(target)
+    whitener, own = precision_factor(target), (floor >= 1).to(floor)
     if m == 1:
-        return Prior(whitener, 0.0, torch.zeros_like(floor), share, 0.0)
+        return Prior(whitener, 0.0, own, share, 0.0)
     parts = (d @ whitener)[labels.argsort()].split(sizes)
-    spectra = [(spectrum(d @ whitener), free)] if covariance == "tied" else [(spectrum(p), len(p)) for p in parts]
+    spectra = (
+        [(spectrum(d @ whitener) * (n / free), free)]
+        if covariance == "tied"
+        else [(spectrum(p), len(p)) for p in parts]
+    )
     strength = best_strength(spectra, c)
-    return Prior(whitener, strength, torch.zeros_like(floor), share, strength / (average + strength))
+    return Prior(whitener, strength, own, share, strength / (average + strength))
 
 
 def spectrum(d: Tensor, scatter: Tensor | None = None) -> Tensor:

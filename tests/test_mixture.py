@@ -1,0 +1,415 @@
+"""Gaussian mixtures: formulas against loops and scikit-learn, few samples, degenerate channels, and the bank of layers and classes."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from torch import Tensor
+
+from feathide.errors import InputError
+from feathide.mixture import Covariance, Mixture, MixtureBank, fit_mixture
+from feathide.types import Outputs
+
+STRUCTURES: list[Covariance] = ["full", "tied", "diag", "lowrank"]
+
+
+def draw(n: int, channels: int, seed: int = 0) -> Tensor:
+    """Correlated normal features of very different scales, away from zero."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(channels, channels, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    scales = torch.logspace(-2, 2, channels, dtype=torch.float64)
+    return (torch.randn(n, channels, generator=g, dtype=torch.float64) @ mix + 3) * scales
+
+
+def blobs(n: int, channels: int, centres: int, seed: int = 0, distance: float = 12.0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    where = distance * torch.randn(centres, channels, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    labels = torch.randint(centres, (n,), generator=g)
+    shapes = 0.5 + torch.rand(centres, channels, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    return where[labels] + shapes[labels] * torch.randn(n, channels, generator=g, dtype=torch.float64), labels
+
+
+def covariances(mixture: Mixture) -> tuple[Tensor, Tensor]:
+    """Means (M, C) and covariances (M, C, C) of the features, rebuilt from the stored statistics one by one."""
+    a = mixture.whitener.diag() if mixture.whitener.ndim == 1 else mixture.whitener
+    means, covs = [], []
+    for k in range(mixture.components):
+        p = torch.eye(mixture.channels, dtype=torch.float64)
+        if mixture.covariance == "full":
+            p = mixture.factors[k]
+        elif mixture.covariance == "diag":
+            p = mixture.factors[k].diag()
+        elif mixture.covariance == "lowrank":
+            u, s, h = mixture.factors[k], mixture.gains[k, 0], mixture.gains[k, 1:]
+            p = s * (p - u @ h.diag() @ u.T)
+        covs.append(torch.linalg.inv(a @ p @ p.T @ a.T))
+        means.append(mixture.centre + mixture.means[k] @ torch.linalg.inv(a))
+    return torch.stack(means), torch.stack(covs)
+
+
+def by_loop(mixture: Mixture, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Energy, component and log-density by the book, sample by sample."""
+    means, covs = covariances(mixture)
+    energies, chosen, densities = [], [], []
+    for row in f:
+        joint, distances = [], []
+        for w, m, s in zip(mixture.weights, means, covs, strict=True):
+            normal = torch.distributions.MultivariateNormal(m, s)
+            joint.append(w.log() + normal.log_prob(row))
+            distances.append((row - m) @ torch.linalg.solve(s, row - m))
+        k = int(torch.stack(joint).argmax())
+        chosen.append(k)
+        energies.append(distances[k] / mixture.channels)
+        densities.append(torch.stack(joint).logsumexp(0))
+    return torch.stack(energies), torch.tensor(chosen), torch.stack(densities)
+
+
+def sklearn_fit(kind: type, x: Tensor, m: int, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return kind(n_components=m, random_state=0, **options).fit(x.numpy())
+
+
+@pytest.mark.parametrize("shrinkage", ["auto", 0.1])
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_energy_component_and_density_are_those_of_the_book(
+    covariance: Covariance, components: int, shrinkage: Any
+) -> None:
+    x = torch.cat([draw(80, 5), draw(60, 5, 1) * 1.5, draw(40, 5, 2) - 4])
+    mixture = fit_mixture(x, components=components, covariance=covariance, shrinkage=shrinkage, rank=2)
+    f = torch.cat([x[::9], x[::30] * 3])
+    energy, chosen, density = by_loop(mixture, f)
+    torch.testing.assert_close(mixture.energy(f), energy, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(mixture.log_prob(f), density, rtol=1e-8, atol=1e-8)
+    assert torch.equal(mixture.nearest(f), chosen)
+    assert mixture.lower_bound == pytest.approx(float(mixture.log_prob(x).mean()), rel=1e-9)
+    assert math.isclose(float(mixture.weights.sum()), 1)
+    soft = mixture.energy(f, soft=True)
+    if components == 1:
+        torch.testing.assert_close(soft, energy, rtol=1e-7, atol=1e-9)
+    else:  # the soft energy grows by 2/C with the negative log-density
+        torch.testing.assert_close(soft.diff(), -2 / 5 * density.diff(), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_gradients_are_exact(covariance: Covariance, components: int, soft: bool) -> None:
+    x, _ = blobs(200, 4, 3)
+    mixture = fit_mixture(x, components=components, covariance=covariance, rank=2)
+    f = (x[:6] + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: mixture.energy(v, soft=soft), f)
+    assert torch.autograd.gradcheck(mixture.log_prob, f)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag"])
+def test_the_likelihood_is_that_of_scikit_learn_from_the_same_start(covariance: Covariance) -> None:
+    x, _ = blobs(600, 6, 4, distance=1.5)
+    x = (x - x.mean(0)) / x.std(0, unbiased=False)
+    g = torch.Generator().manual_seed(3)
+    start = torch.cat([torch.arange(4), torch.randint(4, (596,), generator=g)])
+    ours = fit_mixture(
+        x, components=4, covariance=covariance, shrinkage=0.0, start=start, floor=0.0, tol=0.0, max_iter=60
+    )
+    hot = np.eye(4)[start.numpy()]
+    theirs = GaussianMixture(4, covariance_type=covariance, tol=0, max_iter=60, reg_covar=0.0)
+    theirs._initialize(x.numpy(), hot)  # the public options cannot begin with a partition
+    options = {
+        "weights_init": theirs.weights_,
+        "means_init": theirs.means_,
+        "precisions_init": np.linalg.inv(theirs.covariances_) if covariance != "diag" else 1 / theirs.covariances_,
+    }
+    theirs = sklearn_fit(
+        GaussianMixture, x, 4, covariance_type=covariance, tol=0, max_iter=59, reg_covar=0.0, **options
+    )
+    assert float(ours.log_prob(x).mean()) == pytest.approx(theirs.score(x.numpy()), rel=1e-5)
+    torch.testing.assert_close(
+        ours.log_prob(x), torch.from_numpy(theirs.score_samples(x.numpy())), rtol=1e-3, atol=1e-3
+    )
+    assert not ours.converged
+    assert "Not converged" in ours.notes[-1]
+
+
+def test_one_component_is_that_of_scikit_learn() -> None:
+    x = draw(300, 6)
+    ours = fit_mixture(x, shrinkage=0.0, floor=0.0)
+    theirs = sklearn_fit(GaussianMixture, x, 1, reg_covar=0.0)
+    torch.testing.assert_close(
+        ours.log_prob(x), torch.from_numpy(theirs.score_samples(x.numpy())), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "lowrank"])
+@pytest.mark.parametrize(("n", "components"), [(60, 1), (60, 3), (400, 4)])
+def test_few_samples_are_described_better_than_by_the_bayesian_mixture(
+    covariance: Covariance, n: int, components: int
+) -> None:
+    x = draw(n + 400, 80)
+    ours = fit_mixture(x[:n], components=components, covariance=covariance)
+    theirs = sklearn_fit(BayesianGaussianMixture, x[:n], components)
+    truth = torch.distributions.MultivariateNormal(draw(4000, 80, 7).mean(0), draw(4000, 80, 7).T.cov())
+    heldout = float(ours.log_prob(x[n:]).mean())
+    assert heldout > theirs.score(x[n:].numpy())
+    assert heldout < float(truth.log_prob(x[n:]).mean())
+
+
+def test_the_shrinkage_is_near_the_best_for_held_out_samples() -> None:
+    x = draw(1060, 80)
+    tried = [fit_mixture(x[:60], shrinkage=s) for s in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9)]
+    best = max(float(m.log_prob(x[60:]).mean()) for m in tried)
+    found = fit_mixture(x[:60])
+    assert float(found.log_prob(x[60:]).mean()) > best - 2
+    assert 0 < found.shrinkage < 1
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_scaling_and_shifting_a_channel_changes_no_energy(covariance: Covariance) -> None:
+    x, _ = blobs(300, 6, 3)
+    g = torch.Generator().manual_seed(1)
+    scales, shift = torch.logspace(-3, 3, 6, dtype=torch.float64), torch.randn(6, generator=g, dtype=torch.float64)
+    plain = fit_mixture(x, components=3, covariance=covariance, rank=2)
+    moved = fit_mixture(x * scales + shift, components=3, covariance=covariance, rank=2)
+    f = x[:20] * 1.1
+    torch.testing.assert_close(moved.energy(f * scales + shift), plain.energy(f), rtol=1e-5, atol=1e-8)
+    difference = plain.log_prob(f) - moved.log_prob(f * scales + shift)
+    torch.testing.assert_close(difference, torch.full_like(difference, float(scales.log().sum())), atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shrinkage", ["auto", 0.0, 0.2])
+def test_low_rank_with_all_directions_is_full(shrinkage: Any) -> None:
+    x, labels = blobs(400, 5, 3, distance=2.0)
+    options: dict[str, Any] = {"components": 3, "shrinkage": shrinkage, "start": labels, "tol": 1e-9, "max_iter": 500}
+    full = fit_mixture(x, covariance="full", **options)
+    low = fit_mixture(x, covariance="lowrank", rank=5, **options)
+    assert low.factors.shape == (3, 5, 5)
+    torch.testing.assert_close(low.energy(x), full.energy(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(low.log_prob(x), full.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+def test_low_rank_finds_the_leading_directions_and_keeps_the_others() -> None:
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(30, 2, generator=g, dtype=torch.float64)).Q
+    x = torch.randn(3000, 30, generator=g, dtype=torch.float64)
+    x += (torch.randn(3000, 2, generator=g, dtype=torch.float64) * torch.tensor([6.0, 4.0])) @ basis.T
+    low = fit_mixture(x, components=1, covariance="lowrank", shrinkage=0.0, rank=2)
+    _, covs = covariances(low)
+    truth = (
+        torch.eye(30, dtype=torch.float64)
+        + basis @ torch.diag(torch.tensor([36.0, 16.0], dtype=torch.float64)) @ basis.T
+    )
+    assert float((covs[0] - truth).norm() / truth.norm()) < 0.15  # a wrong direction: above 0.4
+    away = torch.randn(30, generator=g, dtype=torch.float64)
+    away -= basis @ (basis.T @ away)
+    assert float(low.energy((20 * away)[None])) > 100 * float(low.energy(x).mean())
+
+
+def test_well_separated_clusters_are_found_and_counted() -> None:
+    x, labels = blobs(900, 6, 5)
+    mixture = fit_mixture(x, components=5)
+    pairs = torch.stack([mixture.nearest(x), labels], 1).unique(dim=0)
+    assert len(pairs) == 5  # one component for each cluster
+    assert mixture.converged
+    out = Outputs(torch.zeros(900, 2), {"a": x.float(), "b": draw(900, 6).float()})
+    for holdout in (0.2, 0.0):
+        bank = MixtureBank.fit(out, torch.zeros(900, dtype=torch.long), components=[1, 2, 3, 5, 8], holdout=holdout)
+        assert bank.mixtures["a"][0].components == 5
+        assert bank.mixtures["b"][0].components == 1
+        rows = [row for row in bank.curves if row["layer"] == "a"]
+        assert [row["components"] for row in rows] == [1, 2, 3, 5, 8]
+        assert all((row["heldout"] is None) == (holdout == 0) and math.isfinite(row["bic"]) for row in rows)
+        assert len([row for row in bank.curves if row["layer"] == "b"]) == 3  # two in a row were no better
+
+
+def test_auto_tries_powers_of_two() -> None:
+    x, _ = blobs(300, 3, 4)
+    bank = MixtureBank.fit(
+        Outputs(torch.zeros(300, 2), {"a": x}), torch.zeros(300, dtype=torch.long), components="auto"
+    )
+    assert bank.mixtures["a"][0].components == 4
+    assert [row["components"] for row in bank.curves][:4] == [1, 2, 4, 8]
+
+
+def test_constant_channels_stay_finite_and_count() -> None:
+    x = draw(100, 6)
+    x[:, 2] = 0.7
+    x[:, 4] = 0.0
+    for covariance in STRUCTURES:
+        mixture = fit_mixture(x, components=2, covariance=covariance)
+        assert mixture.degenerate == 2
+        assert any("2 of 6 channels do not vary" in note for note in mixture.notes)
+        typical = x[:, [0, 1, 3, 5]].std(0).median()
+        away = x[:1].clone()
+        away[:, 4] += 3 * typical
+        rise = float(mixture.energy(away) - mixture.energy(x[:1])) * 6
+        assert 2 < rise < 20  # about 3 standard deviations
+        assert bool(torch.isfinite(mixture.log_prob(x)).all())
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(1, 4),
+        torch.zeros(7, 4),
+        torch.tensor([[1.0, 2, 3, 4], [2.0, 1, 0, 5]]).repeat(5, 1),
+        torch.randn(3, 40, generator=torch.Generator().manual_seed(0)),
+        torch.cat([torch.zeros(50, 4), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)) * 1e6]),
+        torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * 1e-20,
+    ],
+    ids=["one sample", "all zero", "duplicates", "fewer samples than channels", "outliers", "tiny"],
+)
+def test_degenerate_data_never_gives_nan(covariance: Covariance, x: Tensor) -> None:
+    mixture = fit_mixture(x, components=4, covariance=covariance)
+    f = torch.cat([x, x + 1]).double().requires_grad_()
+    for values in (mixture.energy(f), mixture.energy(f, soft=True), mixture.log_prob(f)):
+        (gradient,) = torch.autograd.grad(values.sum(), f, retain_graph=True)
+        assert bool(torch.isfinite(values).all() and torch.isfinite(gradient).all())
+    assert float(mixture.energy(f.detach()).min()) >= 0
+    distinct = len(x.unique(dim=0))
+    if distinct < 4:
+        assert mixture.components <= distinct
+        assert any("do not fill 4 components" in note for note in mixture.notes)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_refused(bad: float) -> None:
+    x = draw(20, 3)
+    x[4, 1] = bad
+    with pytest.raises(InputError, match="NaN or infinity in 1 of 20"):
+        fit_mixture(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"components": 0}, "components must be at least 1"),
+        ({"shrinkage": 1.0}, "shrinkage must"),
+        ({"covariance": "spherical"}, "full, tied, diag, lowrank"),
+    ],
+)
+def test_wrong_numbers_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fit_mixture(draw(20, 3), **options)
+
+
+def test_the_seed_decides_and_nothing_else_is_touched() -> None:
+    x, _ = blobs(200, 4, 6, distance=1.0)
+    before = x.clone()
+    torch.manual_seed(1)
+    first = fit_mixture(x, components=5, covariance="lowrank", rank=2, seed=3)
+    state = torch.get_rng_state()
+    second = fit_mixture(x, components=5, covariance="lowrank", rank=2, seed=3)
+    other = fit_mixture(x, components=5, covariance="lowrank", rank=2, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.energy(x), second.energy(x))
+    assert not torch.equal(first.energy(x), other.energy(x))
+    assert torch.equal(x, before)
+
+
+@pytest.fixture(scope="module", params=STRUCTURES)
+def world(request: pytest.FixtureRequest) -> tuple[MixtureBank, Outputs, Tensor]:
+    """A bank for two layers and the classes 0, 2 and 5, with samples and their classes."""
+    a, group = blobs(240, 5, 3, distance=2.0)
+    classes = torch.tensor([0, 2, 5])[group]
+    out = Outputs(torch.zeros(240, 6, dtype=torch.float64), {"a": a, "b/0": draw(240, 9)})
+    return MixtureBank.fit(out, classes, components=2, covariance=request.param), out, classes
+
+
+def test_every_sample_is_measured_by_its_own_class(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
+    bank, out, classes = world
+    assert (bank.layers, bank.classes) == (("a", "b/0"), (0, 2, 5))
+    measures: list[tuple[Any, Any]] = [
+        (bank.energy, Mixture.energy),
+        (lambda *a: bank.energy(*a, soft=True), lambda m, f: m.energy(f, soft=True)),
+        (bank.log_prob, Mixture.log_prob),
+    ]
+    for of_bank, of_mixture in measures:
+        values = of_bank(out, classes)
+        assert values.shape == (240, 2)
+        for i in range(0, 240, 17):
+            alone = [of_mixture(bank.mixtures[n][int(classes[i])], f[i : i + 1])[0] for n, f in out.features.items()]
+            torch.testing.assert_close(values[i], torch.stack(alone), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(of_bank(out[i : i + 1], classes[i : i + 1])[0], values[i], rtol=1e-9, atol=1e-9)
+
+
+def test_layers_are_chosen_by_name_in_the_order_given(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
+    bank, out, classes = world
+    both = bank.energy(out, classes)
+    assert torch.equal(bank.energy(out, classes, layers=["b/0", "a"]), both.flip(1))
+    with pytest.raises(InputError, match="unknown layer 'c'"):
+        bank.energy(out, classes, layers=["c"])
+    with pytest.raises(InputError, match="class 3, fitted: 0, 2, 5"):
+        bank.energy(out, torch.full((240,), 3))
+
+
+def test_a_sample_moves_only_its_own_gradient(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
+    bank, out, classes = world
+    rows = torch.tensor([0, 50, 100, 150, 200, 239])
+    features = [f[rows].clone().requires_grad_() for f in out.features.values()]
+
+    def energy(*fs: Tensor) -> Tensor:
+        return bank.energy(Outputs(out.logits[rows], dict(zip(bank.layers, fs, strict=True))), classes[rows])
+
+    assert torch.autograd.gradcheck(energy, features)
+    weights = torch.tensor([[1.0, 2.0]] * 6, dtype=torch.float64)
+    weights[3:] = 0
+    for gradient in torch.autograd.grad((energy(*features) * weights).sum(), features):
+        assert bool((gradient[:3] != 0).any(1).all() and (gradient[3:] == 0).all())
+
+
+def test_attacks_run_in_the_type_of_the_features(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
+    bank, out, classes = world
+    single = out.to(torch.float32)
+    for name in bank.layers:
+        single.features[name].requires_grad_()
+    energy = bank.energy(single, classes)
+    assert energy.dtype == torch.float32
+    torch.testing.assert_close(energy.double(), bank.energy(out, classes), rtol=2e-3, atol=1e-4)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(energy.sum(), list(single.features.values())))
+
+
+def test_what_is_saved_comes_back(world: tuple[MixtureBank, Outputs, Tensor], tmp_path: Any) -> None:
+    bank, out, classes = world
+    bank.save(tmp_path / "bank.safetensors")
+    again = MixtureBank.load(tmp_path / "bank.safetensors")
+    torch.testing.assert_close(again.energy(out, classes), bank.energy(out, classes), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(again.log_prob(out, classes), bank.log_prob(out, classes), rtol=1e-13, atol=1e-13)
+    assert again.describe() == bank.describe()
+    assert again.curves == bank.curves
+    (tmp_path / "other").write_bytes(b"something else")
+    with pytest.raises(InputError, match="safetensors"):
+        MixtureBank.load(tmp_path / "other")
+
+
+def test_the_curve_is_saved_and_the_description_is_complete(tmp_path: Any) -> None:
+    x, _ = blobs(200, 3, 2)
+    x[:, 1] = 1.0
+    bank = MixtureBank.fit(
+        Outputs(torch.zeros(200, 2), {"a": x}), torch.zeros(200, dtype=torch.long), components=[1, 2]
+    )
+    bank.save(tmp_path / "bank")
+    assert MixtureBank.load(tmp_path / "bank").curves == bank.curves
+    (row,) = bank.describe()
+    assert row["layer"] == "a"
+    assert (row["samples"], row["channels"], row["components"], row["degenerate"]) == (200, 3, 2, 1)
+    assert 0 < row["shrinkage"] < 1
+    assert len(row["notes"]) == 1
+
+
+def test_a_bank_needs_labels_and_a_share() -> None:
+    out = Outputs(torch.zeros(20, 2), {"a": draw(20, 3)})
+    labels = torch.zeros(20, dtype=torch.long)
+    with pytest.raises(InputError, match="19 for 20"):
+        MixtureBank.fit(out, labels[1:])
+    with pytest.raises(InputError, match="holdout"):
+        MixtureBank.fit(out, labels, holdout=1.0)
+    with pytest.raises(InputError, match="unknown layer 'b'"):
+        MixtureBank.fit(out, labels, layers=["b"])
+    with pytest.raises(InputError, match="components"):
+        MixtureBank.fit(out, labels, components=[])
