@@ -143,7 +143,7 @@ def make_curves(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     place = {"clean": (0, 0), "noisy": (0.2, 0.1), "pgd+plain": (6, 1.5), "pgd+hfc": (0.5, 0.7)}
     points = [(c, *(rng.standard_normal(2) + at)) for c, at in place.items() for _ in range(120)]
     mixture = [
-        (n, c, m, -np.log2(m) * 0.2 + (m > 8) * -0.4 + k * 0.1)
+        (n, c, m, -np.log2(m) * 0.2 * (c + 1) + (m > 8) * -0.4 + k * 0.1)
         for k, n in layers
         for c in (0, 1)
         for m in (1, 2, 4, 8, 16)

@@ -139,7 +139,8 @@ if (report.browser.cases.length) {
     const [depth, height, width] = volume.space, size = height * width;
     const sums = new Float64Array(depth);
     volume.clean.forEach((v, i) => { sums[Math.floor(i / size) % depth] += Math.abs(volume.adversarial[i] - v); });
-    return sums.indexOf(Math.max(...sums));
+    const most = [...sums.keys()].filter((i) => sums[i] >= 0.9 * Math.max(...sums)), middle = (depth - 1) / 2;
+    return most.reduce((a, b) => (Math.abs(b - middle) < Math.abs(a - middle) ? b : a));
   }
   function fitSlices(at) {
     const count = volume.space[+byId("axis").value];

@@ -38,7 +38,11 @@ def render(run: Run) -> str:
     scripts = [_script(get_plotlyjs()), *(_script(_asset(name)) for name in SCRIPTS)]
     album = Album(run.scale)
     drawn = list(figures(run))
-    data = {"figures": [f.spec() for f in drawn], "browser": _browser(run, album), "csv": {"results": _csv(run)}}
+    data = {
+        "figures": [f.spec() for f in drawn],
+        "browser": _browser(run, album),
+        "csv": {"results": run.table.to_csv(index=False)},
+    }
     amplify = _amplify(run)
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters["label"] = label
@@ -62,7 +66,6 @@ def render(run: Run) -> str:
         words=WORDS,
         levels=LEVELS,
         rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
-        zip=zip,
         style=Markup(_asset("page.css")),
         browser=Markup(_asset("browser.html")),
         scripts=[script for script, _ in scripts],
@@ -84,18 +87,19 @@ def limits(run: Run) -> list[str]:
     out.append(
         f"{run.budget}: larger, local or physical changes, and attacks on the data before training, were not tried."
     )
-    for column, many in (("classifier", "classifiers"), ("dataset", "data sets"), ("seed", "seeds")):
-        if rows[column].nunique() == 1 and column != "dataset":
-            out.append(f"One {column} only: the intervals cover the choice of test images, not of {many}.")
+    if rows["classifier"].nunique() == 1 and rows["seed"].nunique() == 1:
+        out.append("One classifier, trained once: the intervals cover the choice of test images, not of networks.")
+    if rows.loc[rows["detector"] != "", "detector"].nunique() > 1:
+        out.append("The best guard was picked on the images that measure it; on new images it may look worse.")
     out.append("An attack that gets through is proof; that none got through would not prove that none can.")
     return out
 
 
 def _browser(run: Run, album: Album) -> dict[str, Any]:
-    """What the case browser knows. Cases that slip through get their pictures first, should the page become too large."""
-    found = [(condition, case) for condition, part in run.cases.items() for case in part]
-    found.sort(key=lambda item: not item[1].fooled)
-    cases = [{"condition": label(condition), **_facts(case), "picture": album.add(case)} for condition, case in found]
+    """What the case browser knows: conditions in turn, fooled cases first, so that these have pictures if not all fit."""
+    found = [(not case.fooled, i, name, case) for name, part in run.cases.items() for i, case in enumerate(part)]
+    found.sort(key=lambda item: item[:2])
+    cases = [{"condition": label(name), **_facts(case), "picture": album.add(case)} for _, _, name, case in found]
     s = run.scale
     return {
         "cases": cases,
@@ -118,10 +122,6 @@ def _amplify(run: Run) -> float:
     changes = [float(np.abs(c.adversarial - c.clean).max()) for part in run.cases.values() for c in part]
     largest = max([change for change in changes if change > 0], default=float(run.threat["eps"]))
     return 2.0 ** max(0, min(10, math.floor(math.log2((run.scale.high - run.scale.low) / largest))))
-
-
-def _csv(run: Run) -> str:
-    return str(run.table.to_csv(index=False))
 
 
 def _asset(name: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from feathide.report.results import Case, Scale
 
-__all__ = ["BUDGET", "Album", "data_uri", "difference", "pairs", "tile", "view"]
+__all__ = ["BUDGET", "Album", "data_uri", "busiest", "difference", "pairs", "tile", "view"]
 
 BUDGET = 8_500_000  # characters of picture text in one report, so that the page stays below 15 MB
 BLUE, VERMILLION = np.array([0, 114, 178]), np.array([213, 94, 0])
@@ -25,7 +25,7 @@ BLUE, VERMILLION = np.array([0, 114, 178]), np.array([213, 94, 0])
 
 def _png(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -89,11 +89,8 @@ def view(x: np.ndarray, scale: Scale, at: int) -> np.ndarray:
 
 def difference(case: Case, scale: Scale, at: int, amplify: float) -> np.ndarray:
     """The amplified difference as uint8 pixels (H, W, 3): vermillion brighter, blue darker, white unchanged; colour images show 128 + difference."""
-    d = (
-        _slice(scale.quantise(case.adversarial).astype(np.int64) - scale.quantise(case.clean), at)
-        * amplify
-        / (scale.levels - 1)
-    )
+    change = scale.quantise(case.adversarial).astype(np.int64) - scale.quantise(case.clean)
+    d = _slice(change, at) * amplify / (scale.levels - 1)
     if len(d) == 3:
         return _colour(np.rint(np.clip(128 + 127 * d, 0, 255)).astype(np.uint8))
     strength = np.clip(np.abs(d[0]), 0, 1)[..., None]  # (H, W, 1)
@@ -110,23 +107,24 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
 
 
 def busiest(case: Case) -> int:
-    """The slice of the first spatial axis with the largest sum of changes; 0 for 2D images."""
+    """The middlemost of the slices along the first spatial axis that change most, up to a tenth; 0 for 2D images."""
     change = np.abs(case.adversarial - case.clean)
-    return 0 if change.ndim == 3 else int(change.sum(axis=(0, *range(2, change.ndim))).argmax())
+    if change.ndim == 3:
+        return 0
+    total = change.sum(axis=(0, *range(2, change.ndim)))  # (D,)
+    most = np.flatnonzero(total >= 0.9 * total.max())
+    return int(most[np.abs(most - (len(total) - 1) / 2).argmin()])
 
 
 def pairs(
     cases: Mapping[str, Sequence[Case]], scale: Scale, *, amplify: float, count: int = 4
 ) -> Iterable[dict[str, Any]]:
-    """The first fooled cases of each condition, alternating, with ready-made pictures of their most changed slice."""
-    fooled = [(condition, case) for condition, part in cases.items() for case in [c for c in part if c.fooled][:count]]
-    per = max(1, count // max(1, len({condition for condition, _ in fooled})))
-    for condition in dict.fromkeys(condition for condition, _ in fooled):
-        for case in [c for name, c in fooled if name == condition][:per]:
+    """The first fooled cases of each condition with ready-made pictures of their most changed slice, ``count`` or a few more."""
+    fooled = {condition: [c for c in part if c.fooled] for condition, part in cases.items()}
+    each = max(1, count // max(1, sum(map(bool, fooled.values()))))
+    for condition, part in fooled.items():
+        for case in part[:each]:
             at = busiest(case)
-            shown = [
-                view(case.clean, scale, at),
-                view(case.adversarial, scale, at),
-                difference(case, scale, at, amplify),
-            ]
+            both = [view(x, scale, at) for x in (case.clean, case.adversarial)]
+            shown = [*both, difference(case, scale, at, amplify)]
             yield {"condition": condition, "case": case, "slice": at, "pictures": [data_uri(p) for p in shown]}

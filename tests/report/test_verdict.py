@@ -1,0 +1,93 @@
+"""The verdict is the worst case, and honest in both directions."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from feathide.errors import InputError
+from feathide.report import Run, verdict
+from feathide.report.verdict import label
+
+EPS = 4 / 255
+Row = tuple[str, str, str, str, float, float, float]
+
+
+def table_of(*rows: Row, success: float = 1.0, eps: float = EPS, n: int = 200) -> pd.DataFrame:
+    """Rows (attack, objective, knowledge, detector, value, low, high) of slips-through at 10 % false alarms."""
+    head = ("chest", "resnet18")
+    found = [(*head, "pgd", "plain", "oblivious", eps, "", "success", success, success, success, n, 0)]
+    for attack, objective, knowledge, detector, *values in rows:
+        found.append((*head, attack, objective, knowledge, eps, detector, "slips_through_fpr10", *values, n, 0))
+    columns = "dataset classifier attack objective knowledge eps detector metric value low high n seed"
+    return pd.DataFrame(found, columns=columns.split())
+
+
+PLAIN = ("pgd", "plain", "oblivious", "kd")
+AWARE = ("pgd", "evade", "detector-aware", "kd")
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"),
+    [
+        ([(*PLAIN, 0.0, 0.0, 0.02), (*AWARE, 0.01, 0.0, 0.04)], "holds"),
+        ([(*PLAIN, 0.0, 0.0, 0.02)], "unproven"),
+        ([(*PLAIN, 0.0, 0.0, 0.02), (*AWARE, 0.01, 0.0, 0.09)], "undecided"),
+        ([(*PLAIN, 0.0, 0.0, 0.02), (*AWARE, 0.2, 0.15, 0.3)], "leaks"),
+        ([(*PLAIN, 0.0, 0.0, 0.02), (*AWARE, 0.6, 0.52, 0.7)], "fails"),
+        ([(*PLAIN, 0.9, 0.8, 0.95), (*AWARE, 0.0, 0.0, 0.01)], "fails"),  # an attack that knows more may do worse
+        ([(*PLAIN, 0.0, 0.0, 0.02), (*AWARE, 0.01, np.nan, np.nan)], "undecided"),  # without an interval nothing holds
+    ],
+)
+def test_word_of_a_guard_is_that_of_its_worst_attack(make: Callable[..., Run], rows: list[Row], word: str) -> None:
+    found = verdict(make(count=2, table=table_of(*rows)))
+    assert found.word == found.findings[0].word == word
+
+
+def test_upper_end_of_any_attack_counts_not_that_of_the_largest_value(make: Callable[..., Run]) -> None:
+    rows = [(*PLAIN, 0.03, 0.02, 0.04), (*AWARE, 0.02, 0.0, 0.2)]
+    finding = verdict(make(count=2, table=table_of(*rows))).findings[0]
+    assert (finding.worst[10].value, finding.worst[10].low, finding.worst[10].high) == (0.03, 0.02, 0.2)
+    assert finding.word == "undecided"
+
+
+def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(make: Callable[..., Run]) -> None:
+    good, bad = (*AWARE, 0.0, 0.0, 0.02), (*AWARE, 0.9, 0.8, 0.95)
+    gate = {"name": "Converged", "status": "fail", "raised_if": "", "why": "", "do": "", "detail": ""}
+    assert verdict(make(count=2, table=table_of(good, success=0.4))).word == "undecided"
+    assert verdict(make(count=2, table=table_of(good), gates=[gate])).word == "undecided"
+    assert verdict(make(count=2, table=table_of(bad), gates=[gate])).word == "fails"
+    assert "Converged" in verdict(make(count=2, table=table_of(good), gates=[gate])).gates
+
+
+def test_only_the_audited_budget_counts(make: Callable[..., Run]) -> None:
+    whole_box = table_of((*AWARE, 1.0, 0.98, 1.0), eps=1.0)
+    audited = table_of((*AWARE, 0.0, 0.0, 0.02))
+    assert verdict(make(count=2, table=pd.concat([audited, whole_box]))).word == "holds"
+    with pytest.raises(InputError, match="audited budget"):
+        verdict(make(count=2, table=whole_box))
+
+
+def test_best_guard_first_and_named(make: Callable[..., Run]) -> None:
+    other = ("pgd", "evade", "detector-aware", "svm")
+    found = verdict(make(count=2, table=table_of((*AWARE, 0.9, 0.8, 0.95), (*other, 0.01, 0.0, 0.03))))
+    assert [f.detector for f in found.findings] == ["svm", "kd"]
+    assert found.headline == "1 of 2 guards holds: SVM."
+    assert "1.0 % (0.0–3.0) at 10 % false alarms" in found.slipped
+
+
+def test_first_screen_says_what_was_attacked_and_how_strongly(run: Run) -> None:
+    found = verdict(run)
+    assert "resnet18 on phantoms" in found.attacked and "synthetic" in found.attacked
+    assert "4 grey levels" in found.strength and "PGD + HFC" in found.strength
+    assert found.gates.startswith("3 of 4 gates passed, 1 warn, 0 fail")
+
+
+def test_labels() -> None:
+    assert [label(n) for n in ("pgd+plain", "pgd+hfc", "kd+bu", "my_guard")] == [
+        "PGD",
+        "PGD + HFC",
+        "KD+BU",
+        "my_guard",
+    ]
