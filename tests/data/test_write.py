@@ -160,6 +160,16 @@ def test_the_header_of_a_volume_is_untouched(shared: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(read_back(packed), changed(source))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float64"])
+def test_unchanged_voxels_finer_than_float32_are_kept(tmp_path: Path, dtype: str) -> None:
+    voxels = (np.arange(60).reshape(5, 4, 3) * 1e6 + 2**26 + np.pi).astype(dtype)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4), dtype=dtype), tmp_path / "a.nii")
+    image = read_back(tmp_path / "a.nii")
+    image[0, 0, 0, 0] += 1e6
+    got = np.asanyarray(nib.load(write_like(tmp_path / "a.nii", image, tmp_path / "b.nii")).dataobj)
+    assert got.dtype == voxels.dtype and (got != voxels).sum() == 1 and abs(got[0, 0, 0] - voxels[0, 0, 0] - 1e6) < 16
+
+
 # pictures
 
 

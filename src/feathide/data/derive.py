@@ -67,8 +67,6 @@ def derived(head: Dataset, stored: np.ndarray) -> Dataset:
     head.SourceImageSequence = Sequence([reference])
     head.SOPInstanceUID = generate_uid(entropy_srcs=[before, hashlib.sha256(stored.tobytes()).hexdigest()])
     head.SeriesInstanceUID = generate_uid(entropy_srcs=[series, NOTE])
-    head.file_meta.MediaStorageSOPInstanceUID = head.SOPInstanceUID
-    head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID
     head.preamble = bytes(128)
     head.ImageType = _derived_type(head.get("ImageType"))
     for element in head.iterall():

@@ -83,13 +83,12 @@ def _stored(like: StoredImage, image: np.ndarray, source: Path, legal: tuple[int
         raise expected(f"an image like {source} must have the shape {like.stored.shape}", got=got, do=do)
     if not np.isfinite(image).all():
         raise expected(f"the image to write like {source} must be finite", got="NaN or infinity", do="check the attack")
-    dtype = like.stored.dtype
+    dtype, same = like.stored.dtype, image == like.values
     numbers = (image.astype(np.float64) - like.intercept) / like.slope
-    same = image == like.values
     if dtype.kind in "ui":
-        numbers = np.where(same, like.stored, np.rint(numbers))
         low, high = legal or (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        if numbers.min() < min(low, like.stored.min()) or numbers.max() > max(high, like.stored.max()):
+        numbers = np.where(same, low, np.rint(numbers))  # what is kept is not looked at
+        if numbers.min() < low or numbers.max() > high:
             got = f"{numbers.min():g}..{numbers.max():g}"
             raise expected(f"{source} can store whole numbers {low}..{high}", got=got, do="clip the image to the box")
     return np.where(same, like.stored, numbers.astype(dtype))
