@@ -133,8 +133,17 @@ def _art(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: T
         raise expected(
             "an ART attack on a PyTorchClassifier", got=type(theirs).__name__, do="make it with art's PyTorchClassifier"
         )
-    own = deepcopy(attack, {id(theirs.model): Guided(classifier), id(theirs.optimizer): None})
-    own.estimator.set_params(clip_values=classifier.box, preprocessing=None, preprocessing_defences=None)
+    estimator = PyTorchClassifier(
+        model=Guided(classifier),
+        loss=theirs.loss,
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=theirs.nb_classes,
+        clip_values=classifier.box,
+        device_type=x.device.type.replace("cuda", "gpu"),
+    )
+    for name in ("_reduce_labels", "_int_labels", "_probability_labels"):  # what AutoPGD sets for its own losses
+        setattr(estimator, name, getattr(theirs, name))
+    own = deepcopy(attack, {id(theirs): estimator})
     if targeted is not None and targeted != getattr(own, "targeted", False):
         if "targeted" not in own.attack_params:
             raise expected(

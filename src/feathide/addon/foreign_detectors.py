@@ -58,7 +58,7 @@ class SklearnDetector(Detector):
 
 @dataclass(frozen=True, eq=False)
 class PytorchOODDetector(Detector):
-    """A pytorch-ood detector that reads logits or one layer's features: ``PytorchOODDetector(KNN(k=5))``, ``PytorchOODDetector(MaxSoftmax(None))``.
+    """A pytorch-ood detector that reads logits or one layer's features: ``PytorchOODDetector(KNN(None, k=5))``, ``PytorchOODDetector(MaxSoftmax(None))``.
 
     Those with ``predict_features`` see the features of ``layer``, the others the logits; both are fitted on the clean training images and their
     labels, in float32. Higher is more suspicious there too. The gradient is whatever pytorch-ood passes on.
