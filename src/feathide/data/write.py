@@ -86,7 +86,8 @@ def _stored(like: StoredImage, image: np.ndarray, source: Path, legal: tuple[int
     dtype, same = like.stored.dtype, image == like.values
     numbers = (image.astype(np.float64) - like.intercept) / like.slope
     if dtype.kind in "ui":
-        low, high = legal or (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        grey = legal if len(image) == 1 else None  # the bits of a palette are those of its indices
+        low, high = grey or (np.iinfo(dtype).min, np.iinfo(dtype).max)
         numbers = np.where(same, low, np.rint(numbers))  # what is kept is not looked at
         if numbers.min() < low or numbers.max() > high:
             got = f"{numbers.min():g}..{numbers.max():g}"
