@@ -49,7 +49,7 @@ def test_clean_image_is_stored_once_and_the_budget_is_kept(run: Run) -> None:
     album = Album(run.scale)
     album.add(first)
     album.add(second)
-    assert len(album.pictures) == 3
+    assert len(album.pictures) == 3 and album.spent == sum(map(len, album.pictures))
     small = Album(run.scale, budget=album.spent - 1)
     assert small.add(first) is not None
     assert small.add(second) is None and small.spent == sum(map(len, small.pictures))

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from feathide.report.figures import figures
@@ -45,7 +46,7 @@ def render(run: Run) -> str:
     }
     amplify = _amplify(run)
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters["label"] = label
+    env.filters |= {"label": label, "firm": _firm}
     page = env.from_string(_asset("page.html.j2"))
     return page.render(
         run=run,
@@ -72,6 +73,12 @@ def render(run: Run) -> str:
         hashes=" ".join(f"'sha256-{digest}'" for _, digest in scripts),
         data=_json(data),
     )
+
+
+def _firm(text: object) -> Markup:
+    """``text`` with intervals and per cent signs that no line break tears apart."""
+    safe = str(escape(str(text))).replace(" %", "\u00a0%")
+    return Markup(re.sub(r"\([\d.]+–[\d.]+\)", r'<span class="firm">\g<0></span>', safe))
 
 
 def limits(run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from feathide.report.results import Case, Scale
 
-__all__ = ["BUDGET", "Album", "data_uri", "busiest", "difference", "pairs", "tile", "view"]
+__all__ = ["BUDGET", "Album", "busiest", "data_uri", "difference", "pairs", "tile", "view"]
 
 BUDGET = 8_500_000  # characters of picture text in one report, so that the page stays below 15 MB
 BLUE, VERMILLION = np.array([0, 114, 178]), np.array([213, 94, 0])
