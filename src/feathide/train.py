@@ -6,7 +6,6 @@ N images, K classes or F findings, C channels, S the spatial axes; the same code
 import copy
 import logging
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -369,11 +368,9 @@ def _fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(training, batches, held_out)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C, which leaves the signal ignored
-            signal.signal(signal.SIGINT, handler)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
 
 
