@@ -12,9 +12,9 @@ from feathide.errors import InputError
 
 
 def test_the_embedded_set() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     cases = load_cases("phantoms")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert cases.name == "phantoms (synthetic)" and cases.class_names == ("clear", "opacity")
     assert [len(cases.where(s)) for s in ("train", "val", "test")] == [300, 60, 240]
     assert (cases.shape, cases.channels, cases.step) == ((64, 64), 1, 1 / 255)
