@@ -18,11 +18,12 @@ from feathide.objectives import BoundLoss, Objective
 from feathide.rules import Blend, Plain, Rule, Setting, Share, Step, Together
 from feathide.types import Box, Goal, Outputs
 
-__all__ = ["Attack", "AttackResult", "Classifier", "Leave", "View", "never", "when_fooled", "when_hidden"]
+__all__ = ["Attack", "AttackResult", "Classifier", "Leave", "View", "Watch", "never", "when_fooled", "when_hidden"]
 
 View = Callable[[Tensor, Noise, int], Tensor]
 Smooth = Callable[[Tensor], Tensor]
 Leave = Callable[[Tensor, Tensor | None], Tensor]
+Watch = Callable[[int, Tensor, Outputs], None]
 
 
 class Classifier(Protocol):
@@ -113,9 +114,11 @@ class Attack:
         seed: int = 0,
         grid: Grid | None = None,
         mask: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> AttackResult:
         """Attack the images ``x`` (N, C, *S). ``ids`` name them, so that their random numbers are their own; ``grid``: the values that a file
-        can hold; ``mask`` (N or 1, C or 1, *S): 1 where pixels may change. Raises ``InputError`` on arguments that do not fit together."""
+        can hold; ``mask`` (N or 1, C or 1, *S): 1 where pixels may change; ``watch(k, rows, outputs)`` is shown what the classifier says of
+        the k-th iterate of the images ``rows``, of every run. Raises ``InputError`` on arguments that do not fit together."""
         self.check(x, goal, ids, mask)
         check_images(x, classifier.box)
         if grid is not None:
@@ -130,7 +133,9 @@ class Attack:
         for restart in range(self.restarts):
             rows = best.unfinished(self.leave) if restart else torch.arange(len(x), device=x.device)
             if len(rows):
-                self._run(classifier, x, bound, best, rows, noise=noise.within(restart), grid=grid, mask=mask)
+                self._run(
+                    classifier, x, bound, best, rows, noise=noise.within(restart), grid=grid, mask=mask, watch=watch
+                )
         return best.result(bound.name)
 
     def _run(
@@ -144,6 +149,7 @@ class Attack:
         noise: Noise,
         grid: Grid | None,
         mask: Tensor | None,
+        watch: Watch | None,
     ) -> None:
         """One run on the images ``rows``."""
         box = classifier.box
@@ -156,7 +162,9 @@ class Attack:
         for k in range(self.steps + 1):
             threat, clean = self.threat.at(rows), x[rows]
             stored = (clean + delta).clamp(*box) if grid is None else grid.store(clean, delta, threat, box)
-            seen = self._evaluate(classifier, bound, share, stored, rows, k=k, noise=noise)
+            seen, out = self._evaluate(classifier, bound, share, stored, rows, k=k, noise=noise)
+            if watch is not None:
+                watch(k, rows, out.detach())
             best.take(stored, seen, rows, k)
             if self.leave is not never:
                 stay = ~self.leave(seen.margin - self.confidence, seen.hide)
@@ -178,8 +186,8 @@ class Attack:
         *,
         k: int,
         noise: Noise,
-    ) -> "_Seen":
-        """The losses at an iterate and, unless it is the last, the gradient."""
+    ) -> tuple["_Seen", Outputs]:
+        """The losses at an iterate and, unless it is the last, the gradient; and what the classifier says of it."""
         differentiate = self.rule.gradient and k < self.steps
         leaf = stored.detach().requires_grad_(differentiate)
         forwards = 1
@@ -187,23 +195,20 @@ class Attack:
             shown = self.view(leaf, noise[rows], k) if self.view is not None and differentiate else leaf
             out = classifier(shown)
             fool, hide, margin = _terms(bound, out, rows)
-        grad, gradients = None, 0
-        fooled = margin.detach() > self.confidence
-        if differentiate:
+            fooled = margin.detach() > self.confidence
             shared = hide is not None and bound.fool is not None
             single = fool if hide is None else hide
             losses = share.losses(fool, single, fooled, rows) if shared else (single,)
-            grads = tuple(
-                torch.autograd.grad(loss.sum(), leaf, retain_graph=i + 1 < len(losses))[0]
-                for i, loss in enumerate(losses)
-            )
-            gradients = len(grads)
-            grad = share.merge(grads, fooled) if shared else grads[0]
+            totals = [loss.sum() for loss in losses] if differentiate else []
+        grads = tuple(torch.autograd.grad(t, leaf, retain_graph=t is not totals[-1])[0] for t in totals)
+        grad = None if not grads else share.merge(grads, fooled) if shared else grads[0]
         if shown is not leaf:  # a random view judges nothing: look at the image itself
             forwards += 1
             with torch.no_grad():
-                fool, hide, margin = _terms(bound, classifier(stored), rows)
-        return _Seen(fool.detach(), None if hide is None else hide.detach(), margin.detach(), grad, gradients, forwards)
+                out = classifier(stored)
+                fool, hide, margin = _terms(bound, out, rows)
+        hide = None if hide is None else hide.detach()
+        return _Seen(fool.detach(), hide, margin.detach(), grad, len(grads), forwards), out
 
     def check(self, x: Tensor, goal: Goal, ids: Sequence[str], mask: Tensor | None = None) -> None:
         """Refuse arguments that do not fit together."""
@@ -287,9 +292,12 @@ class _Best:
         self.forwards = torch.ones(n, dtype=torch.long, device=x.device)  # the clean pass that binds the objective
 
     def take(self, stored: Tensor, seen: _Seen, rows: Tensor, k: int) -> None:
-        """Keep what fools with confidence (tier 2) before what fools (1) before the rest (0), then the least suspicion, or the lowest loss."""
+        """Keep what fools with confidence (tier 2) before what fools (1) before the rest (0), then the lowest loss J + S, before it fools J.
+
+        S alone would keep the image that lies nearest to the decision boundary, and uncertainty is what many detectors look for.
+        """
         tier = (seen.margin > 0).long() + (seen.margin > self.confidence)
-        value = seen.fool if seen.hide is None else torch.where(tier == 2, seen.hide, seen.fool)
+        value = torch.where(tier == 2, seen.loss, seen.fool)
         better = (tier > self.tier[rows]) | ((tier == self.tier[rows]) & (value < self.value[rows]))
         at = rows[better]
         self.x[at], self.tier[at] = stored.detach()[better], tier[better]

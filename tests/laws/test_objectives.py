@@ -1,0 +1,257 @@
+"""Laws O1 to O3 of the objectives: gradients, algebra, and the formulas written out in loops."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from feathide.errors import InputError
+from feathide.geometry import Noise
+from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
+from feathide.types import Goal, Outputs
+from laws.worlds import World, fooling, images, objectives, world
+
+W = world((3, 7, 6), 5)
+NAMES = list(objectives(W))
+
+
+def bound(objective: Objective, w: World = W) -> BoundLoss:
+    return objective.bind(w.classifier.extract(w.x), w.goal, Noise(0, w.ids))
+
+
+def elsewhere(w: World = W) -> Outputs:
+    """Outputs that are not the clean ones."""
+    return w.classifier.extract((w.x + 0.1 * (images(4, tuple(w.x.shape[1:]), seed=7) - 0.5)).clamp(0, 1))
+
+
+# --- O1: gradients ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_o1_the_gradient_is_that_of_the_loss(name: str, classes: int) -> None:
+    w = world((3, 7, 6), classes)
+    loss, out = bound(objectives(w)[name], w), elsewhere(w)
+    layers = list(out.features)
+
+    def of(logits: Tensor, *features: Tensor) -> Tensor:
+        return loss(Outputs(logits, dict(zip(layers, features, strict=True))))
+
+    parts = [t.detach().clone().requires_grad_() for t in (out.logits, *out.features.values())]
+    assert torch.autograd.gradcheck(of, parts, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_o1_a_row_depends_on_itself_only(name: str) -> None:
+    loss, out = bound(objectives(W)[name]), elsewhere()
+    logits = out.logits.clone().requires_grad_()
+    features = {n: f.clone().requires_grad_() for n, f in out.features.items()}
+    rows = torch.tensor([2, 0])
+    whole = loss(out)
+    some = loss(out[rows], rows)
+    torch.testing.assert_close(some, whole[rows], rtol=0, atol=1e-12)
+    total = loss(Outputs(logits, features))[1]
+    for grad in torch.autograd.grad(total, [logits, *features.values()], materialize_grads=True):
+        assert not bool(grad[[0, 2, 3]].any())
+
+
+# --- O2: algebra -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_o2_sums_and_multiples(name: str) -> None:
+    a, b, out = objectives(W)[name], CrossEntropy(), elsewhere()
+    va, vb = bound(a)(out), bound(b)(out)
+    for objective, value in (
+        (a + b, va + vb),
+        (b + a, va + vb),
+        (2 * a, 2 * va),
+        (0.5 * (a + b), (va + vb) / 2),
+        (0.5 * a + 3 * b, va / 2 + 3 * vb),
+        ((a + b) + a, 2 * va + vb),
+        (a + (b + a), 2 * va + vb),
+        (0.0 * a + b, vb),
+    ):
+        torch.testing.assert_close(bound(objective)(out), value, rtol=1e-12, atol=1e-12)
+
+
+def test_o2_wishes_and_hiding_stay_apart() -> None:
+    hide = HFC(W.bank)
+    loss, out = bound(CrossEntropy() + 0.3 * hide), elsewhere()
+    assert loss.fool is not None and loss.hide is not None and loss.margin is not None
+    every = slice(None)
+    torch.testing.assert_close(loss.fool(out, every), bound(CrossEntropy())(out))
+    torch.testing.assert_close(loss.hide(out, every), 0.3 * bound(hide)(out))
+    assert bound(hide).fool is None and bound(hide).margin is None
+    assert loss.name == "cross-entropy + 0.3 HFC"
+
+
+def test_o2_two_wishes_are_fulfilled_when_both_are() -> None:
+    both, out = bound(CrossEntropy() + AwayFrom()), elsewhere()
+    parts = [bound(o).margin for o in (CrossEntropy(), AwayFrom())]
+    assert both.margin is not None and all(parts)
+    least = torch.stack([m(out, slice(None)) for m in parts if m is not None]).amin(0)
+    torch.testing.assert_close(both.margin(out, slice(None)), least)
+
+
+# --- O3: the formulas, in loops --------------------------------------------------------------------------------------
+
+
+def by_hand(wish: str, z: list[float], y: int, t: int, rank1: int) -> tuple[float, float]:
+    """The loss and the margin of one image."""
+    others = [v for j, v in enumerate(z) if j != t]
+    total = math.log(sum(math.exp(v) for v in z))
+    top = sorted(z, reverse=True)
+    towards, away = z[t] - max(others), max(v for j, v in enumerate(z) if j != y) - z[y]
+    ratio = (z[y] - z[rank1 if wish == "dlr any" else t]) / (1.0 if len(z) < 4 else top[0] - (top[2] + top[3]) / 2)
+    loss = {
+        "cross-entropy": total - z[t],
+        "margin": -towards,
+        "margin kappa": max(-towards, -0.5),
+        "dlr": ratio,
+        "dlr any": ratio,
+        "away": z[y] - total,
+        "away margin": -away,
+    }[wish]
+    return loss, towards if wish in ("cross-entropy", "margin", "margin kappa", "dlr") else away
+
+
+@pytest.mark.parametrize("wish", fooling(W))
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_o3_what_fools(wish: str, classes: int) -> None:
+    w = world((3, 7, 6), classes)
+    loss, clean = bound(fooling(w)[wish], w), w.classifier.extract(w.x).logits
+    out = replace(
+        elsewhere(w), logits=torch.randn(4, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
+    assert loss.margin is not None
+    for i in range(4):
+        y, t = int(w.goal.source[i]), int(w.goal.target[i])
+        rank1 = max((j for j in range(classes) if j != y), key=lambda j, i=i: float(clean[i, j]))  # type: ignore[misc]
+        value, margin = by_hand(wish, out.logits[i].tolist(), y, t, rank1)
+        assert loss(out)[i].item() == pytest.approx(value, rel=1e-9)
+        assert loss.margin(out, slice(None))[i].item() == pytest.approx(margin, rel=1e-9)
+
+
+def test_o3_hfc_is_the_weighted_sum_of_energies_under_the_target_class() -> None:
+    out = elsewhere()
+    value = bound(HFC(W.bank, layers=("relu#0", "relu#1"), weights=(2.0, 0.5)))(out)
+    for i in range(4):
+        t = int(W.goal.target[i])
+        energies = [W.bank.mixtures[n][t].energy(out.features[n][i : i + 1]).item() for n in ("relu#0", "relu#1")]
+        assert value[i].item() == pytest.approx(2.0 * energies[0] + 0.5 * energies[1])
+    whole = bound(HFC(W.bank))(out)
+    torch.testing.assert_close(whole, W.bank.energy(out, W.goal.target).sum(1))
+
+
+@pytest.mark.parametrize("pick", ["random", "closest"])
+def test_o3_guides_are_of_the_target_class_and_the_closest_is(pick: str) -> None:
+    out, clean, reference = elsewhere(), W.classifier.extract(W.x), W.reference
+    value = bound(Guide(reference, W.labels, pick=pick))(out)  # type: ignore[arg-type]
+
+    def distance(a: Outputs, i: int, r: int) -> float:
+        total = 0.0
+        for name, f in reference.features.items():
+            scale = f.var(0).mean()
+            total += float(((a.features[name][i] - f[r]) ** 2).sum() / scale / f.shape[1])
+        return total
+
+    for i in range(4):
+        guides = (W.labels == W.goal.target[i]).nonzero().flatten().tolist()
+        if pick == "closest":
+            best = min(guides, key=lambda r, i=i: distance(clean, i, r))  # type: ignore[misc]
+            assert value[i].item() == pytest.approx(distance(out, i, best))
+        else:
+            assert any(value[i].item() == pytest.approx(distance(out, i, r)) for r in guides)
+
+
+def test_o3_evade_is_the_hinge_of_the_scores_as_if_the_target_were_predicted() -> None:
+    out, kd = elsewhere(), W.detectors[0]
+    posed = replace(out, assumed=W.goal.target)
+    torch.testing.assert_close(bound(Evade((kd,)))(out), kd.score(posed))
+    assert not torch.equal(kd.score(posed), kd.score(out))
+    torch.testing.assert_close(bound(Evade((kd,), assume_target=False))(out), kd.score(out))
+    score, below = kd.score(posed), float(kd.score(posed).median())
+    hinge = ((score - (below - 0.1 * 2.0)).clamp_min(0)) / 2.0
+    torch.testing.assert_close(bound(Evade((kd,), below=(below,), scales=(2.0,)))(out), hinge)
+    assert float(hinge.min()) == 0.0 and float(hinge.max()) > 0.1
+
+
+def test_o3_drift_is_the_mean_activation() -> None:
+    out, clean = elsewhere(), W.classifier.extract(W.x)
+    now, then = out.features["first"].mean(1), clean.features["first"].mean(1)
+    torch.testing.assert_close(bound(Drift("first", "down"))(out), now)
+    torch.testing.assert_close(bound(Drift("first", "up"))(out), -now)
+    torch.testing.assert_close(bound(Drift("first", "away"))(out), -(now - then).abs())
+
+
+def test_a_finding_is_attacked_while_the_others_stay() -> None:
+    w = world((3, 7, 6), 4, ("finding", 2))
+    clean = w.classifier.extract(w.x)
+    assert clean.others is not None and clean.others.shape == (4, 3)
+    loss = bound(CrossEntropy(), w)
+    assert loss.margin is not None
+    side = torch.where(clean.others > 0, 1.0, -1.0)
+    turned = replace(clean, logits=clean.logits.flip(1))
+    assert bool((loss.margin(turned, slice(None)) > 0).all() or (clean.others.abs() < 1e-6).any())
+    lost = replace(turned, others=clean.others * torch.tensor([1.0, -1.0, 1.0]))
+    assert bool((loss.margin(lost, slice(None)) < 0).all())
+    hinge = (0.5 - side * lost.others).clamp_min(0).sum(1) if lost.others is not None else 0
+    plain = -turned.logits.log_softmax(1).gather(1, w.goal.target[:, None])[:, 0]
+    torch.testing.assert_close(loss(lost), plain + hinge)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (HFC(W.bank, layers=("relu#0", "relu1")), r"unknown layer 'relu1'; did you mean 'relu#1'\?"),
+        (HFC(W.bank, layers=()), "HFC needs the features of at least one layer, got none; give the classifier layers"),
+        (HFC(W.bank, weights=(1.0,)), "one weight for each of 3 layers, got 1"),
+        (Guide(W.reference, W.labels[:-1]), "two or more guides with one label each"),
+        (Guide(W.reference, torch.zeros_like(W.labels)), "clean images of every target class as guides"),
+        (Guide(replace(W.reference, features={}), W.labels), "unknown layer 'first'"),
+        (Drift("middle"), "unknown layer 'middle'"),
+        (DLR(rank=5), "rank must be 1 to 4, got 5"),
+    ],
+)
+def test_refused(objective: Objective, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        bound(objective)
+
+
+def test_refused_without_features() -> None:
+    clean = replace(W.classifier.extract(W.x), features={})
+    for objective in (HFC(W.bank), Guide(W.reference, W.labels), Drift("first")):
+        with pytest.raises(
+            InputError, match="needs the features of at least one layer, got none; give the classifier layers"
+        ):
+            objective.bind(clean, W.goal, Noise(0, W.ids))
+    with pytest.raises(InputError, match="layer"):
+        Evade(W.detectors[:1]).bind(clean, W.goal, Noise(0, W.ids))(clean)
+
+
+def test_refused_targets_without_a_mixture() -> None:
+    two = world((3, 7, 6), 2)
+    with pytest.raises(InputError, match=r"targets of the mixtures' classes \[0, 1\], got"):
+        HFC(two.bank).bind(W.classifier.extract(W.x), Goal(W.goal.source, torch.full((4,), 4)), Noise(0, W.ids))
+
+
+def test_refused_evasion_of_nothing() -> None:
+    with pytest.raises(InputError, match="detectors to evade, got none"):
+        Evade(())
+    with pytest.raises(InputError, match="one number for each of 1 detectors, got 2"):
+        Evade(W.detectors[:1], below=(1.0, 2.0))
+    with pytest.raises(InputError, match="scales must be positive"):
+        Evade(W.detectors[:1], scales=(0.0,))
+
+
+def test_margin_stops_pushing_once_the_target_leads_by_kappa() -> None:
+    out = replace(elsewhere(), logits=torch.zeros(4, 5, dtype=torch.float64).scatter(1, W.goal.target[:, None], 3.0))
+    logits = out.logits.requires_grad_()
+    (grad,) = torch.autograd.grad(bound(Margin(kappa=1.0))(replace(out, logits=logits)).sum(), logits)
+    assert not bool(grad.any())

@@ -1,0 +1,180 @@
+"""Small worlds that the laws are held against: tiny networks in float64, for one, two and three spatial axes, with all that an attacker may know."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feathide import recipes
+from feathide.attack import Attack
+from feathide.catalog import ATTACKS
+from feathide.classifier import FeatureClassifier
+from feathide.detectors import Detector, KernelDensity, LocalDimension, Mahalanobis
+from feathide.ensemble import Ensemble
+from feathide.geometry import L2, Linf, ThreatModel
+from feathide.mixture import MixtureBank
+from feathide.objectives import (
+    DLR,
+    HFC,
+    AwayFrom,
+    CrossEntropy,
+    Drift,
+    Evade,
+    Guide,
+    Margin,
+    Objective,
+)
+from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
+from feathide.types import Evidence, Goal, Outputs
+from feathide.views import ResizeAndPad
+
+SHAPES = [(1, 8), (3, 7, 6), (1, 5, 4, 3)]
+CONV: list[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+BLENDS: dict[str, Blend] = {
+    "together": Together(),
+    "selective": Selective(),
+    "orthogonal": Orthogonal(),
+    "scheduled": Scheduled(),
+}
+THREATS: dict[str, Callable[[Tensor | float], ThreatModel]] = {"linf": Linf, "l2": L2}
+
+
+class TwoConv(nn.Module):
+    """Two convolutions, the one in-place ReLU that both share, the mean over space, and a linear head."""
+
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        conv = CONV[len(shape) - 2]
+        self.first = conv(shape[0], 4, 3, padding=1)
+        self.second = conv(4, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(6, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.first(x))
+        h = self.relu(self.second(h))
+        return self.head(h.flatten(2).mean(2))
+
+
+def images(n: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """Random images in [0.1, 0.9], each of its own contrast, in float64."""
+    random = torch.Generator().manual_seed(seed)
+    contrast = torch.rand((n, shape[0], *[1] * (len(shape) - 1)), generator=random, dtype=torch.float64)
+    return 0.5 + 0.8 * contrast * (torch.rand((n, *shape), generator=random, dtype=torch.float64) - 0.5)
+
+
+@cache
+def network(shape: tuple[int, ...], outputs: int) -> TwoConv:
+    """A network whose outputs vary over random images and have mean zero, so that all classes occur."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = TwoConv(shape, outputs).double().eval()
+    with torch.no_grad():
+        raw = model(images(200, shape, seed=9))
+        model.head.weight *= (3 / raw.std(0))[:, None]
+        model.head.bias -= model(images(200, shape, seed=9)).mean(0)
+    return model
+
+
+@dataclass(frozen=True)
+class World:
+    """A classifier, four images with goals, and what an attacker may know."""
+
+    classifier: FeatureClassifier
+    x: Tensor
+    goal: Goal
+    reference: Outputs
+    labels: Tensor
+    bank: MixtureBank
+    detectors: tuple[Detector, ...]
+
+    ids: tuple[str, ...] = ("a", "b", "c", "d")
+
+    @property
+    def layer(self) -> str:
+        return next(iter(self.reference.features))
+
+
+@cache
+def world(shape: tuple[int, ...], outputs: int = 3, head: str | tuple[str, int] = "softmax") -> World:
+    classifier = FeatureClassifier(network(shape, outputs), ["first", "relu#0", "relu#1"], head=head)
+    reference = classifier.extract(images(150, shape, seed=1))
+    labels = reference.predicted
+    x = images(4, shape, seed=2)
+    source = classifier.extract(x).predicted
+    classes = reference.logits.shape[1]
+    assert len(labels.unique()) == classes
+    clean = images(40, shape, seed=4)
+    goal = Goal(classifier.extract(clean).predicted, (classifier.extract(clean).predicted + 1) % classes)
+    wild = recipes.fgsm(Linf(0.3))(classifier, clean, goal, ids=[str(i) for i in range(40)]).adversarial
+    noisy = clean + 0.05 * (images(40, shape, seed=5) - 0.5)
+    evidence = Evidence(reference, labels, *[classifier.extract(v) for v in (clean, noisy, wild)])
+    return World(
+        classifier,
+        x,
+        Goal(source, (source + 1) % classes),
+        reference,
+        labels,
+        MixtureBank.fit(reference, labels, components=2, covariance="full"),
+        tuple(d.fit(evidence) for d in (KernelDensity(), LocalDimension(), Mahalanobis())),
+    )
+
+
+def objectives(w: World) -> dict[str, Objective]:
+    """Every objective that can fool, hide or drift, some of them in combination."""
+    kde, lid, _ = w.detectors
+    levels = tuple(float(d.score(w.reference).quantile(0.9)) for d in w.detectors)
+    spreads = tuple(float(d.score(w.reference).std()) for d in w.detectors)
+    return {
+        **fooling(w),
+        **{
+            name: CrossEntropy() + 0.3 * hide
+            for name, hide in {
+                "hfc": HFC(w.bank),
+                "hfc soft": HFC(w.bank, layers=("relu#0", "relu#1"), weights=(1.0, 0.5), soft=True),
+                "random": Guide(w.reference, w.labels),
+                "closest": Guide(w.reference, w.labels, pick="closest"),
+                "kde": Evade((kde,)),
+                "lid": Evade((lid,)),
+                "evade": Evade(w.detectors, below=levels, scales=spreads),
+            }.items()
+        },
+        **{f"drift {way}": Drift(w.layer, way) for way in ("down", "up", "away")},
+    }  # type: ignore[arg-type]
+
+
+def fooling(w: World) -> dict[str, Objective]:
+    """The objectives that only want the decision."""
+    return {
+        "cross-entropy": CrossEntropy(),
+        "margin": Margin(),
+        "margin kappa": Margin(kappa=0.5),
+        "dlr": DLR(),
+        "dlr any": DLR(rank=1),
+        "away": AwayFrom(),
+        "away margin": AwayFrom("margin"),
+    }
+
+
+SHORT: Mapping[str, Mapping[str, Any]] = {"square": {"queries": 12}, "standard": {"queries": 6}}
+NAMES = list(ATTACKS)
+
+
+def fits(name: str, shape: tuple[int, ...]) -> bool:
+    """DIM resizes, for which there must be two axes."""
+    return name != "dim" or len(shape) > 2
+
+
+def short(name: str, threat: ThreatModel, **fields: Any) -> Attack | Ensemble:
+    """An attack of the catalogue with few steps; DIM shrinks more, so that a few pixels show it."""
+    attack = ATTACKS[name](threat, **{"steps": 4, **SHORT.get(name, {}), **fields})
+    return replace(attack, view=ResizeAndPad(0.7, least=0.5)) if isinstance(attack, Attack) and attack.view else attack
+
+
+def run(attack: Attack | Ensemble, w: World, rows: slice | Tensor = slice(None), **fields: Any) -> Any:
+    """``attack`` on some images of the world."""
+    numbers = torch.arange(len(w.x))[rows].tolist()
+    return attack(w.classifier, w.x[rows], w.goal[rows], ids=[w.ids[i] for i in numbers], **fields)
