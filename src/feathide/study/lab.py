@@ -271,8 +271,13 @@ class Lab:
     def images_key(self, condition: str, part: str, index: int) -> str:
         return f"adversarial/{condition}/{part}-{index:04d}"
 
+    def tuned(self, cell: Cell) -> Cell:
+        """The cell on which lambda of a cell's objective is found: one search for each objective and budget, with the attack
+        that the detectors learn from."""
+        return replace(cell, attack=self.plan.learnt_from)
+
     def tune_key(self, cell: Cell) -> str:
-        return f"tuning/{self.condition(cell)}"
+        return f"tuning/{self.condition(self.tuned(cell))}"
 
     def scores_key(self, detector: str, eps: float, condition: str, part: str) -> str:
         guard = digest([self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector])

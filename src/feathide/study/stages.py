@@ -65,13 +65,10 @@ def tasks(lab: Lab) -> list[Task]:
         learnt = Cell(lab.plan.learnt_from, PLAIN, eps)
         found += _cell_tasks(lab, json, learnt, "fit")
     for cell in cells(lab):
-        if cell.objective.weight == "auto":
+        if cell.objective.weight == "auto" and lab.tune_key(cell) not in {t.key for t in found}:
             needs = (*_needed(lab, cell), *_outputs(lab, "clean", "fit"))
-            found.append(
-                Task(
-                    lab.tune_key(cell), needs, partial(_tune, json, cell), "tune lambda on the fit part", cell.name, 60
-                )
-            )
+            work = partial(_tune, json, lab.tuned(cell))
+            found.append(Task(lab.tune_key(cell), needs, work, "tune lambda on the fit part", cell.objective.name, 60))
         found += _cell_tasks(lab, json, cell, "test")
     return found + _score_tasks(lab, json)
 
