@@ -58,21 +58,30 @@ def audit(
     detectors: Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work side by side.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side on this machine.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: begin with part i of n; run one for each machine on one folder.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
+    address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
     json: Json = False,
 ) -> None:
     """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what slips through."""
     with said():
+        if engine not in ("local", "ray"):
+            from feathide.errors import unknown
+
+            raise unknown("engine", engine, ("local", "ray"))
         chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
-        _show(_audit(chosen, out, workers), json)
+        _show(_audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address), json)
 
 
 @app.command(epilog="Example: `feathide demo --out runs/demo`")
 def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
     """Run the whole audit on synthetic radiograph-like images: a few minutes, no data needed."""
     with said():
-        _show(_audit(_plan(Path(__file__).parent / "demo.yaml"), out, 1), json)
+        _show(_audit(_plan(Path(__file__).parent / "demo.yaml"), out), json)
 
 
 @app.command(epilog="Example: `feathide check plan.yaml`")
@@ -195,12 +204,28 @@ def _network(
     return {k: v for k, v in named.items() if v is not None} or None
 
 
-def _audit(plan: "Plan", out: Path, workers: int) -> "Audit":
+def _audit(plan: "Plan", out: Path, *, workers: int = 1, **how: Any) -> "Audit":
+    import torch
+
     from feathide.study.engine import RichProgress
     from feathide.study.run import audit as run_audit
 
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     with RichProgress() as progress:
-        return run_audit(plan, out, progress=progress, workers=workers)
+        return run_audit(plan, out, progress=progress, workers=workers, **how)
+
+
+def _part(shard: str | None) -> tuple[int, int] | None:
+    """``1/4`` -> (0, 4): people count from one."""
+    from feathide.errors import expected
+
+    if shard is None:
+        return None
+    i, slash, n = shard.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise expected("--shard must be i/n with i from 1 to n", got=shard, do="say 1/4 for the first of four")
+    return int(i) - 1, int(n)
 
 
 @contextmanager

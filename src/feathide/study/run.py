@@ -5,7 +5,7 @@ import io
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.plan import Cell, Plan
+from feathide.study.ray_engine import run_on_ray
 from feathide.study.stages import cells, decode, tasks
 from feathide.study.store import Store, digest, open_folder, write_whole
 from feathide.study.table import Found, found_in, scores_in, table_of, thresholds_of
@@ -53,8 +54,20 @@ def checked(plan: Plan, out: Path) -> Lab:
     return lab
 
 
-def audit(plan: Plan, out: Path | str, *, progress: Progress | None = None, workers: int = 1) -> Audit:
+def audit(
+    plan: Plan,
+    out: Path | str,
+    *,
+    progress: Progress | None = None,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+) -> Audit:
     """Run the audit of ``plan`` into the folder ``out`` and give the table and the report.
+
+    ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several machines on one folder; ``engine`` "ray": on
+    the Ray cluster at ``address``, whose machines see ``out``.
 
     Finished work in ``out`` is kept: after an interruption the same call goes on. Raises ``InputError`` before any long work for
     whatever cannot be used, and for a folder that holds a different plan.
@@ -62,7 +75,10 @@ def audit(plan: Plan, out: Path | str, *, progress: Progress | None = None, work
     lab = checked(plan, Path(out))
     open_folder(out, digest([plan, lab.cases.digest]))
     write_plan(lab)
-    work_off(tasks(lab), lab.store, progress=progress, workers=workers)
+    if engine == "ray":
+        run_on_ray(tasks(lab), lab.store, address=address, progress=progress)
+    else:
+        work_off(tasks(lab), lab.store, progress=progress, workers=workers, shard=shard)
     table = table_of(lab)
     folder = lab.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
