@@ -1,0 +1,280 @@
+"""An attacker without the network: images crafted on substitutes, tried on victims, for every pair; and on several substitutes at once.
+
+A ``Jury`` shows several classifiers as one, and ``Of(i, objective)`` is an objective asked of its i-th member, so that an ensemble of substitutes is
+``Of(0, a) + Of(1, b)``, the sum of their objectives, walked by the one loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from feathide.analysis.rows import entry, first_cells, frame
+from feathide.attack import Attack, Classifier
+from feathide.catalog import OBJECTIVES
+from feathide.geometry import Noise
+from feathide.metrics import proportion
+from feathide.objectives import BoundLoss, Loss, Objective, Weighted
+from feathide.study.engine import Task
+from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
+from feathide.study.plan import Cell, Plan
+from feathide.study.stages import attack_of, decode, encode, observe, tasks, weight_of
+from feathide.study.store import Store, digest
+from feathide.study.table import thresholds_of
+from feathide.train import train_classifier
+from feathide.types import Box, Goal, Outputs
+
+__all__ = [
+    "Jury",
+    "Member",
+    "Of",
+    "craft_tasks",
+    "member_tasks",
+    "members",
+    "transfer_curve",
+    "transfer_frame",
+    "trial_tasks",
+]
+
+ALL = "all others"
+
+
+# --- several classifiers as one --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Jury:
+    """Classifiers of the same images as one. The logits are the members' mean; member i's own are the feature ``i:logits``, its layers ``i:layer``."""
+
+    members: tuple[Classifier, ...]
+
+    @property
+    def box(self) -> Box:
+        return self.members[0].box
+
+    def __call__(self, x: Tensor) -> Outputs:
+        said = [member(x) for member in self.members]
+        features = {f"{i}:{n}": f for i, out in enumerate(said) for n, f in out.features.items()}
+        features |= {f"{i}:logits": out.logits for i, out in enumerate(said)}
+        return Outputs(torch.stack([out.logits for out in said]).mean(0), features)
+
+
+def heard(out: Outputs, i: int) -> Outputs:
+    """What member i of a jury says."""
+    own = {n.partition(":")[2]: f for n, f in out.features.items() if n.partition(":")[0] == str(i)}
+    return Outputs(own.pop("logits"), own)
+
+
+@dataclass(frozen=True, eq=False)
+class Of(Objective):
+    """``objective`` of what the ``member``-th classifier of a jury says. In a sum the wish is fulfilled once every member is fooled."""
+
+    member: int
+    objective: Objective
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        bound = self.objective.bind(heard(clean, self.member), goal, noise)
+
+        def of(loss: Loss | None) -> Loss | None:
+            return None if loss is None else lambda out, rows: loss(heard(out, self.member), rows)
+
+        return BoundLoss(of(bound.fool), of(bound.margin), of(bound.hide), f"{bound.name} of {self.member}")
+
+
+def against_all(attacks: Sequence[Attack]) -> Attack:
+    """One attack on a jury: the walk of the first of ``attacks``, the sum of all objectives."""
+    asked = tuple(Of(i, attack.objective) for i, attack in enumerate(attacks))
+    return replace(attacks[0], objective=Weighted(asked, (1.0,) * len(asked)))
+
+
+# --- members: the same study with other networks ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """A classifier to attack or to attack with: an architecture, the seed of its training, and which half of the training patients it saw (0: all)."""
+
+    arch: str
+    seed: int = 0
+    half: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.arch}, seed {self.seed}" + (f", half {self.half}" if self.half else "")
+
+
+def members(archs: Sequence[str], seeds: Sequence[int], *, halves: bool = False) -> tuple[Member, ...]:
+    """Every architecture with every seed and, with ``halves``, once more on either half of the training patients."""
+    found = [Member(a, s) for a in archs for s in seeds]
+    return tuple(found + ([Member(a, seeds[0], h) for a in archs for h in (1, 2)] if halves else []))
+
+
+def _weights_key(lab: Lab, member: Member) -> str:
+    n = lab.plan.network
+    return f"members/{member.arch}-{digest([lab.cases.digest, n.head, n.train, member])}"
+
+
+def member_tasks(lab: Lab, chosen: Sequence[Member]) -> list[Task]:
+    """Train each member once; its weights lie in a file of its own."""
+    json = lab.plan.model_dump_json()
+    return [
+        Task(_weights_key(lab, m), (), partial(_train_member, json, m), "train a substitute", m.name, 200)
+        for m in chosen
+    ]
+
+
+def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.ndarray]:
+    lab = lab_of(json, store)
+    cases, t = lab.cases, lab.plan.network.train
+    if member.half:
+        cases = cases.take(np.flatnonzero((cases.splits != "train") | (_halves(cases.patients) == member.half)))
+    result = train_classifier(
+        cases, member.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment, stem=t.stem,
+        head=None if lab.plan.network.head == "softmax" else "sigmoid", seed=member.seed, out=_weights(lab, member),
+    )  # fmt: skip
+    return {"val_accuracy": np.asarray(result.val_accuracy)}
+
+
+def _halves(patients: np.ndarray) -> np.ndarray:
+    """1 or 2 for each row, by patient."""
+    names, number = np.unique(patients.astype(str), return_inverse=True)
+    return 1 + np.random.default_rng(0).permutation(len(names))[number] % 2
+
+
+def _weights(lab: Lab, member: Member) -> Path:
+    return lab.store.path(_weights_key(lab, member), ".safetensors")
+
+
+def lab_with(lab: Lab, member: Member) -> Lab:
+    """The same study with the member's network: the same images, parts, budgets, attacks and detectors."""
+    network = lab.plan.network.model_copy(update={"arch": member.arch, "weights": str(_weights(lab, member))})
+    plan: Plan = lab.plan.model_copy(update={"network": network})
+    return Lab(plan, lab.store)
+
+
+# --- crafting and trying ---------------------------------------------------------------------------------------------
+
+
+def followed(lab: Lab) -> list[Cell]:
+    """The attacks that are crafted: those of the plan at its first budget that are one ``Attack`` and know no detector."""
+    found = [c for c in first_cells(lab) if OBJECTIVES[c.objective.kind].needs != "detectors"]
+    return [c for c in found if isinstance(attack_of(lab, c, None), Attack) and c.attack.name != "noise"]
+
+
+def images_keys(lab: Lab, cell: Cell) -> list[str]:
+    return [lab.images_key(lab.condition(cell), "test", i) for i in range(lab.batches("test"))]
+
+
+def craft_tasks(lab: Lab) -> list[Task]:
+    """The audit's tasks of one member: its attacks, and what its guards need to judge."""
+    keys = {key for cell in followed(lab) for key in images_keys(lab, cell)}
+    eps = lab.budgets[0]
+    keys |= {lab.scores_key(d, eps, c, "calibrate") for d in lab.plan.detectors for c in ("clean", noisy_at(eps))}
+    keys |= {lab.outputs_key("clean", "test", i) for i in range(lab.batches("test"))}
+    return [task for task in tasks(lab) if task.key in keys]
+
+
+def _jury_key(labs: Sequence[Lab], cell: Cell, index: int) -> str:
+    return f"transfer/jury-{digest([lab.condition(cell) for lab in labs])}/test-{index:04d}"
+
+
+def _trial_key(victim: Lab, images: str) -> str:
+    return f"transfer/trial-{digest([victim.base, images])}"
+
+
+def trial_tasks(labs: Sequence[Lab], *, jury: bool) -> list[Task]:
+    """Every member's images shown to every member and, with ``jury``, images crafted on all others at once."""
+    found = []
+    for victim in labs:
+        others = [lab for lab in labs if lab is not victim]
+        for cell in followed(victim):
+            keys = [key for lab in labs for key in images_keys(lab, cell)]
+            if jury and len(others) > 1:
+                found += [_jury_task(others, cell, i) for i in range(victim.batches("test"))]
+                keys += [_jury_key(others, cell, i) for i in range(victim.batches("test"))]
+            json = victim.plan.model_dump_json()
+            found += [
+                Task(_trial_key(victim, k), (), partial(_try, json, k), "try on the victims", cell.name, 1.0)
+                for k in keys
+            ]
+    return list({task.key: task for task in found}.values())
+
+
+def _jury_task(labs: Sequence[Lab], cell: Cell, index: int) -> Task:
+    plans = [lab.plan.model_dump_json() for lab in labs]
+    passes = attack_of(labs[0], cell, None).passes * len(labs)
+    work = partial(_craft_on_all, plans, cell, index)
+    return Task(_jury_key(labs, cell, index), (), work, "craft on all others", cell.name, passes)
+
+
+def _craft_on_all(plans: Sequence[str], cell: Cell, index: int, store: Store) -> Mapping[str, np.ndarray]:
+    labs = [Lab(Plan.model_validate_json(json), store) for json in plans]
+    first, rows = labs[0], labs[0].batch("test", index)
+    for lab in labs:
+        rows = rows[lab.at("clean", "test", rows).predicted.numpy() == lab.labels[rows]]
+    x, goal = first.images(rows), first.goal(rows)
+    walks = [attack_of(lab, cell, weight_of(lab, cell)) for lab in labs]
+    attack = against_all([walk for walk in walks if isinstance(walk, Attack)])
+    if len(rows):
+        jury = Jury(tuple(lab.classifier for lab in labs))
+        x = attack(jury, x, goal, ids=first.ids(rows), seed=first.plan.seed, grid=first.grid).adversarial
+    return {"rows": rows, "target": goal.target.cpu().numpy(), "image": encode(x, first.grid, first.cases.box)}
+
+
+def _try(json: str, images: str, store: Store) -> Mapping[str, np.ndarray]:
+    victim = lab_of(json, store)
+    crafted = store.load(images)
+    rows = crafted["rows"]
+    if not len(rows):
+        return {"rows": rows, "target": crafted["target"]}
+    x = decode(crafted["image"], victim.grid, victim.cases.box).to(victim.device)
+    return {**packed(observe(victim.observer, x), rows), "target": crafted["target"]}
+
+
+def transfer_frame(labs: Sequence[tuple[str, Lab]], *, jury: bool) -> pd.DataFrame:
+    """The table: for each attack, victim (``classifier``) and substitute (``versus``) ``success`` and, for each guard of the victim,
+    ``slips_through_fpr10``, over the test images that both networks get right. Where both are the same the attacker has the network itself."""
+    entries = []
+    for name, victim in labs:
+        others = [lab for _, lab in labs if lab is not victim]
+        limits = {d: thresholds_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors}
+        for cell in followed(victim):
+            sources = [(n, images_keys(lab, cell)) for n, lab in labs]
+            if jury and len(others) > 1:
+                sources.append((ALL, [_jury_key(others, cell, i) for i in range(victim.batches("test"))]))
+            for substitute, keys in sources:
+                entries += _judged(victim, cell, keys, limits, victim_name=name, substitute=substitute)
+    return frame(entries)
+
+
+def _judged(
+    victim: Lab, cell: Cell, keys: Sequence[str], limits: Mapping[str, float], *, victim_name: str, substitute: str
+) -> list[dict[str, Any]]:
+    loaded = [a for a in (victim.store.load(_trial_key(victim, k)) for k in keys) if len(a["rows"])]
+    if not loaded:
+        return []
+    out, rows = Outputs.cat([unpacked(a) for a in loaded]), np.concatenate([a["rows"] for a in loaded])
+    right = victim.at("clean", "test", rows).predicted.numpy() == victim.labels[rows]
+    fooled = out.predicted.numpy() == np.concatenate([a["target"] for a in loaded])
+    groups = victim.cases.patients[rows].astype(str)[right]
+    knowledge = OBJECTIVES[cell.objective.kind].knowledge if substitute == victim_name else "transfer"
+    more: dict[str, Any] = {"cell": cell, "knowledge": knowledge, "classifier": victim_name, "versus": substitute}
+    found = [entry(victim, "success", proportion(fooled[right], groups=groups), **more)]
+    for detector, limit in limits.items():
+        passes = scored(victim.detector(detector, cell.eps), out) <= limit
+        share = proportion((fooled & passes)[right], groups=groups)
+        found.append(entry(victim, "slips_through_fpr10", share, detector=detector, **more))
+    return found
+
+
+def transfer_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The success of a ``transfer_frame`` as the report's curve "transfer"."""
+    part = table[table.metric == "success"]
+    named = {"condition": part.attack + "+" + part.objective, "substitute": part.versus, "victim": part.classifier}
+    return part.assign(**named)[["condition", "substitute", "victim", "value"]].reset_index(drop=True)

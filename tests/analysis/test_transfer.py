@@ -1,0 +1,80 @@
+"""Juries: one member is that member alone; the sum of objectives fools all; rates are over what both networks get right."""
+
+import pytest
+import torch
+
+from feathide.analysis.transfer import Jury, Member, Of, against_all, heard, members
+from feathide.classifier import FeatureClassifier
+from feathide.geometry import Linf
+from feathide.mixture import MixtureBank
+from feathide.objectives import HFC, CrossEntropy, Margin
+from feathide.recipes import pgd
+from feathide.types import Goal
+
+from .small import SHAPES, images, linear
+
+
+def pair(shape: tuple[int, ...]) -> tuple[FeatureClassifier, FeatureClassifier]:
+    return linear(shape, seed=1), linear(shape, seed=2)
+
+
+def goal_of(classifier: FeatureClassifier, x: torch.Tensor) -> Goal:
+    source = classifier(x).predicted
+    return Goal(source, (source + 1) % 3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_jury_of_one_is_that_one(shape: tuple[int, ...]) -> None:
+    one, _ = pair(shape)
+    x = images(5, shape)
+    train = one.extract(images(60, shape, seed=1))
+    bank = MixtureBank.fit(train, train.predicted)
+    goal = goal_of(one, x)
+    attack = pgd(Linf(0.03), steps=5, hide=0.3 * HFC(bank))
+    ids = list("abcde")
+    alone = attack(one, x, goal, ids=ids)
+    jury = against_all([attack])(Jury((one,)), x, goal, ids=ids)
+    assert torch.allclose(jury.adversarial, alone.adversarial, atol=1e-12)
+    assert torch.allclose(jury.hide, alone.hide) and torch.allclose(jury.trace, alone.trace)
+
+
+def test_members_are_heard_as_they_speak() -> None:
+    classifiers = pair((3, 7, 6))
+    x = images(4, (3, 7, 6))
+    said = Jury(classifiers)(x)
+    for i, classifier in enumerate(classifiers):
+        own = heard(said, i)
+        assert torch.equal(own.logits, classifier(x).logits)
+        assert list(own.features) == ["features"] and torch.equal(own.last, classifier(x).last)
+
+
+def test_a_sum_is_fulfilled_when_all_are_fooled() -> None:
+    shape = (1, 5, 4, 3)
+    classifiers = pair(shape)
+    x = images(30, shape)
+    with torch.no_grad():
+        agree = classifiers[0](x).predicted == classifiers[1](x).predicted
+    x = x[agree]
+    goal, ids = goal_of(classifiers[0], x), [str(i) for i in range(len(x))]
+    attacks = [pgd(Linf(0.12), steps=20), pgd(Linf(0.12), steps=20, objective=Margin())]
+    both = against_all(attacks)(Jury(classifiers), x, goal, ids=ids)
+    fooled = torch.stack([c(both.adversarial).predicted == goal.target for c in classifiers])
+    assert torch.equal(both.fooled, fooled.all(0)) and both.fooled.float().mean() > 0.5
+    single = attacks[0](classifiers[0], x, goal, ids=ids).adversarial
+    assert fooled.all(0).sum() > torch.stack([c(single).predicted == goal.target for c in classifiers]).all(0).sum()
+
+
+def test_of_asks_its_member_only() -> None:
+    classifiers, x = pair((1, 8)), images(3, (1, 8))
+    jury, goal = Jury(classifiers), goal_of(pair((1, 8))[0], x)
+    for i, classifier in enumerate(classifiers):
+        bound = Of(i, CrossEntropy()).bind(jury(x), goal, None)  # type: ignore[arg-type]
+        alone = CrossEntropy().bind(classifier(x), goal, None)  # type: ignore[arg-type]
+        assert torch.equal(bound(jury(x)), alone(classifier(x)))
+        assert bound.hide is None and bound.margin is not None
+
+
+def test_members_are_all_that_was_asked_for() -> None:
+    found = members(["tiny", "resnet18"], [0, 1], halves=True)
+    assert len(found) == len(set(found)) == len({m.name for m in found}) == 8
+    assert Member("tiny", 0, 2) in found and members(["tiny"], [3]) == (Member("tiny", 3),)
