@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from feathide.augment import Augment
+from feathide.batches import Images, loader, measure, reader
 from feathide.data import Cases, cases_of_arrays
 from feathide.errors import InputError
 from feathide.models import build, check_network, weights_digest
-from feathide.train import _Images, _loader, _loss, load_trained, train_classifier
+from feathide.train import _loss, load_trained, train_classifier
 from feathide.weights import save_weights
 
 COUNTS = {"train": 64, "val": 24, "test": 8}
@@ -211,15 +212,22 @@ def test_splits_too_large_for_memory_give_the_same_batches(monkeypatch: pytest.M
     cases = striped()
 
     def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
-        images = _Images(cases, cases.where("train"), (0.5,), (0.2,), Augment(), 0)
-        return list(_loader(images, 24, 3))
+        rows = cases.where("train")
+        return list(loader(Images(reader(cases, rows), cases.labels[rows], lambda x: x - 0.5), 24, 3))
 
     held = batches()
-    monkeypatch.setattr("feathide.train.HELD", 0)
+    monkeypatch.setattr("feathide.batches.HELD", 0)
     for (x, y), (x2, y2) in zip(held, batches(), strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
     assert [len(y) for _, y in held] == [24, 24]  # the incomplete third is left out
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    x = torch.rand(70, 2, 5, 5, generator=torch.Generator().manual_seed(0)).double() + 1e9
+    mean, std = measure(lambda at: x[torch.from_numpy(at)], len(x))
+    np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, x.std((0, 2, 3), correction=0), rtol=1e-6)
 
 
 def test_the_trained_network_can_be_audited() -> None:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
 from feathide.augment import Augment
+from feathide.batches import Images, changer, loader, measure, normaliser, reader
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
 from feathide.models import Stem, build, check_network
@@ -33,8 +34,6 @@ __all__ = ["Augment", "Head", "Progress", "TrainResult", "load_trained", "train_
 
 Head = Literal["softmax", "sigmoid", "findings"]
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
-
-HELD = 4 * 2**30  # bytes: a split up to this size is read once and held in memory
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,12 @@ def train_classifier(
     network = _network(cases, arch, head=head, stem=stem, seed=seed)
     if weights is not None:
         start_from(network, weights)
-    mean, std = _measure(cases, train)
-    changes = Augment() if augment is True else augment or None
-    batches = _loader(_Images(cases, train, mean, std, changes, seed), batch_size, seed)
-    held_out = _loader(_Images(cases, val, mean, std, None, seed), batch_size, None)
+    read = reader(cases, train)
+    mean, std = measure(read, len(train))
+    normalise = normaliser(mean, std)
+    change = changer(Augment() if augment is True else augment or None, seed)
+    batches = loader(Images(read, cases.labels[train], normalise, change), batch_size, seed)
+    held_out = loader(Images(reader(cases, val), cases.labels[val], normalise), batch_size, None)
     loss = _loss(cases.labels[train], len(cases.class_names), head)
     training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -201,59 +202,6 @@ def _network(cases: Cases, arch: str | nn.Module, *, head: Head, stem: Stem, see
     network = copy.deepcopy(arch).cpu().eval()
     check_network(network, torch.from_numpy(cases.images(cases.where("train")[:2])), k, head)
     return network.train()
-
-
-def _measure(cases: Cases, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over these images, in float64, a few images at a time."""
-    total, squares, count = np.zeros(cases.channels), np.zeros(cases.channels), 0
-    for part in np.array_split(rows, -(-len(rows) // 32)):
-        x = cases.images(part).astype(np.float64)
-        x = x.reshape(len(part), cases.channels, -1)
-        total, squares, count = total + x.sum((0, 2)), squares + (x**2).sum((0, 2)), count + len(part) * x.shape[2]
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return tuple(mean.tolist()), tuple(np.where(std > 1e-8 * (cases.box[1] - cases.box[0]), std, 1.0).tolist())
-
-
-class _Images(Dataset[tuple[Tensor, Tensor]]):
-    """Normalised batches of one split: index with a list of positions in ``rows``."""
-
-    def __init__(
-        self,
-        cases: Cases,
-        rows: np.ndarray,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augment: Augment | None,
-        seed: int,
-    ) -> None:
-        self.cases, self.rows, self.augment = cases, rows, augment
-        shape = (1, -1, *[1] * len(cases.shape))
-        self.mean, self.std = torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape)
-        self.labels = torch.from_numpy(cases.labels[rows])
-        self.generator = torch.Generator().manual_seed(seed)
-        size = 4 * len(rows) * cases.channels * int(np.prod(cases.shape))
-        self.held = torch.from_numpy(cases.images(rows)) if size <= HELD else None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        held = self.held
-        x = torch.from_numpy(self.cases.images(self.rows[positions])) if held is None else held[positions]
-        x = (x - self.mean) / self.std
-        return (self.augment(x, self.generator) if self.augment else x), self.labels[positions]
-
-
-def _loader(images: _Images, batch_size: int, shuffle_seed: int | None) -> DataLoader[Any]:
-    """Batches in order, or shuffled by a seed; a shuffled last batch of fewer images is left out: of one image,
-    batch normalisation cannot measure anything."""
-    if shuffle_seed is None:
-        order: Any = SequentialSampler(images)
-    else:
-        order = RandomSampler(images, generator=torch.Generator().manual_seed(shuffle_seed))
-    size = min(batch_size, len(images))
-    return DataLoader(images, sampler=BatchSampler(order, size, drop_last=shuffle_seed is not None), batch_size=None)
 
 
 def _loss(labels: np.ndarray, k: int, head: Head) -> Callable[[Tensor, Tensor], Tensor]:
