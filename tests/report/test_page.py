@@ -130,7 +130,8 @@ def test_pictures_that_do_not_fit_are_counted(run: Run, monkeypatch: pytest.Monk
     text = render(run)
     cases = data_of(text)["browser"]["cases"]
     shown = [c for c in cases if c["picture"]]
-    assert 0 < len(shown) < len(cases) and {c["condition"] for c in shown} == {"PGD", "PGD + HFC"}
+    count = [sum(c["condition"] == name for c in shown) for name in ("PGD", "PGD + HFC")]
+    assert 0 < len(shown) < len(cases) and abs(count[0] - count[1]) <= 2 and all(c["fooled"] for c in shown)
     assert f"Pictures of {len(shown)} of {len(cases)} cases" in text
 
 
