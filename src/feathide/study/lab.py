@@ -256,6 +256,8 @@ class Lab:
         parts = [self.base, cell, p.norm, p.walk, p.split, p.batch_size]
         if needs == "bank":
             parts.append(p.mixture)
+        if cell.attack.name == "cw" and needs:
+            parts.append("typical lead")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from]
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
@@ -294,6 +296,14 @@ class Lab:
     def train(self) -> tuple[Outputs, Tensor]:
         out, rows = self.outputs("clean", "train")
         return out, torch.from_numpy(self.labels[rows].astype(np.int64))
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def typical_lead(self) -> float:
+        """The median lead of the true class, in logits, on clean training images that the classifier gets right: as sure as it usually is."""
+        out, labels = self.train()
+        true = out.logits.gather(1, labels[:, None])[:, 0]
+        lead = true - out.logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+        return float(lead[lead > 0].median())
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:

@@ -30,7 +30,7 @@ from feathide.study.store import Store
 from feathide.train import Head, train_classifier
 from feathide.types import Box, Outputs
 
-__all__ = ["attack_of", "cells", "decode", "encode", "tasks"]
+__all__ = ["attack_of", "cells", "decode", "encode", "needed", "tasks", "weight_of"]
 
 Arrays = Mapping[str, np.ndarray]
 TUNE_CASES = 32
@@ -66,7 +66,7 @@ def tasks(lab: Lab) -> list[Task]:
         found += _cell_tasks(lab, json, learnt, "fit")
     for cell in cells(lab):
         if cell.objective.weight == "auto" and lab.tune_key(cell) not in {t.key for t in found}:
-            needs = (*_needed(lab, cell), *_outputs(lab, "clean", "fit"))
+            needs = (*needed(lab, cell), *_outputs(lab, "clean", "fit"))
             work = partial(_tune, json, lab.tuned(cell))
             found.append(Task(lab.tune_key(cell), needs, work, "tune lambda on the fit part", cell.objective.name, 60))
         found += _cell_tasks(lab, json, cell, "test")
@@ -75,7 +75,7 @@ def tasks(lab: Lab) -> list[Task]:
 
 def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
     condition, found = lab.condition(cell), []
-    before = _needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
+    before = needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
     for i in range(lab.batches(part)):
         images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
         passes = attack_of(lab, cell, None).passes
@@ -137,11 +137,11 @@ def _evidence(lab: Lab, eps: float) -> tuple[str, ...]:
     return tuple(key for condition, part in sources for key in _outputs(lab, condition, part))
 
 
-def _needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
+def needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
     """What an attacker must have before he starts."""
     match OBJECTIVES[cell.objective.kind].needs:
         case "bank":
-            return (lab.mixture_key,)
+            return (lab.mixture_key, *_outputs(lab, "clean", "train"))
         case "train":
             return _outputs(lab, "clean", "train")
         case "detectors":
@@ -168,6 +168,8 @@ def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble:
             options["detectors"] = cell.objective.aim
         hide = weight * hiding.make(Attacker(lab, cell.eps), options)
         fields["blend"] = hiding.blend
+        if a.name == "cw":  # who hides wants to look as sure as a clean image, no surer
+            fields["kappa"] = lab.typical_lead()
     return ATTACKS[a.name](lab.threat(cell.eps), hide=hide, **fields)
 
 
