@@ -18,6 +18,10 @@ def made(images: np.ndarray | None = None, labels: object = (0, 1, 0, 1, 0, 1), 
     return cases_of_arrays(images, np.array(labels), **{"splits": SPLITS, **more})
 
 
+def classes_of(cases) -> None:
+    check_classes(cases.labels, cases.class_names, cases.name)
+
+
 def refuses(*words: str):
     return pytest.raises(InputError, match=".*".join(re.escape(w) for w in words))
 
@@ -75,11 +79,11 @@ def test_digest_sees_all_that_matters_and_not_the_order() -> None:
 def test_multi_label_heads() -> None:
     cases = made(labels=[[0, 1, 0]] * 3 + [[1, 1, 0]] * 3, class_names=("a", "b", "c"))
     assert cases.multi_label and cases.labels.shape == (6, 3)
-    check_classes(cases)
+    classes_of(cases)
     with refuses("labels must lie in 0..1", "2"):
         made(labels=[[0, 2]] * 6)
     with refuses("a finding that varies"):
-        check_classes(made(labels=[[0, 1]] * 6))
+        classes_of(made(labels=[[0, 1]] * 6))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +108,9 @@ def test_bad_input_is_one_sentence(more: dict, words: tuple[str, ...]) -> None:
 
 def test_one_class_and_empty_classes_are_refused() -> None:
     with refuses("at least two classes", "only 1"):
-        check_classes(made(labels=[1] * 6, class_names=("0", "1")))
+        classes_of(made(labels=[1] * 6, class_names=("0", "1")))
     with refuses("every class", "none of 1"):
-        check_classes(made(labels=(0, 2, 0, 2, 0, 2)))
+        classes_of(made(labels=(0, 2, 0, 2, 0, 2)))
 
 
 def test_a_patient_in_two_splits_is_refused() -> None:

@@ -308,6 +308,17 @@ def test_bad_rows_are_one_sentence(tmp_path: Path, rows: list[dict[str, object]]
         load_cases(save_manifest(tmp_path / "m.csv", rows))
 
 
+def test_a_wrong_table_is_told_before_the_images_are_read(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    Path(tmp_path, str(rows[5]["path"])).write_bytes(b"broken")
+    with refuses("at least two classes"):
+        load_cases(save_manifest(tmp_path / "m.csv", [{**row, "label": "ill"} for row in rows]))
+    with refuses("no patient of m may sit in two splits"):
+        load_cases(save_manifest(tmp_path / "m.csv", [{**row, "patient": "anna"} for row in rows]))
+    Path(tmp_path, str(rows[0]["path"])).write_bytes(b"broken")
+    with refuses("patientill0_0.png must be a readable picture"):  # but the first image comes first
+        load_cases(save_manifest(tmp_path / "m.csv", [{**row, "patient": "anna"} for row in rows]))
+
+
 def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     with refuses("column 'path'", "known: paths"):
         load_cases(save_manifest(tmp_path / "m.csv", [{"paths": "a", "label": 1}]))

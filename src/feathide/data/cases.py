@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import expected
 from ..types import Box
 
-__all__ = ["SPLITS", "Cases", "Pixels", "Skipped", "few"]
+__all__ = ["SPLITS", "Cases", "Pixels", "Skipped", "check_rows", "few"]
 
 SPLITS = ("train", "val", "test")
 
@@ -75,9 +75,7 @@ class Cases:
                 )
         if n == 0:
             raise expected(f"{self.name} must hold images", got="none", do="check the path and the file types")
-        _check_ids(self.ids)
-        _check_splits(self.splits)
-        _check_labels(self.labels, self.class_names)
+        check_rows(self.ids, self.labels, self.splits, self.class_names)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,6 +118,13 @@ class Cases:
         return sha.hexdigest()
 
 
+def check_rows(ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuse doubled ids, unknown splits and labels out of range."""
+    _check_ids(ids)
+    _check_splits(splits)
+    _check_labels(labels, class_names)
+
+
 def _check_ids(ids: np.ndarray) -> None:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
@@ -134,7 +139,7 @@ def _check_splits(splits: np.ndarray) -> None:
         raise expected("split must be train, val or test", got=few(wrong), do="rename it")
 
 
-def _check_labels(labels: np.ndarray, class_names: tuple[str, ...]) -> None:
+def _check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
     k = len(class_names)
     if labels.ndim == 2 and labels.shape[1] != k:
         raise expected(f"labels must have one column per finding ({k})", got=labels.shape[1], do="check class_names")

@@ -10,11 +10,11 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, expected
 from ..types import Box
-from .cases import SPLITS, Cases, Skipped, few
+from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
 from .nifti import is_nifti, read_nifti
 from .reading import Reading, first_line
-from .split import by_hash, thin
+from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
 __all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "read_image"]
@@ -117,13 +117,19 @@ def load(path: Path, how: Reading) -> StoredImage:
 
 
 def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence[str], how: Reading) -> Cases:
-    """A study on disk: every file is read once, in order; the first error ends it.
+    """A study on disk: the table is checked, then every file is read once, in order; the first error ends it.
 
     With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs from most others are
     left out and listed in ``skipped``.
     """
+    if not how.skip_bad:
+        load(entries[0].path, how)  # a wrong format or size is told before all headers are read
     entries = _with_splits(_with_patients(entries, how), name, how)
     labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
+    ids = np.array([e.id for e in entries])
+    check_rows(ids, labels, splits, class_names)
+    check_classes(labels, class_names, name)
+    check_patients(np.array([e.patient or e.id for e in entries]), ids=ids, splits=splits, name=name)
     found, skipped = _scan([entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how)
     if not found:
         raise expected(

@@ -76,7 +76,7 @@ def load_cases(
     else:
         raise unknown("kind of data", chosen, get_args(Kind))
     cases = without_copies(cases) if skip_bad else cases
-    check_classes(cases)
+    check_classes(cases.labels, cases.class_names, cases.name)
     check_split(cases)
     return cases
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import expected
 from .cases import SPLITS, Cases, Skipped, few
 
-__all__ = ["by_hash", "check_classes", "check_split", "thin", "three_way", "without_copies"]
+__all__ = ["by_hash", "check_classes", "check_patients", "check_split", "thin", "three_way", "without_copies"]
 
 
 def by_hash(patients: Sequence[str] | np.ndarray, parts: Mapping[str, float], *, seed: int = 0) -> np.ndarray:
@@ -64,39 +64,39 @@ def thin(labels: np.ndarray, splits: np.ndarray, *, limit: int | None, seed: int
     return np.sort(np.concatenate(kept))
 
 
-def check_classes(cases: Cases) -> None:
-    """Refuse a table with one class only, or (one label per case) a class that no case has."""
-    if cases.multi_label:
-        if (cases.labels == cases.labels[:1]).all():
-            raise expected(
-                f"{cases.name} must have a finding that varies", got="the same labels everywhere", do="add cases"
-            )
+def check_classes(labels: np.ndarray, class_names: Sequence[str], name: str) -> None:
+    """Refuse labels of one class only, or (one label per case) a class that no case has."""
+    if labels.ndim == 2:
+        if (labels == labels[:1]).all():
+            raise expected(f"{name} must have a finding that varies", got="the same labels everywhere", do="add cases")
         return
-    counts = np.bincount(cases.labels, minlength=len(cases.class_names))
-    present = [name for name, n in zip(cases.class_names, counts, strict=True) if n]
-    empty = [name for name, n in zip(cases.class_names, counts, strict=True) if not n]
+    counts = np.bincount(labels, minlength=len(class_names))
+    present = [c for c, n in zip(class_names, counts, strict=True) if n]
+    empty = [c for c, n in zip(class_names, counts, strict=True) if not n]
     if len(present) < 2:
-        raise expected(
-            f"{cases.name} must have at least two classes", got=f"only {few(present)}", do="add the other class"
-        )
+        raise expected(f"{name} must have at least two classes", got=f"only {few(present)}", do="add the other class")
     if empty:
-        raise expected(
-            f"every class of {cases.name} must have a case", got=f"none of {few(empty)}", do="renumber the labels"
-        )
+        raise expected(f"every class of {name} must have a case", got=f"none of {few(empty)}", do="renumber the labels")
 
 
 def check_split(cases: Cases) -> None:
     """Refuse a table in which a patient, or an exact copy of an image, sits in two splits."""
-    for what, keys, do in (
-        ("patient", cases.patients, "move all images of a patient to one split"),
-        ("image", cases.hashes, "remove the copies or pass skip_bad=True"),
-    ):
-        crossing = _crossings(keys, cases.splits)
-        if crossing:
-            shown = "; ".join(
-                " = ".join(f"{cases.ids[r]} ({cases.splits[r]})" for r in (g[0], g[-1])) for g in crossing[:3]
-            )
-            raise expected(f"no {what} of {cases.name} may sit in two splits", got=f"{len(crossing)}: {shown}", do=do)
+    check_patients(cases.patients, ids=cases.ids, splits=cases.splits, name=cases.name)
+    _check_disjoint(
+        "image", cases.hashes, cases.ids, cases.splits, cases.name, "remove the copies or pass skip_bad=True"
+    )
+
+
+def check_patients(patients: np.ndarray, *, ids: np.ndarray, splits: np.ndarray, name: str) -> None:
+    """Refuse a patient in two splits."""
+    _check_disjoint("patient", patients, ids, splits, name, "move all images of a patient to one split")
+
+
+def _check_disjoint(what: str, keys: np.ndarray, ids: np.ndarray, splits: np.ndarray, name: str, do: str) -> None:
+    crossing = _crossings(keys, splits)
+    if crossing:
+        shown = "; ".join(" = ".join(f"{ids[r]} ({splits[r]})" for r in (g[0], g[-1])) for g in crossing[:3])
+        raise expected(f"no {what} of {name} may sit in two splits", got=f"{len(crossing)}: {shown}", do=do)
 
 
 def without_copies(cases: Cases) -> Cases:
