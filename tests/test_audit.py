@@ -25,7 +25,9 @@ def patches(n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     y = np.arange(n) % 2
     grid = np.arange(32)
     rows, columns = rng.uniform(10, 22, n), np.where(y == 0, 9, 22) + rng.normal(0, 1.5, n)
-    bump = np.exp(-((grid[None, :, None] - rows[:, None, None]) ** 2 + (grid[None, None, :] - columns[:, None, None]) ** 2) / 30)
+    bump = np.exp(
+        -((grid[None, :, None] - rows[:, None, None]) ** 2 + (grid[None, None, :] - columns[:, None, None]) ** 2) / 30
+    )
     x = 90 + 60 * bump + rng.normal(0, 12, (n, 32, 32))
     return x.clip(0, 255).astype(np.uint8), y[:, None]
 
@@ -153,7 +155,9 @@ def test_the_same_command_continues(lab: Lab) -> None:
     """A lost file is made again, byte for byte, and the rest stays."""
     folder = lab.store.folder
     before = (folder / "results.csv").read_bytes()
-    victims = [f for f in sorted(folder.rglob("*.npz")) if "pgd-hfc" in f.as_posix() or f.as_posix().endswith("fit-0000.npz")]
+    victims = [
+        f for f in sorted(folder.rglob("*.npz")) if "pgd-hfc" in f.as_posix() or f.as_posix().endswith("fit-0000.npz")
+    ]
     contents = {f: f.read_bytes() for f in victims}
     for file in victims:
         file.unlink()
@@ -162,7 +166,9 @@ def test_the_same_command_continues(lab: Lab) -> None:
     assert contents == {f: f.read_bytes() for f in victims}
     assert times == {f: f.stat().st_mtime_ns for f in times}
     timing = b"seconds_per_image"
-    assert [r for r in before.splitlines() if timing not in r] == [r for r in (folder / "results.csv").read_bytes().splitlines() if timing not in r]
+    assert [r for r in before.splitlines() if timing not in r] == [
+        r for r in (folder / "results.csv").read_bytes().splitlines() if timing not in r
+    ]
 
 
 def test_plan_as_run_can_be_run_again(lab: Lab) -> None:
@@ -195,14 +201,104 @@ BAD = {
 }
 
 
+OWN = """
+import torch
+from torch import nn
+
+def net(outputs=2, nan=False, axes=2, training=False):
+    conv = nn.Conv2d if axes == 2 else nn.Conv3d
+    model = nn.Sequential(conv(1, 6, 3, stride=2), nn.ReLU(), conv(6, 8, 3, stride=2), nn.ReLU(), nn.Flatten(1), nn.LazyLinear(outputs))
+    model(torch.zeros(1, 1, *[32] * axes))
+    with torch.no_grad():
+        model[0].weight.normal_(generator=torch.Generator().manual_seed(0), std=0.3)
+        if nan:
+            model[0].weight.fill_(float("nan"))
+    return model.train() if training else model.eval()
+"""
+
+BAD_NETWORKS = {
+    "outputs unlike the classes": ({"outputs": 3}, "class"),
+    "one output without sigmoid": ({"outputs": 1}, "sigmoid"),
+    "weights that are NaN": ({"nan": True}, "NaN"),
+    "a 3D network for 2D images": ({"axes": 3}, "3D"),
+    "arguments it does not take": ({"depth": 3}, "depth"),
+}
+
+
+def own(tmp_path: Path, **arguments: object) -> dict:
+    code = tmp_path / "net.py"
+    code.write_text(OWN)
+    return {"arch": f"{code}:net", "arguments": arguments, "trust": True, "layers": "conv"}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("arguments, hint", BAD_NETWORKS.values(), ids=BAD_NETWORKS)
+def test_a_network_that_cannot_be_audited_is_refused(arguments: dict, hint: str, data: Path, tmp_path: Path) -> None:
+    refused({"data": str(data), **PLAN, "network": own(tmp_path, **arguments)}, hint, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_one_sigmoid_output_is_two_classes(data: Path, tmp_path: Path) -> None:
+    """A network with one output goes through the whole audit; its images are judged by the sign of that output."""
+    network = own(tmp_path, outputs=1) | {"head": "sigmoid"}
+    plan = load_plan({"data": str(data), **PLAN, "network": network, "detectors": ["msp", "kd"], "walk": {"steps": 3}})
+    audit(plan, tmp_path / "out")
+    lab = lab_of(plan.model_dump_json(), Store(tmp_path / "out"))
+    for cell in cells(lab):
+        found = found_in(lab, cell)
+        assert set(found.target) <= {0, 1} and (found.fooled == (found.prediction != found.label)).all()
+
+
+def overlapping(path: Path) -> Path:
+    arrays = dict(np.load(write_npz(path)))
+    arrays["test_patient"][0] = arrays["train_patient"][0]
+    np.savez(path, **arrays)
+    return path
+
+
+def single(path: Path) -> Path:
+    arrays = dict(np.load(write_npz(path)))
+    np.savez(path, **{k: v * 0 if "labels" in k else v for k, v in arrays.items()})
+    return path
+
+
+def broken(path: Path) -> Path:
+    path.write_bytes(write_npz(path).read_bytes()[:5000])
+    return path
+
+
+def copied(path: Path) -> Path:
+    arrays = dict(np.load(write_npz(path)))
+    arrays["test_images"][3] = arrays["train_images"][5]
+    np.savez(path, **arrays)
+    return path
+
+
+BAD_DATA = {
+    "a patient in two splits": (overlapping, "in two splits"),
+    "one class": (single, "class"),
+    "a torn file": (broken, "bad.npz"),
+    "a copy in two splits": (copied, "split"),
+}
+
+
+@pytest.mark.parametrize("make, hint", BAD_DATA.values(), ids=BAD_DATA)
+def test_data_that_cannot_be_used_is_refused(make, hint: str, tmp_path: Path) -> None:
+    refused({"data": str(make(tmp_path / "bad.npz")), **PLAN}, hint, tmp_path)
+
+
+def refused(plan: dict, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan))
+    result = CliRunner().invoke(app, ["audit", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.output
+    assert hint in result.output and len(result.output.strip().splitlines()) == 1, result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("change, hint", BAD.values(), ids=BAD)
 def test_bad_input_is_one_sentence(change: dict, hint: str, data: Path, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(yaml.safe_dump({"data": str(data), **PLAN, **change}))
-    result = CliRunner().invoke(app, ["audit", str(plan), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 2
-    assert hint in result.output and len(result.output.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    refused({"data": str(data), **PLAN, **change}, hint, tmp_path)
 
 
 def test_a_folder_with_another_plan_is_left_alone(lab: Lab, data: Path, tmp_path: Path) -> None:
