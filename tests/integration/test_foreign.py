@@ -132,6 +132,20 @@ def test_a_callable_is_brought_into_the_ball_onto_the_grid_and_into_the_mask() -
     assert torch.allclose(steps[moved], (4 * mask).expand_as(steps[moved]), atol=1e-6)
 
 
+def test_floating_point_images_are_brought_into_the_ball_and_the_box() -> None:
+    world = small(SHAPES[0])
+
+    def overdo(classifier: Any, x: Tensor, goal: Any, ids: Any, seed: int) -> Tensor:
+        found = bim(Linf(0.3), steps=3, step_size=1)(classifier, x, goal, ids=ids).adversarial
+        return x + 5 * (found - x)
+
+    found = Foreign(overdo, Linf(0.2))(world.classifier, world.x, world.goal, ids=world.ids)
+    size = (found.adversarial - world.x).abs().flatten(1).amax(1)
+    assert bool(found.fooled.any())
+    assert torch.allclose(size[found.fooled], torch.full_like(size[found.fooled], 0.2))
+    assert 0 <= float(found.adversarial.min()) <= float(found.adversarial.max()) <= 1
+
+
 def test_success_is_measured_not_believed_and_the_worse_image_is_not_kept() -> None:
     world = small(SHAPES[0])
 
