@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check src tests

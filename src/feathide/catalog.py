@@ -8,17 +8,19 @@ from torch import Tensor
 
 from feathide import recipes
 from feathide.attack import Attack
-from feathide.detectors import DETECTORS, Detector
+from feathide.detectors import DETECTORS as OUR_DETECTORS
+from feathide.detectors import Detector
 from feathide.ensemble import Ensemble
 from feathide.mixture import MixtureBank
 from feathide.models import MODELS
 from feathide.objectives import HFC, Evade, Guide, Objective
+from feathide.plugins import with_plugins
 from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.types import Knowledge, Outputs
 
 __all__ = ["ATTACKS", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "WALKS", "Hiding", "Known"]
 
-ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
+OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "fgsm": recipes.fgsm,
     "bim": recipes.bim,
     "pgd": recipes.pgd,
@@ -88,7 +90,7 @@ def _evade(*names: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
     return make
 
 
-OBJECTIVES: dict[str, Hiding] = {
+OUR_OBJECTIVES: dict[str, Hiding] = {
     "plain": Hiding(None, "oblivious"),
     "hfc": Hiding(_hfc, "feature-aware", 0.3, needs="bank"),
     "hfc-scheduled": Hiding(_hfc, "feature-aware", 0.3, Scheduled(), needs="bank"),
@@ -100,3 +102,7 @@ OBJECTIVES: dict[str, Hiding] = {
     "selective": Hiding(_evade(), "detector-aware", 1.0, Selective(), needs="detectors"),
     "orthogonal": Hiding(_evade(), "detector-aware", 1.0, Orthogonal(), needs="detectors"),
 }
+
+ATTACKS: Mapping[str, Callable[..., Attack | Ensemble]] = with_plugins("attacks", OUR_ATTACKS)
+OBJECTIVES: Mapping[str, Hiding] = with_plugins("objectives", OUR_OBJECTIVES)
+DETECTORS: Mapping[str, Callable[[], Detector]] = with_plugins("detectors", OUR_DETECTORS)

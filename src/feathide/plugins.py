@@ -16,7 +16,7 @@ from feathide.errors import choose, expected
 
 __all__ = ["GROUPS", "Table", "with_plugins"]
 
-GROUPS = ("attacks", "objectives", "detectors", "datasets", "models")
+GROUPS = ("attacks", "objectives", "detectors")
 T = TypeVar("T")
 
 
