@@ -204,6 +204,7 @@ def test_low_rank_finds_the_leading_directions_and_keeps_the_others() -> None:
         + basis @ torch.diag(torch.tensor([36.0, 16.0], dtype=torch.float64)) @ basis.T
     )
     assert float((covs[0] - truth).norm() / truth.norm()) < 0.15  # a wrong direction: above 0.4
+    assert float((covs[0].diagonal() / x.var(0)).mean()) == pytest.approx(1, abs=0.01)  # all of the variance is there
     away = torch.randn(30, generator=g, dtype=torch.float64)
     away -= basis @ (basis.T @ away)
     assert float(low.energy((20 * away)[None])) > 100 * float(low.energy(x).mean())

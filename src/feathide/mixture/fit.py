@@ -34,7 +34,7 @@ def fit_mixture(
     rank: int = 8,
     start: Tensor | None = None,
     floor: float = 1e-6,
-    tol: float = 1e-4,
+    tol: float = 3e-4,
     max_iter: int = 100,
     seed: int = 0,
 ) -> Mixture:
@@ -53,22 +53,23 @@ def fit_mixture(
     centre = x.mean(0)
     total, constant = scale(x)
     z = (x - centre) / total
-    labels = (
-        kmeans(z, min(components, len(x)), torch.Generator().manual_seed(seed)) if start is None else start.to(z.device)
-    )
-    labels = labels.unique(return_inverse=True)[1]  # numbered without gaps
-    m = int(labels.max()) + 1
-    deviations = within(z, labels, m)
+    if start is None:
+        start = kmeans(z.float(), min(components, len(x)), torch.Generator().manual_seed(seed))
+    labels = start.to(z.device).unique(return_inverse=True)[1]  # numbered without gaps
+    deviations = within(z, labels)
     inner = deviations.square().mean(0).sqrt()
     tight = constant | (inner < 1e-3)  # no spread within clusters: keep the spread of all, with unit variance
     inner = torch.where(tight, torch.ones_like(inner), inner)
-    prior = fit_prior(deviations / inner, labels, covariance, shrinkage, floor + tight.double())
+    limits = floor + tight.double()
+    prior = fit_prior(deviations / inner, labels, covariance, shrinkage, limits)
 
     z, sd = z / inner, total * inner
-    white = z if prior.whitener is None else z @ prior.whitener
-    if m == 1 and prior.whitener is not None:
-        mixture = _standard(covariance, white)
+    if prior.whitener is None:
+        mixture = _maximise(z, labels, prior, _step(covariance, rank, seed), tol=tol, max_iter=max_iter)
+    elif int(labels.max()) == 0:
+        mixture = _standard(covariance, prior.whitener, prior.shrinkage, limits)
     else:
+        white = z @ prior.whitener
         mixture = _maximise(white, labels, prior, _step(covariance, rank, seed), tol=tol, max_iter=max_iter)
     return replace(
         _unwhiten(mixture, centre, sd, prior.whitener),
@@ -114,31 +115,37 @@ def _notes(mixture: Mixture, samples: int, constant: Tensor, components: int) ->
 
 
 def _maximise(z: Tensor, labels: Tensor, prior: Prior, step: Step, *, tol: float, max_iter: int) -> Mixture:
-    """Expectation maximisation from hard assignments until the mean log-likelihood rests."""
-    responsibilities = torch.nn.functional.one_hot(labels).to(z)
-    mixture, bound = None, -math.inf
-    converged, iteration = False, 0
+    """Expectation maximisation from hard assignments until the mean log-likelihood rests.
+
+    In a whitened space, where the prior keeps every matrix well-conditioned, single precision is enough to come close; the
+    last iterations are in double precision.
+    """
+    precise, coarse = prior.whitener is None, z.float()
+    responsibilities = torch.nn.functional.one_hot(labels)
+    mixture, bound, converged, iteration = None, -math.inf, False, 0
     while not converged and iteration < max_iter:
         iteration += 1
-        mixture = step(z, responsibilities, prior, mixture)
-        joint = mixture.log_joint(z)  # (N, M)
+        precise |= iteration == max_iter
+        work = z if precise else coarse
+        mixture = step(work, responsibilities.to(work), prior, mixture)
+        joint = mixture.log_joint(work)  # (N, M)
         log_prob = joint.logsumexp(1, keepdim=True)
         responsibilities = (joint - log_prob).exp()
-        previous, bound = bound, float(log_prob.mean())
-        converged = abs(bound - previous) < tol * z.shape[1]
+        previous, bound = bound, float(log_prob.double().mean())
+        rests = abs(bound - previous) < (tol if precise else max(tol, 1e-5)) * z.shape[1]
+        precise, converged = precise or rests, precise and rests
     assert mixture is not None
     return replace(mixture, converged=converged, n_iter=iteration, lower_bound=bound)
 
 
-def _standard(covariance: Covariance, z: Tensor) -> Mixture:
-    """One component in the space where its covariance is the identity."""
-    empty = z.new_zeros(1, z.shape[1], 0)
-    if covariance == "full":
-        mixture = _local("full", z.new_ones(1), z.new_zeros(1, z.shape[1]), torch.eye(z.shape[1]).to(z)[None])
-    else:
-        mixture = _local(covariance, z.new_ones(1), z.new_zeros(1, z.shape[1]), empty, gains=z.new_ones(1, 1))
-    bound = -0.5 * float(z.square().sum(1).mean() + z.shape[1] * math.log(2 * math.pi))
-    return replace(mixture, n_iter=1, lower_bound=bound)
+def _standard(covariance: Covariance, whitener: Tensor, share: float, floor: Tensor) -> Mixture:
+    """The only component, in the space where its covariance T = (1 - share) (S + diag(floor)) + share I is the identity."""
+    c = len(whitener)
+    added = (whitener.square().sum(1) * ((1 - share) * floor + share)).sum()
+    distance = float(c - added) / (1 - share)  # tr(T^-1 S): the mean of the samples
+    factors = torch.eye(c).to(whitener)[None] if covariance == "full" else whitener.new_zeros(1, c, 0)
+    mixture = _local(covariance, whitener.new_ones(1), whitener.new_zeros(1, c), factors, gains=whitener.new_ones(1, 1))
+    return replace(mixture, n_iter=1, lower_bound=-0.5 * (distance + c * math.log(2 * math.pi)))
 
 
 def _local(
@@ -199,7 +206,7 @@ def _moments(z: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
 def _members(z: Tensor, r: Tensor, means: Tensor) -> Iterator[Tensor]:
     """For each component the d (n, C) with d^T d = its scatter; rows that do not belong to it change nothing and are left out."""
     for share, mean in zip(r.T, means, strict=True):
-        rows = share > 1e-15
+        rows = share > 1e-9
         yield (z[rows] - mean) * share[rows, None].sqrt()
 
 
@@ -233,14 +240,14 @@ def _lowrank(rank: int, seed: int) -> Step:
 
     def step(z: Tensor, r: Tensor, prior: Prior, before: Mixture | None) -> Mixture:
         n, means = _moments(z, r)
-        c = z.shape[1]
+        c, floor = z.shape[1], prior.floor.to(z)
         width = min(rank, c)
-        q = _random_basis(len(n), c, width, seed).to(z) if before is None else before.factors.clone()
+        q = _random_basis(len(n), c, width, seed).to(z) if before is None else before.factors.to(z, copy=True)
         values = z.new_empty(len(n), width)
         trace = z.new_empty(len(n))
         for k, d in enumerate(_members(z, r, means)):
-            values[k], q[k] = _leading(d / n[k].sqrt(), q[k], prior.floor)
-            trace[k] = d.square().sum() / n[k] + prior.floor.sum()
+            values[k], q[k] = _leading(d / n[k].sqrt(), q[k], floor)
+            trace[k] = torch.linalg.vector_norm(d).square() / n[k] + floor.sum()
         share = (prior.strength / (n + prior.strength))[:, None]
         values = (1 - share) * values + share  # (M, R)
         trace = (1 - share[:, 0]) * trace + share[:, 0] * c
@@ -252,9 +259,8 @@ def _lowrank(rank: int, seed: int) -> Step:
 
 
 def _leading(d: Tensor, q: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (R,) and eigenvectors (C, R) of d^T d + diag(floor), from two subspace iterations that begin at ``q``."""
-    for _ in range(2):
-        q = torch.linalg.qr(d.T @ (d @ q) + floor[:, None] * q).Q
+    """The largest eigenvalues (R,) and eigenvectors (C, R) of d^T d + diag(floor), by a subspace iteration that begins at ``q``."""
+    q = torch.linalg.qr(d.T @ (d @ q) + floor[:, None] * q).Q
     y = d @ q
     values, rotation = torch.linalg.eigh(y.T @ y + (floor[:, None] * q).T @ q)
     return values.clamp_min(1e-12), q @ rotation

@@ -123,7 +123,7 @@ def precision_factor(cov: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(chol, eye.expand_as(cov), upper=False).mT.contiguous()
 
 
-def within(z: Tensor, labels: Tensor, clusters: int) -> Tensor:
+def within(z: Tensor, labels: Tensor) -> Tensor:
     """The rows z (N, C) minus the mean of their cluster."""
-    total = torch.zeros(clusters, z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, labels, z)
-    return z - (total / labels.bincount(minlength=clusters).clamp_min(1)[:, None])[labels]
+    share = torch.nn.functional.one_hot(labels).to(z)
+    return z - share @ (share.T @ z / share.sum(0)[:, None])

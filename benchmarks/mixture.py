@@ -1,0 +1,159 @@
+"""Fit time, held-out log-likelihood and peak memory of our mixtures against scikit-learn's, on real features.
+
+    python benchmarks/mixture.py [--quick] [--threads 1] [--data FILE.npz] [--features FILE]
+
+Features: chest X-rays of one class, seen by a ResNet-50 that was trained for a few steps (channel means of layers with 64 to 2048
+channels). Each fit runs in a process of its own, so that its peak is its own, and the methods take turns. Seconds are CPU seconds of
+the process, which other work on the machine disturbs little; read the ratios. Writes ``benchmarks/mixture.md``.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import time
+import warnings
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LAYERS = {64: "relu", 256: "layer1.2", 512: "layer2.3", 1024: "layer3.5", 2048: "layer4.2"}
+METHODS = ("ours full", "ours lowrank", "sklearn GaussianMixture", "sklearn BayesianGaussianMixture")
+QUICK = [(64, 1), (64, 16), (64, 64), (512, 1), (512, 16), (2048, 1)]
+ALL = [(c, m) for c in (64, 256, 512, 1024) for m in (1, 4, 16, 64)] + [(2048, 1), (2048, 4), (2048, 16)]
+SAMPLES = 2000
+
+
+def extract(data: Path, path: Path, steps: int) -> None:
+    """Train a ResNet-50 for a few steps and store the features of 2,500 images of the class with most of them."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+    from torch.nn import functional as F
+    from torchvision.models import resnet50
+
+    from feathide.classifier import FeatureClassifier
+
+    torch.manual_seed(0)
+    with np.load(data, allow_pickle=False) as arrays:
+        x = torch.from_numpy(arrays["train_images"])[:, None].float() / 255
+        y = torch.from_numpy(arrays["train_labels"]).long().flatten()
+    net = resnet50(num_classes=2)
+    net.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (32,))
+        loss = F.cross_entropy(net(x[rows] - 0.5), y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    classifier = FeatureClassifier(net.eval(), list(LAYERS.values()), mean=(0.5,), std=(1.0,))
+    out = classifier.extract(x[y == y.bincount().argmax()][:2500])
+    save_file({str(c): out.features[name].contiguous() for c, name in LAYERS.items()}, path)
+
+
+def measure(features: Path, method: str, channels: int, components: int) -> dict[str, float]:
+    """One fit, in this process."""
+    from safetensors.torch import load_file
+    from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+
+    from feathide.mixture import fit_mixture
+
+    x = load_file(features)[str(channels)].double()
+    train, test = x[:SAMPLES], x[SAMPLES:]
+    (train[:200].T @ train[:200]).sum()  # start the libraries' threads
+    before, start = peak(), time.process_time()
+    if method.startswith("ours"):
+        mixture = fit_mixture(train, components=components, covariance=method.split()[1])
+        seconds = time.process_time() - start
+        heldout, iterations = float(mixture.log_prob(test).mean()), mixture.n_iter
+    else:
+        kind = GaussianMixture if method == METHODS[2] else BayesianGaussianMixture
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = kind(n_components=components, random_state=0).fit(train.numpy())
+        seconds = time.process_time() - start
+        heldout, iterations = float(other.score(test.numpy())), other.n_iter_
+    return {"seconds": seconds, "heldout": heldout, "peak": peak() - before, "iterations": iterations}
+
+
+def peak() -> float:
+    """The greatest memory this process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(features: Path, grid: list[tuple[int, int]], children: Pool) -> list[str]:
+    lines = [
+        "| C | M | seconds: ours full | ours lowrank | sklearn GM | sklearn Bayesian | GM / full | Bayesian / lowrank "
+        "| held-out nats: ours full | ours lowrank | sklearn GM | sklearn Bayesian | peak MiB (same order) |",
+        "|" + "---:|" * 13,
+    ]
+    for channels, components in grid:
+        found = [children.apply(measure, (features, method, channels, components)) for method in METHODS]
+        seconds = [f["seconds"] for f in found]
+        cells = [
+            str(channels),
+            str(components),
+            *(f"{s:.2f}" for s in seconds),
+            f"{seconds[2] / seconds[0]:.1f}",
+            f"{seconds[3] / seconds[1]:.1f}",
+            *(f"{f['heldout']:,.1f}" for f in found),
+            " / ".join(f"{f['peak']:.0f}" for f in found),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def bank_size(components: int = 64, rank: int = 8) -> str:
+    """What lowrank mixtures of all 49 conv layers of a ResNet-50 hold for one class."""
+    widths = [64] + 3 * [64, 64, 256] + 4 * [128, 128, 512] + 6 * [256, 256, 1024] + 3 * [512, 512, 2048]
+    stored = sum(8 * (c * c + c + components * (c + c * rank + rank + 2)) for c in widths)
+    working = sum(4 * (c * c + c + components * (c + 2 * c * rank)) for c in widths)
+    return (
+        f"All {len(widths)} conv layers of a ResNet-50 at M = {components}, lowrank of rank {rank}, one class: "
+        f"{stored / 2**20:.0f} MiB of float64 statistics and {working / 2**20:.0f} MiB of float32 copies during an attack."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, about three minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "cxr_pneumonia_64.npz")
+    parser.add_argument("--features", type=Path, help="keep the features here, or take them from here")
+    options = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch come in
+        os.environ[name] = str(options.threads)
+    import sklearn.mixture  # noqa: F401  once, for all children
+
+    import feathide.mixture  # noqa: F401
+
+    features = options.features or HERE / "mixture_features.safetensors"
+    try:
+        with get_context("fork").Pool(1, maxtasksperchild=1) as children:
+            if not features.exists():
+                children.apply(extract, (options.data, features, 20 if options.quick else 100))
+            lines = table(features, QUICK if options.quick else ALL, children)
+    finally:
+        if options.features is None:
+            features.unlink(missing_ok=True)
+    command = " ".join(["python benchmarks/mixture.py", *(["--quick"] if options.quick else [])])
+    head = f"{SAMPLES} training samples, {options.threads} thread(s), {platform.processor() or platform.machine()}."
+    page = [
+        "# Fitting mixtures",
+        "",
+        f"`{command}`: {head}",
+        (__doc__ or "").split("\n\n")[2],
+        "",
+        *lines,
+        "",
+        bank_size(),
+    ]
+    (HERE / "mixture.md").write_text("\n".join(page) + "\n")
+    print(page[-1])
+
+
+if __name__ == "__main__":
+    main()
