@@ -1,6 +1,7 @@
 """The command line. torch is imported inside a verb only, so that ``--help`` is instant.
 
-Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 130 stopped with Ctrl-C, finished work kept.
+Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 3 a gate failed, with
+``--strict``; 130 stopped with Ctrl-C, finished work kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ def audit(
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a gate fails.")] = False,
     json: Json = False,
 ) -> None:
     """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what slips through."""
@@ -74,7 +76,11 @@ def audit(
             raise unknown("engine", engine, ("local", "ray"))
         chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
-        _show(_audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address), json)
+        found = _audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address)
+        _show(found, json)
+        if strict and found.failed:
+            typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
+            raise typer.Exit(3)
 
 
 @app.command(epilog="Example: `feathide demo --out runs/demo`")

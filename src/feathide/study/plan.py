@@ -59,7 +59,10 @@ class DataPlan(Part):
     channels: Literal[1, 3] | None = None
     box: tuple[float, float] | None = None
     limit: int | None = Field(None, ge=1)
+    class_names: tuple[str, ...] | None = None
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     skip_bad: bool = False
+    keep_patient_ids: bool = False
 
 
 class TrainPlan(Part):
@@ -190,12 +193,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class Plan(Part):
-    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from."""
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from.
+    ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``).
+    ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
     network: Annotated[NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)] = NetworkPlan()
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
+    mask: str | None = None
     attacks: Attacks = tuple(AttackPlan(name=n) for n in ("fgsm", "bim", "pgd", "cw"))
     objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
     walk: WalkPlan = WalkPlan()
@@ -205,6 +211,7 @@ class Plan(Part):
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2)
     batch_size: int = Field(32, ge=1)
+    gates: Literal["quick", "off"] = "quick"
     seed: int = 0
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import io
+import json
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +21,10 @@ from feathide.report import Case, Run, Verdict, render, verdict
 from feathide.study.caveats import caveats_of
 from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
+from feathide.study.gates import gates_of
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.plan import Cell, Plan
+from feathide.study.probes import probe_tasks
 from feathide.study.ray_engine import run_on_ray
 from feathide.study.stages import cells, decode, tasks
 from feathide.study.store import Store, digest, open_folder, write_whole
@@ -34,12 +38,13 @@ PACKAGES = ("feathide", "torch", "torchvision", "numpy", "scikit-learn", "monai"
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: its folder, the table, the report's path and its verdict in words."""
+    """A finished audit: its folder, the table, the report's path, its verdict in words and the gates that failed."""
 
     folder: Path
     table: pd.DataFrame
     report: Path
     verdict: Verdict
+    failed: tuple[str, ...] = ()
 
 
 def checked(plan: Plan, out: Path) -> Lab:
@@ -75,17 +80,21 @@ def audit(
     lab = checked(plan, Path(out))
     open_folder(out, digest([plan, lab.cases.digest]))
     write_plan(lab)
+    order = [*tasks(lab), *probe_tasks(lab)]
     if engine == "ray":
-        run_on_ray(tasks(lab), lab.store, address=address, progress=progress)
+        run_on_ray(order, lab.store, address=address, progress=progress)
     else:
-        work_off(tasks(lab), lab.store, progress=progress, workers=workers, shard=shard)
+        work_off(order, lab.store, progress=progress, workers=workers, shard=shard)
     table = table_of(lab)
     folder = lab.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
-    found = run_of(lab, table)
+    gates = gates_of(lab)
+    write_whole(folder / "gates.json", json.dumps(gates, indent=1, ensure_ascii=False).encode() + b"\n")
+    found = run_of(lab, table, gates=gates)
     write_whole(folder / "report.html", render(found).encode())
-    return Audit(folder, table, folder / "report.html", verdict(found))
+    failed = tuple(g["name"] for g in gates if g["status"] == "fail")
+    return Audit(folder, table, folder / "report.html", verdict(found), failed)
 
 
 def write_plan(lab: Lab) -> None:
@@ -110,7 +119,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def run_of(lab: Lab, table: pd.DataFrame) -> Run:
+def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] = ()) -> Run:
     """What the report is made from."""
     plan, eps = lab.plan, lab.budgets[0]
     shown = [(c, found_in(lab, c)) for c in cells(lab) if c.eps == eps]
@@ -125,7 +134,7 @@ def run_of(lab: Lab, table: pd.DataFrame) -> Run:
         thresholds={d: thresholds_of(lab, d, eps) for d in plan.detectors},
         scores=_scores(lab, eps, shown),
         curves=_curves(lab),
-        gates=(),
+        gates=gates,
         caveats=caveats_of(lab, table),
         cases={c.name: _cases(lab, c, f) for c, f in shown},
         cost=None,

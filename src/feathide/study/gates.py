@@ -1,0 +1,316 @@
+"""Gates: conditions that a sound evaluation fulfils, each judged pass, warn or fail, with what raises it, why it matters and what to do.
+
+Sources: Carlini et al. 2019, Tramer et al. 2020, Pintor et al. 2022 (indicators of attack failure), Zimmermann et al. 2022 (binarisation test).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from feathide.catalog import ITERATIVE, OBJECTIVES
+from feathide.metrics import auc, paired_difference
+from feathide.study.lab import PARTS, Lab, noisy_at
+from feathide.study.probes import probe_key
+from feathide.study.stages import cells
+from feathide.study.table import Found, found_in, scores_in, thresholds_of
+
+__all__ = ["GATES", "Evasion", "Gate", "gates_of", "judge_probes", "judge_table"]
+
+Status = Literal["pass", "warn", "fail"]
+Arrays = Mapping[str, np.ndarray]
+Judged = tuple[Status, str]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition: its name, what raises it, why it matters and what to do; once judged, its status and what was found."""
+
+    name: str
+    raised_if: str
+    why: str
+    do: str
+    status: Status = "pass"
+    detail: str = ""
+
+
+GATES: dict[str, Gate] = {
+    g.name: g
+    for g in (
+        Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
+             "audit the network with its randomness averaged or fixed"),
+        Gate("logits, not probabilities", "the outputs lie in [0, 1] and sum to one", "gradients vanish where the network is sure",
+             "let the network return its logits"),
+        Gate("gradient", "the attack's loss has no slope at some images", "a gradient attack that cannot move proves nothing",
+             "use a differentiable stand-in for the step that hides the gradient, or attack with square"),
+        Gate("unbounded attack", "a budget as large as the box does not reach every target", "any image can be made into any other: the attack is broken",
+             "look for a wrong sign, masked gradients or too few steps"),
+        Gate("iterative beats one step", "the attack succeeds less often than one step of the same budget", "its steps or its gradient are wrong",
+             "raise step_size or steps; check the loss"),
+        Gate("white box beats noise", "random noise succeeds as often as the attack", "the attack makes no use of what it knows",
+             "check the loss, the target and the gradient"),
+        Gate("larger budgets", "a larger eps succeeds less often", "every smaller perturbation is allowed in the larger ball",
+             "raise the steps at the larger budgets"),
+        Gate("converged", "doubling the steps changes the success by a point or more", "the numbers are those of an unfinished attack",
+             "raise walk.steps until they no longer change"),
+        Gate("loss at rest", "the loss of unsuccessful images still falls at the end", "more steps might have succeeded",
+             "raise walk.steps or walk.step_size"),
+        Gate("stable success", "the decision changes in a small ball around the attacked image", "a success that a grey level undoes is luck",
+             "raise walk.confidence; look for randomness or rounding in the network"),
+        Gate("no silent success", "an image that fooled on the way is counted as a failure", "the attack is stronger than its number",
+             "keep the best iterate and judge it as it is stored"),
+        Gate("planted point", "the attack misses an accepted image that is known to be there", "an attack that cannot find it certifies nothing",
+             "look for masked gradients in the network or in a detector"),
+        Gate("hiding loss", "the loss of an attacker who knows the guard falls while its score rises", "he pushes the wrong way",
+             "check the sign and the layers of the hiding term"),
+        Gate("detector-aware beats oblivious", "he who knows the guard slips through less often than he who does not", "he could have done the same",
+             "raise the steps or lower the weight of the hiding term"),
+        Gate("scores of single images", "a score changes when its image stands alone", "a verdict must not depend on the other images of a batch",
+             "use a stored reference in place of the batch"),
+        Gate("noise is noise", "noisy negatives equal the clean images", "the guard would be spared its hardest negatives",
+             "raise eps or store more grey levels"),
+        Gate("no patient twice", "a patient stands in two parts", "the guard would be tested on what it learnt from",
+             "give the patients' names; remove duplicates"),
+        Gate("test scores like calibrate scores", "clean test and clean calibrate images score differently", "thresholds then mean something else there",
+             "look for test images or labels that reached the detector or its threshold"),
+    )
+}  # fmt: skip
+ROOTS = (
+    "deterministic network",
+    "gradient",
+    "unbounded attack",
+)  # what makes the attacks' other gates meaningless, gravest first
+FOLLOWS = {
+    *("unbounded attack", "iterative beats one step", "white box beats noise", "larger budgets", "converged"),
+    *("loss at rest", "stable success", "planted point"),
+}
+
+
+def gates_of(lab: Lab) -> list[dict[str, str]]:
+    """The gates of a finished run, in the order of ``GATES``; none with ``gates: off``."""
+    if lab.plan.gates == "off":
+        return []
+    judged = judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab))
+    gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
+    return [asdict(g) for g in _rooted(gates)]
+
+
+def _rooted(gates: Sequence[Gate]) -> list[Gate]:
+    """A failure that follows from a graver one is a warning: the cause stands alone among the failures."""
+    failed = {g.name for g in gates if g.status == "fail"}
+    root = next((n for n in ROOTS if n in failed), None)
+    return [
+        replace(g, status="warn", detail=f"{g.detail}; may follow from the gate {root!r}")
+        if root and g.status == "fail" and g.name in FOLLOWS and g.name != root
+        else g
+        for g in gates
+    ]
+
+
+# --- from the probes -----------------------------------------------------------------------------------------------------
+
+
+def judge_probes(a: Arrays) -> dict[str, Judged]:
+    """The gates that rest on ``probes.measure``. With n images, one image more or less (1 / n) is a warning, more is a failure."""
+    n = len(a["base"])
+    share = {name: float(a[name].mean()) for name in ("noise", "single", "base", "double", "whole")}
+    blind = float((a["gradient"] <= 0).mean())
+    return {
+        "deterministic network": _flag(a, "random"),
+        "logits, not probabilities": _flag(a, "probabilities"),
+        "gradient": ("fail" if blind or a["flag/blind"] else "pass", f"{blind:.0%} of {n} images have no slope"),
+        "unbounded attack": _least(share["whole"], 1.0, n, f"{share['whole']:.0%} of {n} images at eps = the whole box"),
+        "iterative beats one step": _least(share["base"], share["single"], n, f"{share['base']:.0%} against {share['single']:.0%} of {n} images"),
+        "white box beats noise": _above_noise(share["base"], share["noise"], n),
+        "converged": _converged(a, n),
+        "loss at rest": _at_rest(a),
+        "stable success": _stable(a),
+        "planted point": _found(a["planted"]),
+        "hiding loss": _ranked(a),
+        "scores of single images": _alone(a),
+    }  # fmt: skip
+
+
+def _flag(a: Arrays, name: str) -> Judged:
+    return ("fail", "so it is") if a[f"flag/{name}"] else ("pass", "not so")
+
+
+def _least(value: float, least: float, n: int, detail: str) -> Judged:
+    """Whether ``value`` reaches ``least``; one image of n below is a warning."""
+    short = round((least - value) * n)
+    return "pass" if short <= 0 else "warn" if short == 1 else "fail", detail
+
+
+def _above_noise(base: float, noise: float, n: int) -> Judged:
+    detail = f"{base:.0%} against {noise:.0%} of {n} images"
+    return "pass" if base > noise or noise == 1.0 else "warn" if noise == 0.0 else "fail", detail
+
+
+def _converged(a: Arrays, n: int) -> Judged:
+    gains = {"plain": float(a["double"].mean() - a["base"].mean())}
+    gains |= {k[5:]: float(a[f"double/{k[5:]}"].mean() - a[k].mean()) for k in a if k.startswith("base/")}
+    worst = max(gains, key=lambda name: gains[name])
+    detail = f"twice the steps: {100 * gains[worst]:+.1f} points for {worst}, {n} images"
+    return "pass" if gains[worst] < 0.01 else "warn" if round(gains[worst] * n) <= 1 else "fail", detail
+
+
+def _at_rest(a: Arrays) -> Judged:
+    """Of the images that were not fooled: is the loss of the last tenth of the steps still falling, by a hundredth of its whole fall?"""
+    trace = np.asarray(a["trace"], np.float64)[:, ~a["base"].astype(bool)]
+    if not trace.size:
+        return "pass", "every image was fooled"
+    best = np.fmin.accumulate(trace, axis=0)
+    before = best[-1 - max(1, len(best) // 10)]
+    whole = best[0] - best[-1]
+    moving = float(((before - best[-1] > 0.01 * whole) & (whole > 1e-9)).mean())
+    return (
+        "fail" if moving > 0.5 else "warn" if moving else "pass",
+        f"{moving:.0%} of {trace.shape[1]} unsuccessful images",
+    )
+
+
+def _stable(a: Arrays) -> Judged:
+    fooled = a["base"].astype(bool)
+    if not fooled.any():
+        return "warn", "no image was fooled"
+    kept = float(a["kept"][fooled].mean())
+    return "pass" if kept >= 0.95 else "warn" if kept >= 0.75 else "fail", f"{kept:.0%} of a ball of eps / 20 agree"
+
+
+def _found(planted: np.ndarray) -> Judged:
+    if not len(planted):
+        return "warn", "no point could be planted: the rim of the ball looks like its inside"
+    found = float(planted.mean())
+    detail = f"found {found:.0%} of {len(planted)} planted points"
+    return "pass" if found >= 0.95 else "warn" if found >= 0.75 else "fail", detail
+
+
+def _ranked(a: Arrays) -> Judged:
+    """Over plain and hidden images: a detector whose score rises as the loss that hides from it falls."""
+    ranks = {k[5:]: v[~np.isnan(v)] for k, v in a.items() if k.startswith("rank/")}
+    if not any(len(v) for v in ranks.values()):
+        return "warn" if not ranks else "pass", "no hiding objective" if not ranks else "the loss is zero throughout"
+    (name, rho), *_ = ranks.items()
+    aware = OBJECTIVES[name.partition(":")[0]].knowledge == "detector-aware"
+    detail = f"{name}: rank correlation with the scores {rho.min():.2f} to {rho.max():.2f}"
+    return ("fail" if aware else "warn") if rho.mean() < -0.3 else "pass", detail
+
+
+def _alone(a: Arrays) -> Judged:
+    gaps = {k.removeprefix("batch/"): float(v) for k, v in a.items() if k.startswith("batch/")}
+    bad = [name for name, gap in gaps.items() if gap > 1e-4]
+    return ("fail", f"{', '.join(bad)} changes") if bad else ("pass", f"{len(gaps)} detectors")
+
+
+# --- from the results ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evasion:
+    """What the gates read of the stored results.
+
+    ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
+    for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
+    ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part.
+    """
+
+    silent: int = 0
+    attacked: int = 1
+    budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    aware: Mapping[str, tuple[np.ndarray, np.ndarray] | None] = field(default_factory=dict)
+    patients: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    still: int = 0
+    clean: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def judge_table(e: Evasion) -> dict[str, Judged]:
+    """The gates that rest on the stored results."""
+    shared = [f"{a} and {b}" for a in e.patients for b in e.patients if a < b and e.patients[a] & e.patients[b]]
+    return {
+        "no silent success": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
+        "larger budgets": _growing(e),
+        "detector-aware beats oblivious": _aware(e),
+        "noise is noise": ("fail" if e.still else "pass", f"{e.still} noisy images equal clean ones"),
+        "no patient twice": ("fail" if shared else "pass", f"shared by {', '.join(shared)}" if shared else "none"),
+        "test scores like calibrate scores": _alike(e),
+    }
+
+
+def _growing(e: Evasion) -> Judged:
+    falls = {name: -float(np.diff(v).min()) for name, v in e.budgets.items() if len(v) > 1}
+    if not falls:
+        return "pass", "one budget only; the unbounded attack is the next larger one"
+    worst = max(falls, key=lambda name: falls[name])
+    detail = f"{worst}: {', '.join(f'{v:.0%}' for v in e.budgets[worst])} by rising eps"
+    return "pass" if falls[worst] <= 0 else "warn" if falls[worst] <= 0.02 else "fail", detail
+
+
+def _aware(e: Evasion) -> Judged:
+    """Fails where the interval of aimed - oblivious lies below 0 for some detector."""
+    pairs = {name: pair for name, pair in e.aware.items() if pair is not None}
+    if not pairs:
+        return "warn", "nobody who knows a guard attacked it; add an objective such as evade"
+    gap = {n: paired_difference(np.mean, (aimed,), (blind,)) for n, (blind, aimed) in pairs.items()}
+    worst = min(gap, key=lambda name: gap[name].high)
+    detail = (
+        f"{worst}: {100 * gap[worst].value:+.0f} points ({100 * gap[worst].low:.0f} to {100 * gap[worst].high:.0f})"
+    )
+    status: Status = "fail" if gap[worst].high < 0 else "warn" if gap[worst].value < 0 else "pass"
+    return status, detail
+
+
+def _alike(e: Evasion) -> Judged:
+    if not e.clean:
+        return "pass", "no detector"
+    areas = {name: auc(*pair) for name, pair in e.clean.items()}
+    least = min(len(v) for pair in e.clean.values() for v in pair)
+    noise = 3 / (12 * max(least, 1) / 2) ** 0.5  # three standard errors of an AUC of two equal samples
+    worst = max(areas, key=lambda name: abs(areas[name] - 0.5))
+    off = abs(areas[worst] - 0.5)
+    detail = f"{worst}: AUC of test against calibrate {areas[worst]:.2f}"
+    return "pass" if off <= noise else "warn" if off <= 2 * noise else "fail", detail
+
+
+def _evasion(lab: Lab) -> Evasion:
+    found = [found_in(lab, c) for c in cells(lab)]
+    plain = [a.name for a in lab.plan.attacks if a.name in ITERATIVE]
+    order = sorted(lab.budgets)
+    at = {(f.cell.attack.name, f.cell.objective.name, f.cell.eps): f for f in found}
+    noisy, rows = lab.outputs(noisy_at(lab.budgets[0]), "test")
+    clean = lab.at("clean", "test", rows)
+    same = np.all([(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()], axis=0)
+    return Evasion(
+        silent=sum(int(((f.first >= 0) & ~f.fooled).sum()) for f in found),
+        attacked=sum(len(f.rows) for f in found),
+        budgets={
+            n: [float(at[n, "plain", eps].fooled.mean()) for eps in order]
+            for n in plain
+            if (n, "plain", order[0]) in at and len(at[n, "plain", order[0]].rows)
+        },
+        aware={d: _best_of(lab, d, found) for d in lab.plan.detectors},
+        patients={part: frozenset(map(str, lab.cases.patients[lab.rows(part)])) for part in ("train", *PARTS)},
+        still=int(same.sum()),
+        clean={
+            d: tuple(scores_in(lab, d, lab.budgets[0], "clean", part) for part in ("calibrate", "test"))  # type: ignore[misc]
+            for d in lab.plan.detectors
+        },
+    )
+
+
+def _best_of(lab: Lab, detector: str, found: Sequence[Found]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Who slips past ``detector`` at 10 % false alarms and the first budget: under the best oblivious and the best aimed attack."""
+    eps = lab.budgets[0]
+    limit = thresholds_of(lab, detector, eps)["fpr10"]
+    best: dict[str, np.ndarray] = {}
+    for f in found:
+        cell = f.cell
+        kind = OBJECTIVES[cell.objective.kind]
+        aim = {"kde": ("kd",), "lid": ("lid",)}.get(cell.objective.kind) or cell.objective.aim or (detector,)
+        if cell.eps != eps or not len(f.rows) or (kind.knowledge == "detector-aware" and detector not in aim):
+            continue
+        slips = f.fooled & (scores_in(lab, detector, eps, lab.condition(cell), "test", f.rows) <= limit)
+        if kind.knowledge not in best or slips.mean() > best[kind.knowledge].mean():
+            best[kind.knowledge] = slips
+    pair = best.get("oblivious"), best.get("detector-aware")
+    return None if pair[0] is None or pair[1] is None else (pair[0], pair[1])

@@ -1,0 +1,307 @@
+"""Probes: small extra attacks on the fit part whose outcome is known in advance if the evaluation is sound. The gates judge them.
+
+A ``Trial`` is all that a probe needs; ``measure`` runs the probes and gives plain arrays; ``probe_tasks(lab)`` are the tasks of an audit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feathide.attack import Attack, when_fooled
+from feathide.catalog import ITERATIVE, OBJECTIVES
+from feathide.classifier import FeatureClassifier
+from feathide.detectors import Detector
+from feathide.geometry import Grid, Linf, Noise
+from feathide.metrics import spearman
+from feathide.models import check_network
+from feathide.objectives import BoundLoss, Objective
+from feathide.recipes import fgsm, noise
+from feathide.study.engine import Task
+from feathide.study.lab import PLAIN, Attacker, Lab, lab_of
+from feathide.study.plan import AttackPlan, Cell, ObjectivePlan
+from feathide.study.stages import Arrays, attack_of, needed, weight_of
+from feathide.study.store import Store, digest
+from feathide.types import ALL, Goal, Outputs, Rows
+
+__all__ = ["FLAGS", "Guard", "Readout", "Trial", "measure", "planted", "probe_key", "probe_tasks", "trial_of"]
+
+CASES = 16
+SMALL = 0.05  # the ball of the stability probe, as a share of eps
+DRAWS = 4
+INNER, CORNERS = 24, 8  # images that a readout is fitted on: inside the ball, and candidates for the planted one
+FLAGS = {"random": "the network is random", "probabilities": "the outputs look like prob", "blind": "no gradient"}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A fitted detector, its threshold at 10 % false alarms and the spread of its clean scores."""
+
+    detector: Detector
+    limit: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Some images that the classifier gets right, the plain ``attack`` of the audit, its ``hidden`` ones and the guards."""
+
+    classifier: FeatureClassifier
+    observer: FeatureClassifier  # as the guards read it, with dropout draws where one needs them
+    x: Tensor
+    goal: Goal
+    ids: Sequence[str]
+    attack: Attack
+    hidden: Mapping[str, Attack] = field(default_factory=dict)
+    guards: Mapping[str, Guard] = field(default_factory=dict)
+    grid: Grid | None = None
+    seed: int = 0
+
+
+def measure(trial: Trial) -> dict[str, np.ndarray]:
+    """All probes. Keys, with n images, S steps and m images with a planted point:
+
+    ``flag/<name>``: a flag of the network; ``gradient`` (n,): the largest slope of the attack's loss at the clean image; ``noise``, ``single``,
+    ``base``, ``double``, ``whole`` (n,): who was fooled by random noise, one step, the attack, twice its steps, and a budget as large as the box;
+    ``trace`` (S + 1, n); ``kept`` (n,): the share of a small ball that keeps the attack's decision; ``base/<objective>`` and
+    ``double/<objective>`` (n,); ``rank/<objective>`` (D,): rank correlation of the hiding loss with each detector's score;
+    ``planted`` (m,): who found it; ``batch/<detector>``: how far a score depends on its batch.
+    """
+    arrays = {f"flag/{name}": np.asarray(raised) for name, raised in _flags(trial).items()}
+    arrays["gradient"] = _slope(trial)
+    plain = trial.attack
+    quick = replace(plain, leave=when_fooled)
+    base = _run(trial, plain)
+    for name, attack in {
+        "noise": noise(plain.threat),
+        "single": fgsm(plain.threat),
+        "double": replace(quick, steps=2 * plain.steps),
+        "whole": replace(quick, steps=2 * plain.steps, threat=plain.threat.scaled(_whole(trial))),
+    }.items():
+        arrays[name] = _run(trial, attack)[1]
+    arrays |= {"base": base[1], "trace": base[2], "kept": _kept(trial, base[0])}
+    for name, attack in trial.hidden.items():
+        found = _run(trial, attack, trial.observer)
+        arrays[f"base/{name}"] = found[1]
+        arrays[f"double/{name}"] = _run(trial, replace(attack, steps=2 * attack.steps), trial.observer)[1]
+        arrays[f"rank/{name}"] = _ranks(trial, attack, torch.cat([base[0], found[0]]))
+    with torch.no_grad():
+        out = trial.observer(trial.x).to("cpu")
+    arrays |= {f"batch/{name}": np.asarray(_batch_gap(g.detector, out)) for name, g in trial.guards.items()}
+    return arrays | {"planted": planted(trial)}
+
+
+def _run(
+    trial: Trial, attack: Attack, classifier: FeatureClassifier | None = None
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """The images, who is fooled by them (predicted again), and the trace."""
+    found = attack(classifier or trial.classifier, trial.x, trial.goal, ids=trial.ids, seed=trial.seed, grid=trial.grid)
+    with torch.no_grad():
+        fooled = trial.classifier(found.adversarial).predicted == trial.goal.target
+    return found.adversarial, fooled.cpu().numpy(), found.trace.cpu().numpy()
+
+
+def _whole(trial: Trial) -> float:
+    """How many times eps is a budget from which every image of the box can be reached."""
+    low, high = trial.classifier.box
+    reach = (high - low) * (1.0 if isinstance(trial.attack.threat, Linf) else float(trial.x[0].numel()) ** 0.5)
+    return reach / float(torch.as_tensor(trial.attack.threat.eps).min())
+
+
+def _flags(trial: Trial) -> dict[str, bool]:
+    c = trial.classifier
+    with torch.no_grad():
+        classes = c(trial.x[:1]).logits.shape[1]
+    said = check_network(c.model, c.prepared(trial.x[:2]), classes, c.head)
+    return {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
+
+
+def _slope(trial: Trial) -> np.ndarray:
+    """max |d J / d x| of each image, (n,)."""
+    x = trial.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        out = trial.classifier(x)
+        bound = trial.attack.objective.bind(out.detach(), trial.goal, Noise(trial.seed, tuple(trial.ids)))
+        assert bound.fool is not None
+        (grad,) = torch.autograd.grad(bound.fool(out, ALL).sum(), x)
+    return grad.flatten(1).abs().amax(1).cpu().numpy()
+
+
+def _kept(trial: Trial, adversarial: Tensor) -> np.ndarray:
+    """The share of random points in a small ball around each attacked image at which the decision is the same, (n,)."""
+    small, drawn = trial.attack.threat.scaled(SMALL), Noise(trial.seed, tuple(trial.ids))
+    with torch.no_grad():
+        decision = trial.classifier(adversarial).predicted
+        same = []
+        for k in range(DRAWS):
+            delta = small.project(small.start(adversarial, drawn, draw=f"ball {k}"), adversarial, trial.classifier.box)
+            same.append(trial.classifier(adversarial + delta).predicted == decision)
+    return torch.stack(same).double().mean(0).cpu().numpy()
+
+
+def _ranks(trial: Trial, attack: Attack, images: Tensor) -> np.ndarray:
+    """Spearman's rho of the attacker's hiding loss and each detector's score over ``images``, plain and hidden ones of each case, (D,)."""
+    goal = Goal(trial.goal.source.repeat(2), trial.goal.target.repeat(2))
+    with torch.no_grad():
+        clean = trial.observer(trial.x.repeat(2, *[1] * (trial.x.ndim - 1)))
+        bound = attack.objective.bind(clean, goal, Noise(trial.seed, tuple(trial.ids) * 2))
+        out = trial.observer(images)
+        assert bound.hide is not None
+        hide = bound.hide(out, ALL).cpu().numpy()
+        scores = [g.detector.score(replace(out, assumed=goal.target)).cpu().numpy() for g in trial.guards.values()]
+    return np.array([spearman(hide, s) for s in scores])
+
+
+def _batch_gap(detector: Detector, out: Outputs) -> float:
+    """The largest change of a score when its row stands alone, in units of the scores' spread."""
+    out = out.to(torch.float64)
+    with torch.no_grad():
+        whole = detector.score(out)
+        alone = torch.cat([detector.score(out[i : i + 1]) for i in range(len(out))])
+    return float((whole - alone).abs().max() / whole.std().clamp_min(1e-12))
+
+
+# --- a point that must be found ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Readout(Objective):
+    """J = softplus(-g_i), g_i(x) = f(x) w_i - b_i: another question about the last layer's features for each image, whose answer is known to be
+    yes somewhere in the ball. Hidden from ``guards``: each score is held at or below ``limits`` (D, n)."""
+
+    weight: Tensor
+    bias: Tensor
+    guards: tuple[Guard, ...]
+    limits: Tensor
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        def answer(out: Outputs, rows: Rows) -> Tensor:
+            return (out.last.double() * self.weight[rows]).sum(1) - self.bias[rows]
+
+        def hide(out: Outputs, rows: Rows) -> Tensor:
+            excess = [
+                F.relu(g.detector.score(out) - limit[rows]) / g.scale
+                for g, limit in zip(self.guards, self.limits, strict=True)
+            ]
+            return torch.stack(excess).sum(0)
+
+        return BoundLoss(
+            fool=lambda out, rows: F.softplus(-answer(out, rows)),
+            margin=answer,
+            hide=hide if self.guards else None,
+            name="readout",
+        )
+
+
+def planted(trial: Trial) -> np.ndarray:
+    """The binarisation test (Zimmermann et al. 2022) with the detectors in the loop: who found the planted point, (m,) of at most n images.
+
+    Of ``CORNERS`` random images at the rim of the ball the one is planted that a linear readout of the last layer tells best from ``INNER`` random
+    images inside half of the ball. The attack must find an image that the readout calls planted and that no detector finds
+    more suspicious than its threshold or the planted image. Images whose rim cannot be told from the inside are left out.
+    """
+    n, threat, box = len(trial.x), trial.attack.threat, trial.classifier.box
+    drawn = Noise(trial.seed, tuple(trial.ids))
+
+    def around(share: float, k: int) -> Outputs:
+        ball = threat.scaled(share)
+        delta = ball.start(trial.x, drawn, draw=f"{share} {k}")
+        delta = delta if share < 1 else ball.steepest(delta) * float(torch.as_tensor(threat.eps).min())
+        with torch.no_grad():
+            return trial.observer(trial.x + threat.project(delta, trial.x, box))
+
+    inner = torch.stack([around(0.5, k).last for k in range(INNER)], 1).double()  # (n, INNER, C)
+    rim = [around(1.0, k) for k in range(CORNERS)]
+    corner = torch.stack([r.last for r in rim], 1).double()  # (n, CORNERS, C)
+    centre, spread = inner.mean(1, keepdim=True), inner.std(1, keepdim=True).clamp_min(1e-9)
+    way = (corner - centre) / spread**2  # (n, CORNERS, C)
+    way = way / ((corner - centre) * way).sum(2, keepdim=True).clamp_min(1e-12)  # the corner itself answers 1
+    gap = 1 - torch.einsum("nic,nkc->nki", inner - centre, way).amax(2)  # (n, CORNERS)
+    best, k = gap.max(1)
+    rows = (best > 0.1).nonzero().flatten()
+    if not len(rows):
+        return np.zeros(0, bool)
+    at = torch.arange(n, device=k.device)
+    weight = (way[at, k] / best[:, None] * 4)[rows]
+    bias = (weight * centre[rows, 0]).sum(1) + (4 / best - 2)[rows]
+    guards = tuple(trial.guards.values())
+    with torch.no_grad():
+        scores = [torch.stack([g.detector.score(r) for r in rim], 1)[at, k][rows] for g in guards]
+    limits = torch.stack([s.clamp_min(g.limit) for s, g in zip(scores, guards, strict=True)]) if guards else bias[:0]
+    aim = Readout(weight, bias, guards, limits)
+    attack = replace(trial.attack, objective=aim, confidence=0.0)
+    names, goal = [trial.ids[i] for i in rows.tolist()], trial.goal[rows]
+    found = attack(trial.observer, trial.x[rows], goal, ids=names, seed=trial.seed)
+    with torch.no_grad():
+        out = trial.observer(found.adversarial)
+        hit = aim.bind(out, goal, drawn).margin(out, ALL) > 0  # type: ignore[misc]
+        for g, limit in zip(guards, limits, strict=True):
+            hit &= g.detector.score(out) <= limit + 1e-3 * g.scale
+    return hit.cpu().numpy()
+
+
+# --- as a task of an audit ---------------------------------------------------------------------------------------------
+
+
+def probe_cell(lab: Lab) -> Cell:
+    """The plain attack that is probed, at the audited budget: the one that the detectors learn from, else the first that has steps."""
+    wanted = [a for a in (lab.plan.learnt_from, *lab.plan.attacks) if a.name in ITERATIVE and a.name != "standard"]
+    return Cell((wanted or [AttackPlan(name="pgd")])[0], PLAIN, lab.budgets[0])
+
+
+def probe_key(lab: Lab) -> str:
+    """Where the probes of a lab are stored."""
+    p = lab.plan
+    parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
+    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES])}"
+
+
+def probe_tasks(lab: Lab) -> list[Task]:
+    """The one task of the probes; none with ``gates: off``."""
+    if lab.plan.gates == "off":
+        return []
+    needs = list(needed(lab, replace(probe_cell(lab), objective=ObjectivePlan(name="evade"))))
+    for cell in _hidden(lab):
+        needs += [*needed(lab, cell), *([lab.tune_key(cell)] if cell.objective.weight == "auto" else [])]
+    work = partial(_probe, lab.plan.model_dump_json())
+    return [Task(probe_key(lab), tuple(dict.fromkeys(needs)), work, "check the evaluation", "gates", 60)]
+
+
+def _hidden(lab: Lab) -> list[Cell]:
+    """The probed attack with the objective of the plan that knows most of the guard, if any hides."""
+    known = sorted((o for o in lab.plan.objectives if o.kind != "plain"), key=_knows_detectors, reverse=True)
+    return [replace(probe_cell(lab), objective=o) for o in known[:1]]
+
+
+def _knows_detectors(objective: ObjectivePlan) -> bool:
+    return OBJECTIVES[objective.kind].knowledge == "detector-aware"
+
+
+def _probe(json: str, store: Store) -> Arrays:
+    return measure(trial_of(lab_of(json, store)))
+
+
+def trial_of(lab: Lab) -> Trial:
+    """A few images of the fit part that the classifier gets right."""
+    out, rows = lab.outputs("clean", "fit")
+    rows = rows[out.predicted.numpy() == lab.labels[rows]][:CASES]
+    cell = probe_cell(lab)
+    found = Attacker(lab, cell.eps).detectors(None)
+    guards = {n: Guard(*g) for n, g in zip(lab.plan.detectors, zip(*found, strict=True), strict=True)}
+    hidden = {c.objective.name: attack_of(lab, c, weight_of(lab, c)) for c in _hidden(lab)}
+    return Trial(
+        lab.classifier,
+        lab.observer,
+        lab.images(rows),
+        lab.goal(rows),
+        lab.ids(rows),
+        attack_of(lab, cell, None),  # type: ignore[arg-type]  # an ensemble is never probed
+        hidden,  # type: ignore[arg-type]
+        guards,
+        lab.grid,
+        lab.plan.seed,
+    )
