@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from feathide.errors import InputError
-from feathide.study.engine import Interrupted, RichProgress, Status, Task, ordered, run
+from feathide.study.engine import Interrupted, RichProgress, Status, Task, ordered, run, tell
 from feathide.study.store import Store, digest, open_folder
 
 fork = get_context("fork")
@@ -283,3 +283,21 @@ def test_tasks_of_a_hundred_thousand_are_ordered_in_seconds():
     start = time.monotonic()
     assert len(ordered(reversed(tasks))) == len(tasks)
     assert time.monotonic() - start < 10
+
+
+def test_a_long_task_tells_how_far_it_is(tmp_path):
+    seen: list[str] = []
+
+    class Titles:
+        def show(self, status: Status) -> None:
+            seen.append(status.title)
+
+        def say(self, sentence: str) -> None:
+            pass
+
+    def work(store: Store) -> dict[str, np.ndarray]:
+        tell(1, 2, "epoch")
+        return {"a": np.zeros(1)}
+
+    run([Task("a", (), work, title="net")], Store(tmp_path), progress=Titles())
+    assert seen == ["net", "epoch 1/2", "net"]

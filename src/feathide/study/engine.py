@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from typing import Literal, Protocol, Self
@@ -22,7 +23,7 @@ from rich.progress import Progress as Bars
 from feathide.errors import InputError, expected, unknown
 from feathide.study.store import Store
 
-__all__ = ["Interrupted", "Progress", "RichProgress", "Status", "Task", "run"]
+__all__ = ["Interrupted", "Progress", "RichProgress", "Status", "Task", "run", "tell"]
 
 POLL = 0.2  # seconds between two looks at the tasks that other processes work on
 
@@ -64,6 +65,17 @@ class Progress(Protocol):
 
     def say(self, sentence: str) -> None:
         """Called when something happened that a person should know."""
+
+
+Tell = Callable[[int, int, str], None]
+LISTENER: ContextVar[Tell | None] = ContextVar("LISTENER", default=None)
+
+
+def tell(done: int, total: int, what: str) -> None:
+    """Called from inside a long task's work: the display shows how far it is; without a display nothing happens."""
+    listener = LISTENER.get()
+    if listener is not None:
+        listener(done, total, what)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -192,7 +204,7 @@ def _work_off(order: Sequence[Task], missing: set[str], store: Store, progress: 
             busy.clear()
         task = ready.popleft()
         if not store.done(task.key):
-            clock.before(task)
+            LISTENER.set(clock.before(task))
             match attempt(task, store):
                 case "busy":
                     busy.append(task)
@@ -285,8 +297,11 @@ class Clock:
         self._old, self._new, self._weight = len(order) - len(missing), 0, 0.0
         self._start = time.monotonic()
 
-    def before(self, task: Task) -> None:
-        self._progress.show(self._status(task))
+    def before(self, task: Task) -> Tell:
+        """Shows the task; what comes back takes what a long task tells of itself (see ``tell``)."""
+        status = self._status(task)
+        self._progress.show(status)
+        return lambda done, total, what: self._progress.show(replace(status, title=f"{what} {done}/{total}"))
 
     def after(self, task: Task) -> None:
         self._new += 1
