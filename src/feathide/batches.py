@@ -10,8 +10,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from feathide.augment import Augment
 from feathide.data.cases import Cases
+from feathide.types import Box
 
-__all__ = ["Images", "changer", "loader", "measure", "normaliser", "reader"]
+__all__ = ["Images", "changer", "loader", "measure", "normaliser", "reader", "windowed"]
 
 Read = Callable[[np.ndarray], Tensor]  # positions in a split (n,) -> images (n, C, *S)
 Change = Callable[[Tensor], Tensor]
@@ -25,6 +26,14 @@ def reader(cases: Cases, rows: np.ndarray) -> Read:
         return lambda at: torch.from_numpy(cases.images(rows[at]))
     held = torch.from_numpy(cases.images(rows))
     return lambda at: held[torch.from_numpy(at)]
+
+
+def windowed(read: Read, window: Box | None) -> Read:
+    """The images with the part ``window`` of the box shown as [0, 1] and cut there; as they are without one."""
+    if window is None:
+        return read
+    low, high = window
+    return lambda at: (read(at).clamp(low, high) - low) / (high - low)
 
 
 def measure(read: Read, n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

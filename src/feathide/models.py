@@ -28,6 +28,7 @@ __all__ = [
     "Stem",
     "build",
     "check_network",
+    "load_callable",
     "load_network",
     "load_weights",
     "save_weights",
@@ -215,24 +216,8 @@ def load_network(
     happens without ``trust=True``. ``weights`` is a file for ``load_weights``; without it the network comes as made.
     Raises ``InputError`` if the code does not import, lacks the name, refuses ``kwargs`` or makes no network.
     """
-    if not trust:
-        raise expected(
-            f"{spec} must be trusted to run its Python code",
-            got="trust=False",
-            do="pass trust=True if you know this code",
-        )
-    source, colon, name = spec.rpartition(":")
-    if not colon or not source or not name:
-        raise expected(
-            "a network is named package.module:callable or file.py:callable", got=repr(spec), do="correct it"
-        )
-    with _seeded(0), _importable(Path(source).parent if source.endswith(".py") else Path.cwd()):
-        module = _import(source)
-        entry = getattr(module, name, None)
-        if not callable(entry):
-            raise unknown(
-                f"callable in {source}", name, [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
-            )
+    with _seeded(0), _importable(spec):
+        entry = load_callable(spec, trust=trust)
         model = entry if isinstance(entry, nn.Module) else _call(entry, spec, kwargs or {})
     if not isinstance(model, nn.Module):
         raise expected(
@@ -241,6 +226,28 @@ def load_network(
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def load_callable(spec: str, *, trust: bool) -> Callable[..., Any]:
+    """What ``package.module:callable`` or ``path/to/file.py:callable`` names. Importing it runs the user's code, so nothing happens
+    without ``trust``."""
+    if not trust:
+        raise expected(
+            f"{spec} must be trusted to run its Python code",
+            got="trust=False",
+            do="pass trust=True if you know this code",
+        )
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name:
+        raise expected("code is named package.module:callable or file.py:callable", got=repr(spec), do="correct it")
+    with _importable(spec):
+        module = _import(source)
+    entry = getattr(module, name, None)
+    if not callable(entry):
+        raise unknown(
+            f"callable in {source}", name, [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
+        )
+    return entry  # type: ignore[no-any-return]
 
 
 def _call(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any]) -> Any:
@@ -257,7 +264,7 @@ def _import(source: str) -> ModuleType:
             return importlib.import_module(source)
         path = Path(source)
         if not path.is_file():
-            raise expected("the network's code must be a file", got=path, do="correct the path")
+            raise expected("the code must be a file", got=path, do="correct the path")
         found = importlib.util.spec_from_file_location(f"feathide_user_{path.stem}", path)
         assert found is not None and found.loader is not None
         module = importlib.util.module_from_spec(found)
@@ -275,8 +282,10 @@ def _import(source: str) -> ModuleType:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """The folder is searched first while the block runs, so that a file can import its neighbours."""
+def _importable(spec: str) -> Iterator[None]:
+    """The folder of the code is searched first while the block runs, so that a file can import its neighbours."""
+    source = spec.rpartition(":")[0]
+    folder = Path(source).parent if source.endswith(".py") else Path.cwd()
     sys.path.insert(0, str(folder.resolve()))
     try:
         yield

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from feathide.augment import Augment
-from feathide.batches import Images, changer, loader, measure, normaliser, reader
+from feathide.batches import Images, changer, loader, measure, normaliser, reader, windowed
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
 from feathide.models import Stem, build, check_network
+from feathide.types import Box
 from feathide.weights import load_weights, read_about, save_weights, start_from, weights_digest
 
 __all__ = ["Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
@@ -40,7 +41,7 @@ Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is 
 class TrainResult:
     """A trained network in evaluation mode on the CPU, and how it came about.
 
-    It sees ``(x - mean) / std`` with x in the box and one mean and std per channel, measured on the training split:
+    It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1], and one mean and std per channel, measured on the training split:
     declare them to ``FeatureClassifier``. ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy,
     val_auc); ``val_accuracy`` and ``val_auc`` (NaN where no class has validation images both in and out) are those of
     ``epoch``, the one that was kept.
@@ -70,6 +71,7 @@ def train_classifier(
     lr: float = 1e-3,
     patience: int = 5,
     augment: Augment | bool = True,
+    window: Box | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -80,7 +82,8 @@ def train_classifier(
     finding); None: what the labels call for. The loss is cross-entropy in which every class weighs the same in all;
     AdamW with a one-cycle schedule of peak ``lr``. What is validated and kept is a running average of the weights,
     which does not jump about as the weights do while ``lr`` is high. Training stops when its validation loss has not
-    improved for ``patience`` epochs; the best epoch is kept. ``augment``: True for ``Augment()``. ``weights``: a user's
+    improved for ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part of the box as [0, 1], as in
+    ``FeatureClassifier``; mean and std are those of what it sees. ``augment``: True for ``Augment()``. ``weights``: a user's
     file to start from (see ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
     ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random
     state stays as it was. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
@@ -94,15 +97,15 @@ def train_classifier(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
         if not value > 0:
             raise expected(f"{name} must be positive", got=value, do="leave it out for the default")
-    network = _network(cases, arch, head=head, stem=stem, seed=seed)
+    network = _network(cases, arch, head=head, stem=stem, seed=seed, window=window)
     if weights is not None:
         start_from(network, weights)
-    read = reader(cases, train)
+    read = windowed(reader(cases, train), window)
     mean, std = measure(read, len(train))
     normalise = normaliser(mean, std)
     change = changer(Augment() if augment is True else augment or None, seed)
     batches = loader(Images(read, cases.labels[train], normalise, change), batch_size, seed)
-    held_out = loader(Images(reader(cases, val), cases.labels[val], normalise), batch_size, None)
+    held_out = loader(Images(windowed(reader(cases, val), window), cases.labels[val], normalise), batch_size, None)
     loss = _loss(cases.labels[train], len(cases.class_names), head)
     training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -122,14 +125,14 @@ def train_classifier(
         seconds=time.perf_counter() - started,
     )
     if out is not None:
-        save_weights(network, out, about=_about(cases, arch, stem, result))
+        save_weights(network, out, about=_about(cases, arch, stem, result) | {"window": window})
     return result
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network in a file that ``train_classifier`` wrote, in evaluation mode, and what the file says about it.
 
-    That is: arch, channels, outputs, stem, head, mean, std, class_names, size, val_accuracy, val_auc. Raises
+    That is: arch, channels, outputs, stem, head, mean, std, window, class_names, size, val_accuracy, val_auc. Raises
     ``InputError`` for any other file.
     """
     about = read_about(path)
@@ -194,13 +197,15 @@ def _checked_rows(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
     return train, val
 
 
-def _network(cases: Cases, arch: str | nn.Module, *, head: Head, stem: Stem, seed: int) -> nn.Module:
+def _network(
+    cases: Cases, arch: str | nn.Module, *, head: Head, stem: Stem, seed: int, window: Box | None
+) -> nn.Module:
     k = len(cases.class_names)
     if isinstance(arch, str):
         outputs = 1 if head == "sigmoid" else k
         return build(arch, channels=cases.channels, outputs=outputs, size=cases.shape, stem=stem, seed=seed)
     network = copy.deepcopy(arch).cpu().eval()
-    check_network(network, torch.from_numpy(cases.images(cases.where("train")[:2])), k, head)
+    check_network(network, windowed(reader(cases, cases.where("train")[:2]), window)(np.arange(2)), k, head)
     return network.train()
 
 

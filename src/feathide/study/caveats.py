@@ -3,6 +3,7 @@
 import pandas as pd
 
 from feathide.catalog import ITERATIVE
+from feathide.data.eps import format_eps
 from feathide.metrics import enough
 from feathide.study.lab import FALSE_ALARMS, Lab
 
@@ -20,12 +21,31 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
             found.append(
                 f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
             )
+    found += _budgets(lab)
+    if bad := lab.cases.skipped:
+        found.append(f"{len(bad)} files could not be used and were left out, among them {bad[0].path}: {bad[0].reason}")
     success = table[table.metric == "success"]
     for eps in lab.budgets:
         found += _weak(success[success.eps == eps])
     found.append(
         f"the supervised detectors learnt from {lab.plan.train_attack}+plain at the same budget: their numbers on plain attacks are an upper bound"
     )
+    return found
+
+
+def _budgets(lab: Lab) -> list[str]:
+    """Budgets that hardly change what a file holds, or that were probably meant in other units."""
+    found, (low, high) = [], lab.cases.box
+    for given, eps in zip(lab.plan.eps, lab.budgets, strict=True):
+        said = format_eps(eps, lab.cases)
+        if eps < lab.cases.step:
+            found.append(
+                f"eps {said} is below one stored grey level: hardly any pixel of a file can change; raise eps before concluding anything"
+            )
+        if (low, high) != (0.0, 1.0) and high - low > 1 and eps < 1 and str(given).strip()[-1].isdigit():
+            found.append(
+                f"eps {given} was read in units of the box [{low:g}, {high:g}], which makes it {said}; a share of the range is {eps * (high - low):.4g}"
+            )
     return found
 
 

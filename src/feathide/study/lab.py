@@ -20,9 +20,10 @@ from feathide.geometry import L2, Grid, Linf, Noise, ThreatModel
 from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
 from feathide.models import build, check_network, load_network
+from feathide.study.mask import Region, load_region
 from feathide.study.plan import Cell, ObjectivePlan, Plan, slug
 from feathide.study.store import Store, digest
-from feathide.types import Evidence, Goal, Outputs
+from feathide.types import Box, Evidence, Goal, Outputs
 from feathide.weights import load_weights, read_about, weights_digest
 
 __all__ = ["FALSE_ALARMS", "Lab", "lab_of"]
@@ -115,6 +116,16 @@ class Lab:
         return Goal(source.to(self.device), ((source + shift) % k).to(self.device))
 
     @cached_property
+    def region(self) -> Region | None:
+        """Where pixels may change; None for everywhere."""
+        plan = self.plan
+        return None if plan.mask is None else load_region(plan.mask, self.cases, trust=plan.network.trust)
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Which pixels of the images ``x`` may change, (N or 1, C or 1, *S); None for all of them."""
+        return None if self.region is None else self.region.of(x)
+
+    @cached_property
     def grid(self) -> Grid | None:
         """What a file of this data can hold; None for floating-point files."""
         return Grid(self.cases.step) if self.cases.step > 0 else None
@@ -127,10 +138,13 @@ class Lab:
             if not eps > 0:
                 raise expected("eps must be positive", got=given, do="give a budget such as 4/255")
             if self.grid is not None and self.plan.norm == "linf" and eps < self.grid.step * 0.999:
+                unit = self.cases.unit if self.cases.unit != "grey level" else "grey levels"
+                do = "a smaller change cannot be written to a file of this format"
+                if self.cases.box != (0.0, 1.0):
+                    do += f"; a plain number is in units of the box {self.cases.box}: say for example '{4 * self.grid.step:g} {unit}'"
                 raise expected(
-                    f"eps must be at least one stored grey level ({self.grid.step:g} in box units)", got=given,
-                    do="a smaller change cannot be written to a file of this format",
-                )  # fmt: skip
+                    f"eps must be at least one stored grey level ({self.grid.step:g} in box units)", got=given, do=do
+                )
         return found
 
     def threat(self, eps: float) -> ThreatModel:
@@ -156,14 +170,15 @@ class Lab:
         """What the classifier is: the recipe of its training, or the content of its weights."""
         n = self.plan.network
         if self.trains:
-            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, self.plan.seed])
+            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.plan.seed])
         return digest([FORMAT, n.arch, n.arguments, weights_digest(self._network())])
 
     @cached_property
     def base(self) -> str:
-        """The digest that everything below depends on: images, classifier and what is read from it."""
+        """The digest that everything below depends on: images, where they may change, classifier and what is read from it."""
         n = self.plan.network
-        own = [n.head, n.layers, n.mean, n.std, n.window, self.plan.dropout_samples, self.plan.seed]
+        region = None if self.region is None else self.region.digest
+        own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -183,6 +198,12 @@ class Lab:
                 do="name the architecture of the weights",
             )
         return found
+
+    @property
+    def window(self) -> Box | None:
+        """The part of the box that the classifier sees: as planned, or as its file of weights says."""
+        low, high = self.plan.network.window or self.about.get("window") or (None, None)
+        return None if low is None or high is None else (float(low), float(high))
 
     def empty_network(self) -> nn.Module:
         n = self.plan.network
@@ -218,7 +239,7 @@ class Lab:
             box=self.cases.box,
             mean=mean,
             std=std,
-            window=n.window,
+            window=self.window,
             head=head,
             seed=self.plan.seed,
         )

@@ -16,6 +16,7 @@ import yaml
 
 from feathide.catalog import OBJECTIVES
 from feathide.classifier import FeatureClassifier
+from feathide.data.eps import format_eps
 from feathide.errors import InputError
 from feathide.report import Case, Run, Verdict, render, verdict
 from feathide.study.caveats import caveats_of
@@ -50,7 +51,7 @@ class Audit:
 def checked(plan: Plan, out: Path) -> Lab:
     """Everything that can be refused is refused here, before any long work: data, network, layers, budgets."""
     lab = lab_of(plan.model_dump_json(), Store(Path(out)))
-    _ = lab.budgets, lab.parts, lab.class_names
+    _ = lab.budgets, lab.parts, lab.class_names, lab.region
     _check_head(lab)
     if lab.trains:
         _check_layers(lab)
@@ -103,6 +104,7 @@ def write_plan(lab: Lab) -> None:
         "versions": versions(),
         "hardware": {"machine": platform.machine(), "device": str(lab.device), "threads": torch.get_num_threads()},
         "eps_in_box_units": list(lab.budgets),
+        "eps_in_words": [format_eps(e, lab.cases) for e in lab.budgets],
         "data": {
             "digest": lab.cases.digest,
             "images": len(lab.cases),
@@ -160,6 +162,8 @@ def _threat(lab: Lab, eps: float) -> dict[str, Any]:
     box, step = lab.cases.box, lab.cases.step or (lab.cases.box[1] - lab.cases.box[0]) / 255
     found: dict[str, Any] = {
         "goal": "a correctly classified image is taken for another, chosen class, and the guard accepts it",
+        "eps_in_words": format_eps(eps, lab.cases),
+        "where": "anywhere" if lab.plan.mask is None else f"inside the mask {lab.plan.mask}",
         "knowledge": "; ".join(f"{n}: {k}" for n, k in knowledge.items()),
         "norm": {"linf": "L-infinity", "l2": "L2"}[lab.plan.norm],
         "eps": eps,

@@ -23,7 +23,7 @@ from feathide.errors import expected
 from feathide.geometry import Grid
 from feathide.mixture import MixtureBank
 from feathide.recipes import noise
-from feathide.study.engine import Task
+from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
 from feathide.study.plan import Cell
 from feathide.study.store import Store
@@ -188,7 +188,8 @@ def _train(json: str, store: Store) -> Arrays:
     head: Head | None = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
     result = train_classifier(
         lab.cases, n.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
-        stem=t.stem, head=head, seed=lab.plan.seed,
+        stem=t.stem, head=head, window=n.window, seed=lab.plan.seed,
+        progress=tell,
     )  # fmt: skip
     arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
     arrays |= {"mean": np.asarray(result.mean, np.float64), "std": np.asarray(result.std, np.float64)}
@@ -210,7 +211,9 @@ def _noisy(lab: Lab, x: Tensor, rows: np.ndarray, eps: float) -> Tensor:
     """Random noise of the budget, as stored; noise that changes nothing is refused."""
     attack = noise(lab.threat(eps))
     goal = lab.goal(rows)
-    noisy = attack(lab.classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=lab.grid).adversarial
+    noisy = attack(
+        lab.classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=lab.grid, mask=lab.mask(x)
+    ).adversarial
     same = (noisy == x).flatten(1).all(1)
     if bool(same.any()):
         got = f"{int(same.sum())} unchanged images at eps {eps:g}"
@@ -257,7 +260,7 @@ def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None 
     x, goal = lab.images(rows), lab.goal(rows)
     attack = attack_of(lab, cell, weight_of(lab, cell) if weight is None else weight)
     classifier = lab.observer if _reads_dropout(lab, cell) else lab.classifier
-    found = attack(classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=grid)
+    found = attack(classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=grid, mask=lab.mask(x))
     image = encode(found.adversarial, grid, box)
     again = decode(image, grid, box).to(x)
     prediction = observe(lab.classifier, again).predicted

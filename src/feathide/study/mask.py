@@ -1,0 +1,87 @@
+"""Where an attacker may change an image: a region from a file, or from the user's own code."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feathide.data import Cases
+from feathide.data.files import read_image
+from feathide.errors import InputError, expected
+from feathide.models import load_callable
+
+__all__ = ["Region", "load_region"]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """``of(x)`` gives 1 where the images ``x`` (N, C, *S) may change and 0 elsewhere, (N or 1, C or 1, *S); ``digest`` names its content."""
+
+    of: Callable[[Tensor], Tensor]
+    digest: str
+
+
+def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
+    """The region that a plan's ``mask`` names.
+
+    A file: one array in an npz (called ``mask`` where there are more), NIfTI, DICOM or a picture, of the images' shape *S or
+    (C or 1, *S); other numbers than 0 are inside. ``package.module:callable`` or ``file.py:callable``, which runs only with ``trust``:
+    takes the images (N, C, *S) in box units and gives 1 or 0, (N or 1, C or 1, *S); an image's mask must not depend on the others.
+
+    Raises ``InputError`` for another shape, an empty mask and a file that is no image.
+    """
+    path = Path(spec)
+    if not path.exists() and ":" in spec:
+        return _from_code(spec, trust)
+    inside = (_array(path) if path.suffix.lower() == ".npz" else read_image(path).stored) != 0
+    axes = len(cases.shape)
+    if inside.ndim not in (axes, axes + 1) or inside.shape[-axes:] != cases.shape:
+        raise expected(
+            f"the mask {spec} must have the images' shape {cases.shape}",
+            got=inside.shape,
+            do="resample it as the images",
+        )
+    inside = inside.reshape(1, -1, *cases.shape)  # (1, C or 1, *S)
+    if inside.shape[1] not in (1, cases.channels):
+        inside = inside.any(1, keepdims=True)  # a colour picture of a mask for grey images
+    if not inside.any():
+        raise expected(f"the mask {spec} must leave room for a change", got="only zeros", do="mark the region with 1")
+    mask = torch.from_numpy(inside)
+    return Region(lambda x: mask.to(x), sha256(repr(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest())
+
+
+def _from_code(spec: str, trust: bool) -> Region:
+    entry = load_callable(spec, trust=trust)
+    source = inspect.getsourcefile(inspect.unwrap(entry))
+    code = Path(source).read_bytes() if source else b""
+
+    def of(x: Tensor) -> Tensor:
+        inside = entry(x)
+        fits = isinstance(inside, Tensor) and inside.ndim == x.ndim
+        if not fits or any(m not in (1, s) for m, s in zip(inside.shape, x.shape, strict=True)):
+            got = tuple(inside.shape) if isinstance(inside, Tensor) else type(inside).__name__
+            raise expected(
+                f"{spec} must give a tensor (N or 1, C or 1, *S) for {tuple(x.shape)}", got=got, do="correct it"
+            )
+        return (inside.detach() != 0).to(x)
+
+    return Region(of, sha256(spec.encode() + code).hexdigest())
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            name = "mask" if "mask" in file.files else file.files[0] if len(file.files) == 1 else None
+            if name is None:
+                raise expected(f"{path} must hold an array 'mask'", got=", ".join(file.files) or "none", do="rename it")
+            return np.asarray(file[name])
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise expected(f"{path} must be a readable npz file", got=str(error), do="save it again") from None
