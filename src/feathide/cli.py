@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from feathide.cli_export import export
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
@@ -66,6 +68,7 @@ def audit(
     engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a gate fails.")] = False,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Go on in a folder that holds another plan: shared work is kept, the table is replaced.")] = False,
     json: Json = False,
 ) -> None:
     """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what slips through."""
@@ -76,7 +79,7 @@ def audit(
             raise unknown("engine", engine, ("local", "ray"))
         chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
-        found = _audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address)
+        found = _audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address, reuse=reuse)
         _show(found, json)
         if strict and found.failed:
             typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
@@ -165,6 +168,9 @@ def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for -
                 for i, n in enumerate(cases.class_names)
             }
             typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
+
+
+app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
 
 
 def main() -> None:

@@ -122,8 +122,8 @@ class AttackPlan(Part):
 
 
 class ObjectivePlan(Part):
-    """An objective of the catalogue. ``weight``: lambda, or "auto": the largest of ``weights`` at which the attack still succeeds
-    on the fit part. ``options``: passed to the objective."""
+    """An objective of the catalogue. ``weight``: lambda, or "auto": the largest of ``weights`` at which the attack succeeds as often
+    as the plain one on the fit part. ``options``: passed to the objective."""
 
     name: str
     weight: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None

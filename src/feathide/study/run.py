@@ -69,17 +69,18 @@ def audit(
     shard: tuple[int, int] | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
+    reuse: bool = False,
 ) -> Audit:
     """Run the audit of ``plan`` into the folder ``out`` and give the table and the report.
 
     ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several machines on one folder; ``engine`` "ray": on
-    the Ray cluster at ``address``, whose machines see ``out``.
+    the Ray cluster at ``address``, whose machines see ``out``; ``reuse``: take a folder that holds another plan, where work that both share is kept.
 
     Finished work in ``out`` is kept: after an interruption the same call goes on. Raises ``InputError`` before any long work for
     whatever cannot be used, and for a folder that holds a different plan.
     """
     lab = checked(plan, Path(out))
-    open_folder(out, digest([plan, lab.cases.digest]))
+    open_folder(out, digest([plan, lab.cases.digest]), reuse=reuse)
     write_plan(lab)
     order = [*tasks(lab), *probe_tasks(lab)]
     if engine == "ray":

@@ -294,8 +294,9 @@ def _extract_attacked(json: str, condition: str, part: str, index: int, store: S
 
 
 def _tune(json: str, cell: Cell, store: Store) -> Arrays:
-    """Lambda for one objective, on the fit part, by one procedure for all: the largest weight whose success is within one
-    image of the plain attack's. It never looks at a detector's verdict nor at a test case."""
+    """Lambda for one objective, on the fit part, by one procedure for all: the largest weight at which the attack succeeds as often as
+    the plain one (the smallest weight if there is none). It never looks at a detector's verdict nor at a test case.
+    """
     lab = lab_of(json, store)
     out, rows = lab.outputs("clean", "fit")
     rows = rows[out.predicted.numpy() == lab.labels[rows]][:TUNE_CASES]
@@ -306,7 +307,7 @@ def _tune(json: str, cell: Cell, store: Store) -> Arrays:
         plain = replace(cell, objective=PLAIN)
         got = attack_rows(lab, plain if weight == 0 else cell, rows, weight=weight)
         success.append(float((got["prediction"] == got["target"]).mean()))
-        if weight and success[-1] >= success[0] - 1.01 / len(rows):
+        if weight and success[-1] >= success[0] - 1e-9:
             best = weight
     return {
         "weight": np.asarray(best or weights[0]),
