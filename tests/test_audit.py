@@ -1,5 +1,6 @@
 """The whole straight line on small generated images: a plan in, a folder of results out."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +314,14 @@ def test_a_folder_with_another_plan_is_left_alone(lab: Lab, data: Path, tmp_path
 def test_report_is_written_and_escapes(lab: Lab) -> None:
     page = (lab.store.folder / "report.html").read_text()
     assert "<html" in page and "http-equiv" in page
+
+
+def test_reuse_keeps_what_two_plans_share(lab: Lab, tmp_path: Path) -> None:
+    """Fewer detectors: no image is attacked again, and the table holds what the new plan asks for."""
+    folder = tmp_path / "out"
+    shutil.copytree(lab.store.folder, folder)
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.npz")}
+    found = audit(load_plan(lab.plan.model_dump(), detectors=["kd"]), folder, reuse=True)
+    assert before == {f: f.stat().st_mtime_ns for f in before}
+    assert not [f for f in (folder / "adversarial").rglob("*.npz") if f not in before]
+    assert set(found.table.detector) == {"", "kd"}
