@@ -183,7 +183,7 @@ def _found(planted: np.ndarray) -> Judged:
         return "warn", "no point could be planted: the rim of the ball looks like its inside"
     found = float(planted.mean())
     detail = f"found {found:.0%} of {len(planted)} planted points"
-    return "pass" if found >= 0.95 else "warn" if found >= 0.75 else "fail", detail
+    return "pass" if found >= 0.9 else "warn" if found >= 0.75 else "fail", detail
 
 
 def _ranked(a: Arrays) -> Judged:

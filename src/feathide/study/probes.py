@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feathide.attack import Attack, when_fooled
+from feathide.attack import Attack, when_fooled, when_hidden
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.detectors import Detector
@@ -21,6 +21,7 @@ from feathide.metrics import spearman
 from feathide.models import check_network
 from feathide.objectives import BoundLoss, Objective
 from feathide.recipes import fgsm, noise
+from feathide.rules import Selective
 from feathide.study.engine import Task
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of
 from feathide.study.plan import AttackPlan, Cell, ObjectivePlan
@@ -33,6 +34,8 @@ __all__ = ["FLAGS", "Guard", "Readout", "Trial", "measure", "planted", "probe_ke
 CASES = 16
 SMALL = 0.05  # the ball of the stability probe, as a share of eps
 DRAWS = 4
+STRICT = 10.0  # how much more a standard deviation of suspicion costs than a unit of the readout
+SLACK = 0.1  # of a score's spread: so much more suspicious than the planted image may be what finds it
 INNER, CORNERS = 24, 8  # images that a readout is fitted on: inside the ball, and candidates for the planted one
 FLAGS = {"random": "the network is random", "probabilities": "the outputs look like prob", "blind": "no gradient"}
 
@@ -184,7 +187,7 @@ class Readout(Objective):
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             excess = [
-                F.relu(g.detector.score(out) - limit[rows]) / g.scale
+                STRICT * F.relu(g.detector.score(out) - limit[rows]) / g.scale
                 for g, limit in zip(self.guards, self.limits, strict=True)
             ]
             return torch.stack(excess).sum(0)
@@ -202,7 +205,7 @@ def planted(trial: Trial) -> np.ndarray:
 
     Of ``CORNERS`` random images at the rim of the ball the one is planted that a linear readout of the last layer tells best from ``INNER`` random
     images inside half of the ball. The attack must find an image that the readout calls planted and that no detector finds
-    more suspicious than its threshold or the planted image. Images whose rim cannot be told from the inside are left out.
+    more suspicious, by ``SLACK``, than its threshold or the planted image. Images whose rim cannot be told from the inside are left out.
     """
     n, threat, box = len(trial.x), trial.attack.threat, trial.classifier.box
     drawn = Noise(trial.seed, tuple(trial.ids))
@@ -233,14 +236,14 @@ def planted(trial: Trial) -> np.ndarray:
         scores = [torch.stack([g.detector.score(r) for r in rim], 1)[at, k][rows] for g in guards]
     limits = torch.stack([s.clamp_min(g.limit) for s, g in zip(scores, guards, strict=True)]) if guards else bias[:0]
     aim = Readout(weight, bias, guards, limits)
-    attack = replace(trial.attack, objective=aim, confidence=0.0)
+    attack = replace(trial.attack, objective=aim, blend=Selective(), leave=when_hidden(0.0), confidence=0.0)
     names, goal = [trial.ids[i] for i in rows.tolist()], trial.goal[rows]
     found = attack(trial.observer, trial.x[rows], goal, ids=names, seed=trial.seed)
     with torch.no_grad():
         out = trial.observer(found.adversarial)
         hit = aim.bind(out, goal, drawn).margin(out, ALL) > 0  # type: ignore[misc]
         for g, limit in zip(guards, limits, strict=True):
-            hit &= g.detector.score(out) <= limit + 1e-3 * g.scale
+            hit &= g.detector.score(out) <= limit + SLACK * g.scale
     return hit.cpu().numpy()
 
 

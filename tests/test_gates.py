@@ -1,0 +1,263 @@
+"""Every gate has a planted fault that trips it, and it only; a sound evaluation passes them all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feathide.attack import Attack
+from feathide.classifier import FeatureClassifier
+from feathide.detectors import Detector, KernelDensity
+from feathide.geometry import Linf
+from feathide.objectives import CrossEntropy, Evade
+from feathide.recipes import pgd
+from feathide.study.gates import GATES, Evasion, Gate, _rooted, judge_probes, judge_table
+from feathide.study.probes import Guard, Trial, measure
+from feathide.types import Evidence, Goal, Outputs
+
+N, EPS = 12, 0.1
+
+
+def images() -> Tensor:
+    """Signals in the middle of the box."""
+    return 0.2 + 0.6 * torch.rand((400, 1, 8), generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A smooth network of two classes, each as likely as the other on ``images``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv1d(1, 8, 3, padding=1), nn.Tanh())
+        self.head = nn.Linear(8, 2)
+        random = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=random))
+            self.head.bias -= self(images()).mean(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean(2))
+
+
+class Wrapped(nn.Module):
+    """A network with a fault before or behind it."""
+
+    def __init__(
+        self, before: Callable[[Tensor], Tensor] = lambda x: x, behind: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.behind = Net(), before, behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.net(self.before(x)))
+
+
+def trial(
+    model: nn.Module | None = None,
+    *,
+    attack: Attack | None = None,
+    guards: Mapping[str, Detector] | None = None,
+    **fields: Any,
+) -> Trial:
+    """Twelve images that the network gets right, close to the decision, guarded by a kernel density that an evading attack knows."""
+    classifier = FeatureClassifier((model or Net()).eval(), "last")
+    pool = images()
+    out = classifier.extract(pool)
+    lead = (out.logits[:, 0] - out.logits[:, 1]).abs()
+    near = lead.argsort()[20 : 20 + N]
+    x, source = pool[near], out.predicted[near]
+    plain = attack or pgd(Linf(EPS), steps=20, step_size=0.25, decay="cosine", confidence=0.01)
+    learnt = {"kd": KernelDensity()} if guards is None else guards
+    noisy = classifier.extract((pool[:100] + 0.01).clamp(0, 1))
+    evidence = Evidence(out, out.predicted, out[:100], noisy, noisy)
+    fit = {name: d.fit(evidence) for name, d in learnt.items()}
+    scores = {name: d.score(out) for name, d in fit.items()}
+    fitted = {name: Guard(d, float(scores[name].quantile(0.9)), float(scores[name].std())) for name, d in fit.items()}
+    aware = replace(plain, objective=CrossEntropy() + Evade(tuple(g.detector for g in fitted.values())))
+    hidden = {"evade": aware}
+    return replace(
+        Trial(classifier, classifier, x, Goal(source, 1 - source), [str(i) for i in range(N)], plain, hidden, fitted),
+        **fields,
+    )
+
+
+@cache
+def sound() -> dict[str, np.ndarray]:
+    return measure(trial())
+
+
+def statuses(probes: Mapping[str, np.ndarray], results: Evasion | None = None) -> dict[str, str]:
+    judged = judge_probes(probes) | judge_table(results or good())
+    return {
+        g.name: g.status
+        for g in _rooted([replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()])
+    }
+
+
+def failed(probes: Mapping[str, np.ndarray], results: Evasion | None = None) -> set[str]:
+    return {name for name, status in statuses(probes, results).items() if status == "fail"}
+
+
+def good() -> Evasion:
+    """Results with nothing wrong."""
+    rng = np.random.default_rng(0)
+    slips = np.arange(40) < 10
+    return Evasion(
+        attacked=40,
+        budgets={"pgd": (0.5, 0.9)},
+        aware={"kd": (slips, ~slips)},
+        patients={
+            "train": frozenset("ab"),
+            "fit": frozenset("cd"),
+            "calibrate": frozenset("ef"),
+            "test": frozenset("gh"),
+        },
+        clean={"kd": (rng.normal(size=60), rng.normal(size=60))},
+    )
+
+
+def test_a_sound_evaluation_passes_every_gate() -> None:
+    assert set(statuses(sound()).values()) == {"pass"}
+    assert set(statuses(sound())) == set(GATES)
+
+
+# --- faults in the network, the attack and the detector ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ByBatch(Detector):
+    """Scores an image against the others of its batch."""
+
+    name: str = "by batch"
+
+    def fit(self, evidence: Evidence) -> "ByBatch":
+        return self
+
+    def score(self, out: Outputs) -> Tensor:
+        return (out.last - out.last.mean(0)).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Opposite(Detector):
+    """Tells an attacker the opposite of what it tells the audit: its slope has the wrong sign."""
+
+    inner: Detector
+    name: str = "opposite"
+
+    def fit(self, evidence: Evidence) -> "Opposite":
+        return replace(self, inner=self.inner.fit(evidence))
+
+    def score(self, out: Outputs) -> Tensor:
+        return -self.inner.score(out)
+
+
+@dataclass(frozen=True)
+class Uphill(Linf):
+    """A ball in which every step goes the wrong way."""
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return -grad.sign()
+
+
+def noisy_logits(z: Tensor) -> Tensor:
+    return z + 0.01 * torch.randn(z.shape)
+
+
+def masked_gradient(x: Tensor) -> Tensor:
+    """The right value with the slope of something else."""
+    return x.detach() - 1e-3 * (x - x.detach())
+
+
+NETWORKS = {
+    "random at inference": (lambda: Wrapped(behind=noisy_logits), "deterministic network"),
+    "probabilities": (lambda: Wrapped(behind=lambda z: z.softmax(1)), "logits, not probabilities"),
+    "quantised input": (lambda: Wrapped(before=lambda x: (x * 64).round() / 64), "gradient"),
+    "masked gradient": (lambda: Wrapped(before=masked_gradient), "unbounded attack"),
+}
+
+
+@pytest.mark.parametrize("make, gate", NETWORKS.values(), ids=NETWORKS)
+def test_a_faulty_network_trips_its_gate_only(make: Callable[[], nn.Module], gate: str) -> None:
+    assert failed(measure(trial(make()))) == {gate}
+
+
+def test_an_attack_that_goes_uphill_trips_its_gate_only() -> None:
+    wrong = pgd(Uphill(EPS), steps=20, step_size=0.25, decay="cosine")
+    assert failed(measure(trial(attack=wrong))) == {"unbounded attack"}
+
+
+def test_a_score_by_batch_trips_its_gate_only() -> None:
+    assert failed(measure(trial(guards={"kd": KernelDensity(), "by batch": ByBatch()}))) == {"scores of single images"}
+
+
+def test_a_hiding_term_of_the_wrong_sign_trips_its_gate_only() -> None:
+    t = trial()
+    (guard,) = t.guards.values()
+    wrong = replace(t.attack, objective=CrossEntropy() + Evade((Opposite(guard.detector),)))
+    assert failed(measure(replace(t, hidden={"evade": wrong}))) == {"hiding loss"}
+
+
+# --- faults in what was measured ------------------------------------------------------------------------------------------
+
+
+def half(key: str, probes: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.arange(len(probes[key])) % 2 == 0
+
+
+def falling(probes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    steps = np.linspace(1, 0, len(probes["trace"]))[:, None].repeat(N, 1)
+    few = np.arange(N) < N - 1
+    return {"trace": steps, "base": few, "single": few, "double": few}
+
+
+PROBES: dict[str, tuple[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], str]] = {
+    "one step is better": (lambda p: {"base": half("base", p), "double": half("base", p), "trace": 0 * p["trace"]}, "iterative beats one step"),
+    "noise does as well": (
+        lambda p: {**dict.fromkeys(("noise", "base", "single", "double"), half("base", p)), "trace": 0 * p["trace"]},
+        "white box beats noise",
+    ),
+    "twice the steps do more": (lambda p: {"base/evade": half("base", p), "double/evade": np.ones(N, bool)}, "converged"),
+    "the loss still falls": (falling, "loss at rest"),
+    "luck": (lambda p: {"kept": np.full(N, 0.5)}, "stable success"),
+    "the planted point is missed": (lambda p: {"planted": half("base", p)}, "planted point"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, gate", PROBES.values(), ids=PROBES)
+def test_a_fault_of_the_probes_trips_its_gate_only(change: Callable[..., dict[str, np.ndarray]], gate: str) -> None:
+    assert failed({**sound(), **change(sound())}) == {gate}
+
+
+NONE = np.zeros(40, bool)
+RESULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "an earlier iterate fooled": ({"silent": 3}, "no silent success"),
+    "a larger budget does worse": ({"budgets": {"pgd": (0.9, 0.6)}}, "larger budgets"),
+    "knowing the guard does harm": ({"aware": {"kd": (~NONE, NONE)}}, "detector-aware beats oblivious"),
+    "noise that is no noise": ({"still": 1}, "noise is noise"),
+    "duplicated patients": ({"patients": {"fit": frozenset("ab"), "test": frozenset("bc")}}, "no patient twice"),
+    "a detector that knows the test images": ({"clean": {"kd": (np.arange(60.0), np.arange(60.0) - 55)}}, "test scores like calibrate scores"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, gate", RESULTS.values(), ids=RESULTS)
+def test_a_fault_of_the_results_trips_its_gate_only(change: dict[str, Any], gate: str) -> None:
+    assert failed(sound(), replace(good(), **change)) == {gate}
+
+
+def test_every_gate_has_a_planted_fault() -> None:
+    faults = {gate for table in (NETWORKS, PROBES, RESULTS) for _, gate in table.values()}
+    assert faults | {"scores of single images", "hiding loss"} == set(GATES)
+
+
+def test_nobody_who_knows_the_guard_is_a_warning() -> None:
+    assert statuses(sound(), replace(good(), aware={"kd": None}))["detector-aware beats oblivious"] == "warn"
+
+
+def test_a_gate_says_what_raises_it_and_what_to_do() -> None:
+    assert all(isinstance(g, Gate) and g.raised_if and g.why and g.do for g in GATES.values())
