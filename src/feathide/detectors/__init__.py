@@ -5,6 +5,7 @@ from functools import partial
 
 from feathide.detectors.base import Detector
 from feathide.detectors.density import KernelDensity, MixtureEnergy, NearestNeighbours
+from feathide.detectors.guards import JointGaussian, RandomSubsets
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
@@ -16,6 +17,7 @@ __all__ = [
     "Detector",
     "DropoutUncertainty",
     "FreeEnergy",
+    "JointGaussian",
     "KernelDensity",
     "LayerNetworks",
     "LocalDimension",
@@ -23,6 +25,7 @@ __all__ = [
     "MaxSoftmax",
     "MixtureEnergy",
     "NearestNeighbours",
+    "RandomSubsets",
     "SupportVectors",
     "input_step",
 ]
@@ -39,6 +42,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     MixtureEnergy,
     MaxSoftmax,
     FreeEnergy,
+    JointGaussian,
+    RandomSubsets,
     partial(LocalDimension, name="lid-oneclass", combine="mean"),
     partial(Mahalanobis, name="maha-oneclass", combine="mean"),
 )
