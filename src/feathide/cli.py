@@ -120,7 +120,7 @@ def train(
         "classifier.safetensors"
     ),
     epochs: int = 15,
-    batch_size: int = 32,
+    batch_size: int = 16,
     lr: float = 1e-3,
     patience: int = 5,
     head: Annotated[

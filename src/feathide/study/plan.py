@@ -69,7 +69,7 @@ class TrainPlan(Part):
     """How a classifier of the zoo is trained (``feathide.train``)."""
 
     epochs: int = Field(15, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-3, gt=0)
     patience: int = Field(5, ge=1)
     augment: bool = True
