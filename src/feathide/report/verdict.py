@@ -215,7 +215,7 @@ def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:
     names = [
         label(f"{a}+{o}")
         for a, o in dict.fromkeys(zip(rows["attack"], rows["objective"], strict=True))
-        if a not in ("", "none")
+        if a not in ("", "none", "worst")
     ]
     fooled = f" Without a guard the strongest fools the classifier in {success} of the images." if success else ""
     return f"{run.budget}: {', '.join(names)}.{fooled}"

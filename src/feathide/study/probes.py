@@ -62,6 +62,7 @@ class Trial:
     hidden: Mapping[str, Attack] = field(default_factory=dict)
     guards: Mapping[str, Guard] = field(default_factory=dict)
     grid: Grid | None = None
+    mask: Tensor | None = None  # where pixels may change; the unbounded attack and the planted point are free of it
     seed: int = 0
 
 
@@ -85,7 +86,7 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
         "double": replace(quick, steps=2 * plain.steps),
         "whole": replace(quick, steps=2 * plain.steps, threat=plain.threat.scaled(_whole(trial))),
     }.items():
-        arrays[name] = _run(trial, attack)[1]
+        arrays[name] = _run(trial, attack, free=name == "whole")[1]
     arrays |= {"base": base[1], "trace": base[2], "kept": _kept(trial, base[0])}
     for name, attack in trial.hidden.items():
         found = _run(trial, attack, trial.observer)
@@ -99,10 +100,13 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
 
 
 def _run(
-    trial: Trial, attack: Attack, classifier: FeatureClassifier | None = None
+    trial: Trial, attack: Attack, classifier: FeatureClassifier | None = None, *, free: bool = False
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """The images, who is fooled by them (predicted again), and the trace."""
-    found = attack(classifier or trial.classifier, trial.x, trial.goal, ids=trial.ids, seed=trial.seed, grid=trial.grid)
+    c = classifier or trial.classifier
+    found = attack(
+        c, trial.x, trial.goal, ids=trial.ids, seed=trial.seed, grid=trial.grid, mask=None if free else trial.mask
+    )
     with torch.no_grad():
         fooled = trial.classifier(found.adversarial).predicted == trial.goal.target
     return found.adversarial, fooled.cpu().numpy(), found.trace.cpu().numpy()
@@ -296,15 +300,17 @@ def trial_of(lab: Lab) -> Trial:
     found = Attacker(lab, cell.eps).detectors(None)
     guards = {n: Guard(*g) for n, g in zip(lab.plan.detectors, zip(*found, strict=True), strict=True)}
     hidden = {c.objective.name: attack_of(lab, c, weight_of(lab, c)) for c in _hidden(lab)}
+    x = lab.images(rows)
     return Trial(
         lab.classifier,
         lab.observer,
-        lab.images(rows),
+        x,
         lab.goal(rows),
         lab.ids(rows),
         attack_of(lab, cell, None),  # type: ignore[arg-type]  # an ensemble is never probed
         hidden,  # type: ignore[arg-type]
         guards,
         lab.grid,
+        lab.mask(x),
         lab.plan.seed,
     )

@@ -29,7 +29,7 @@ from feathide.study.probes import probe_tasks
 from feathide.study.ray_engine import run_on_ray
 from feathide.study.stages import cells, decode, tasks
 from feathide.study.store import Store, digest, open_folder, write_whole
-from feathide.study.table import Found, found_in, scores_in, table_of, thresholds_of
+from feathide.study.table import Found, comparisons_of, found_in, scores_in, table_of, thresholds_of
 
 __all__ = ["Audit", "audit", "checked"]
 
@@ -90,6 +90,7 @@ def audit(
     table = table_of(lab)
     folder = lab.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
+    write_whole(folder / "comparisons.csv", comparisons_of(lab).to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
     gates = gates_of(lab)
     write_whole(folder / "gates.json", json.dumps(gates, indent=1, ensure_ascii=False).encode() + b"\n")

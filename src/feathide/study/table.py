@@ -1,4 +1,7 @@
-"""The table: one number a row, with its interval, from the stored scores and images."""
+"""The tables: one number a row, with its interval, from the stored scores and images.
+
+``table_of`` has the results, ``comparisons_of`` the paired differences behind every "A beats B".
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,17 +10,22 @@ import numpy as np
 import pandas as pd
 
 from feathide.catalog import OBJECTIVES
-from feathide.metrics import Interval, auc, bootstrap, proportion, threshold
+from feathide.metrics import Interval, auc, bootstrap, paired_difference, proportion, threshold
 from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 
-__all__ = ["COLUMNS", "Found", "found_in", "table_of", "thresholds_of"]
+__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "table_of", "thresholds_of"]
 
 COLUMNS = (
     *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
     *("metric", "value", "low", "high", "n", "seed"),
 )  # fmt: skip
+COMPARED = (
+    *("dataset", "classifier", "attack", "eps", "detector", "metric"),
+    *("objective", "against", "value", "low", "high", "n", "seed"),
+)  # fmt: skip
+KNOWING = ("none", "oblivious", "transfer", "feature-aware", "detector-aware")  # from least to most
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,8 @@ def table_of(lab: Lab) -> pd.DataFrame:
         rows += _guards(lab, eps)
     for cell in cells(lab):
         rows += _cell(lab, cell)
+    for eps in lab.budgets:
+        rows += _worst(lab, eps)
     frame = pd.DataFrame(
         rows, columns=["attack", "objective", "knowledge", "eps", "detector", "metric", "value", "low", "high", "n"]
     )
@@ -83,6 +93,26 @@ def table_of(lab: Lab) -> pd.DataFrame:
     frame.insert(1, "classifier", lab.plan.network.arch)
     frame["seed"] = lab.plan.seed
     return frame[list(COLUMNS)]
+
+
+def comparisons_of(lab: Lab) -> pd.DataFrame:
+    """Paired differences of slips-through at 10 % false alarms on the same cases: HFC, under each attack and past each detector, against every other
+    objective. ``objective`` beats ``against`` where ``low`` is above 0. Columns: ``COMPARED``."""
+    rows = []
+    for ours in (c for c in cells(lab) if OBJECTIVES[c.objective.kind].needs == "bank"):
+        for other in cells(lab):
+            if (other.attack, other.eps) != (ours.attack, ours.eps) or other.objective == ours.objective:
+                continue
+            a, b = found_in(lab, ours), found_in(lab, other)
+            for detector in lab.plan.detectors if len(a.rows) else ():
+                slips = (_slips(lab, detector, a), _slips(lab, detector, b))
+                d = paired_difference(
+                    np.mean, *((s,) for s in slips), groups=lab.cases.patients[a.rows], seed=lab.plan.seed
+                )
+                names = (ours.objective.name, other.objective.name)
+                head = (lab.cases.name, lab.plan.network.arch, ours.attack.name, ours.eps, detector)
+                rows.append((*head, "slips_through_fpr10", *names, d.value, d.low, d.high, d.n, lab.plan.seed))
+    return pd.DataFrame(rows, columns=list(COMPARED))
 
 
 Row = tuple[str, str, str, float, str, str, float, float, float, int]
@@ -118,6 +148,8 @@ def _guards(lab: Lab, eps: float) -> Iterator[Row]:
         groups = lab.cases.patients[rows]
         for name, t in thresholds_of(lab, detector, eps).items():
             yield _row(None, f"false_alarms_{name}", proportion(score > t, groups=groups), detector=detector, eps=eps)
+            alarms = proportion(scores_in(lab, detector, eps, noisy_at(eps), "test", rows) > t, groups=groups)
+            yield _row(None, f"false_alarms_{name}_noise", alarms, detector=detector, eps=eps)
             if name == "fpr10" and (kept := score <= t).any():
                 accuracy = proportion(right[kept], groups=groups[kept])
                 yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
@@ -154,3 +186,38 @@ def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
         for name, t in limits.items():
             slips = proportion(fooled & (score <= t), groups=groups)
             yield _row(cell, f"slips_through_{name}", slips, detector=detector)
+            if name == "fpr10":
+                whole = _slips_of_all(lab, found, detector, t)
+                yield _row(cell, "slips_through_fpr10_all", whole, detector=detector)
+
+
+def _slips(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.ndarray:
+    """Which attacked images fool the classifier and pass the detector, (n,)."""
+    eps = found.cell.eps
+    score = scores_in(lab, detector, eps, lab.condition(found.cell), "test", found.rows)
+    return found.fooled & (score <= thresholds_of(lab, detector, eps)[level])
+
+
+def _slips_of_all(lab: Lab, found: Found, detector: str, limit: float) -> Interval:
+    """The share of *all* test images that are misread and pass: by the attack, or as they are where the classifier is wrong by itself."""
+    eps = found.cell.eps
+    out, rows = lab.outputs("clean", "test")
+    wrong = (out.predicted.numpy() != lab.labels[rows]) & (scores_in(lab, detector, eps, "clean", "test") <= limit)
+    slipped = np.isin(rows, found.rows[_slips(lab, detector, found)])
+    return proportion(wrong | slipped, groups=lab.cases.patients[rows])
+
+
+def _worst(lab: Lab, eps: float) -> Iterator[Row]:
+    """Per-case worst case: a case slips through if it does under any attack of the budget."""
+    found = [f for f in (found_in(lab, c) for c in cells(lab) if c.eps == eps) if len(f.rows)]
+    if not found:
+        return
+    knowledge = max((OBJECTIVES[f.cell.objective.kind].knowledge for f in found), key=KNOWING.index)
+    rows = found[0].rows
+    groups = lab.cases.patients[rows]
+    for detector in lab.plan.detectors:
+        for name in FALSE_ALARMS:
+            slipped = [f.rows[_slips(lab, detector, f, name)] for f in found]
+            share = proportion(np.isin(rows, np.concatenate(slipped)), groups=groups)
+            head = ("worst", "any", knowledge, eps, detector, f"slips_through_{name}")
+            yield (*head, share.value, share.low, share.high, share.n)
