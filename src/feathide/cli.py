@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from feathide.cli_analysis import explain, ood
+from feathide.cli_duel import duel
 from feathide.cli_export import export
+from feathide.ending import said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +71,12 @@ def audit(
     engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a gate fails.")] = False,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Go on in a folder that holds another plan: shared work is kept, the table is replaced.")] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Go on in a folder that holds another plan: shared work is kept, the table is replaced."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what slips through."""
@@ -170,27 +178,17 @@ def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for -
             typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
 
 
+app.command(epilog="Example: `feathide duel plan.yaml --out runs/chest --rounds 3`")(duel)
 app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
+
+
+app.add_typer(explain, name="explain")
+app.command(epilog="Example: `feathide ood plan.yaml --out runs/chest`")(ood)
 
 
 def main() -> None:
     """The entry point of the ``feathide`` command."""
     app()
-
-
-@contextmanager
-def said() -> Iterator[None]:
-    """Input errors become one sentence and exit code 2; Ctrl-C says what is kept."""
-    from feathide.errors import InputError
-
-    try:
-        yield
-    except InputError as error:
-        typer.secho(f"feathide: {error}", err=True, fg="red")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as stop:
-        typer.secho(f"feathide: {stop or 'stopped'}", err=True)
-        raise typer.Exit(130) from None
 
 
 def _plan(source: Path | None, **changes: Any) -> "Plan":

@@ -247,7 +247,7 @@ def load_callable(spec: str, *, trust: bool) -> Callable[..., Any]:
         raise unknown(
             f"callable in {source}", name, [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
         )
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 def _call(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any]) -> Any:

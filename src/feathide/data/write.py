@@ -57,7 +57,8 @@ def write_like(
         stored = _stored(read_series(source), image, source, levels(open_dicom(files[0], pixels=False)))
         out.mkdir(parents=True, exist_ok=True)
         for k, path in enumerate(files):
-            _replace(out / path.name, _dicom(path, stored[:, k], deidentify))
+            name = f"{k:04d}.dcm" if deidentify else path.name
+            _replace(out / name, _dicom(path, stored[:, k], deidentify))
     else:
         stored = _stored(read_dicom(source), image, source, levels(open_dicom(source, pixels=False)))
         _replace(out, _dicom(source, stored, deidentify))
