@@ -14,10 +14,12 @@ import pandas as pd
 import torch
 import yaml
 
+from feathide.analysis.outliers import curves as outlier_curves
 from feathide.catalog import OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import format_eps
 from feathide.errors import InputError
+from feathide.metrics import proportion
 from feathide.report import Case, Run, Verdict, render, verdict
 from feathide.study.caveats import caveats_of
 from feathide.study.engine import Progress
@@ -137,7 +139,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         class_names=lab.class_names,
         thresholds={d: thresholds_of(lab, d, eps) for d in plan.detectors},
         scores=_scores(lab, eps, shown),
-        curves=_curves(lab),
+        curves=_curves(lab, table),
         gates=gates,
         caveats=caveats_of(lab, table),
         cases={c.name: _cases(lab, c, f) for c, f in shown},
@@ -241,11 +243,30 @@ def _energies(lab: Lab, condition: str, found: Found, rows: np.ndarray) -> dict[
     return {layer: energy[:, i].numpy() for i, layer in enumerate(lab.bank().layers)}
 
 
-def _curves(lab: Lab) -> dict[str, pd.DataFrame]:
-    curves = {}
+def _curves(lab: Lab, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The report's figures beyond the table: only those whose data this audit has."""
+    curves = outlier_curves(lab)
+    if len(lab.budgets) > 1:
+        curves["eps"] = table[table.metric.isin(["success", "slips_through_fpr10"])]
+    tuned = _tuned(lab)
+    if tuned:
+        curves["lambda"] = pd.DataFrame(tuned, columns=["weight", "metric", "value", "low", "high"])
     if lab.store.done(lab.mixture_key) and lab.bank().curves:
         curves["mixture"] = pd.DataFrame(list(lab.bank().curves))
     return curves
+
+
+def _tuned(lab: Lab) -> list[tuple[float, str, float, float, float]]:
+    """Success at each lambda that was tried for HFC on the fit part."""
+    for cell in cells(lab):
+        if cell.objective.kind == "hfc" and cell.objective.weight == "auto":
+            found = lab.store.load(lab.tune_key(cell))
+            n = int(found["n"])
+            shares = [proportion(np.arange(n) < round(s * n)) for s in found["success"]]
+            return [
+                (float(w), "success", s.value, s.low, s.high) for w, s in zip(found["weights"], shares, strict=True)
+            ]
+    return []
 
 
 def _check_head(lab: Lab) -> None:

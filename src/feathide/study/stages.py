@@ -312,6 +312,7 @@ def _tune(json: str, cell: Cell, store: Store) -> Arrays:
     return {
         "weight": np.asarray(best or weights[0]),
         "weights": np.array([0.0, *weights]),
+        "n": np.asarray(len(rows)),
         "success": np.array(success),
     }
 
