@@ -102,6 +102,7 @@ def page(driver: Any, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pag
 
 
 def test_opens_without_errors_and_without_the_network(page: Page) -> None:
+    assert page.js("return window.scrollY") == 0, "the page opens at the verdict"
     page.js("document.querySelectorAll('.plot').forEach((p) => p.scrollIntoView())")
     for y in range(0, int(page.js("return document.documentElement.scrollHeight")), 700):
         page.js("window.scrollTo(0, arguments[0])", y)
@@ -221,6 +222,11 @@ def test_arrow_keys_walk_through_the_cases(page: Page) -> None:
     page.js("document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown', bubbles: true }))")
     page.ready(second)
     assert page.js("return document.activeElement.getAttribute('aria-current')") == "true"
+    page.js("document.querySelector('#case-list').scrollTop = 0")
+    page.js("document.querySelectorAll('#case-list button')[30].click()")
+    seen = """const [b, l] = [document.querySelectorAll('#case-list button')[30], document.getElementById('case-list')]
+        .map((e) => e.getBoundingClientRect()); return b.top >= l.top - 1 && b.bottom <= l.bottom + 1"""
+    assert page.js(seen)
 
 
 def test_theme_button_turns_dark_and_back(page: Page) -> None:

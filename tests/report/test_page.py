@@ -118,6 +118,14 @@ def test_first_page_says_what_it_does_not_show(make: Callable[..., Run], page: P
     assert "No attack knew the guards" in blind and "No gate was computed" in blind
 
 
+def test_threat_model_shows_what_it_is_given(make: Callable[..., Run], page: Page) -> None:
+    assert "eps 0.01569 in units of the box" in page.text
+    run = make(count=2)
+    told = replace(run, threat={**run.threat, "where": "inside the lung", "eps_in_words": "2 HU"})
+    text = Page(render(told)).text
+    assert "eps 2 HU" in text and "inside the lung" in text
+
+
 def test_every_number_of_the_table_is_on_the_page(run: Run, text: str) -> None:
     rows = run.table[(run.table["eps"] == run.threat["eps"]) & (run.table["detector"] != "")]
     for value in rows["value"]:

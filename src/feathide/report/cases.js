@@ -149,14 +149,21 @@ if (report.browser.cases.length) {
     for (const label of all("[data-volume]")) label.hidden = volume.space[0] === 1;
   }
 
+  /** Scrolls the list, not the page, until the button is seen. */
+  function reveal(button) {
+    const box = byId("case-list"), top = button.offsetTop - box.offsetTop;
+    if (top < box.scrollTop) box.scrollTop = top;
+    else if (top + button.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top + button.offsetHeight - box.clientHeight;
+  }
+
   async function select(item, focus = false) {
     current = item;
     describe(item);
     for (const button of all("#case-list button")) {
       const on = shown[+button.dataset.at] === item;
       button.setAttribute("aria-current", on);
-      if (on && focus) button.focus();
-      if (on) button.scrollIntoView({ block: "nearest" });
+      if (on && focus) button.focus({ preventScroll: true });
+      if (on) reveal(button);
     }
     const mine = ++turn;
     const loaded = item.picture && await load(item.picture);

@@ -83,11 +83,11 @@ class Run:
     ``table`` has one number a row, with the columns ``COLUMNS``; metrics named ``slips_through_fpr10`` and so on are
     shares in [0, 1]. ``threat`` holds ``goal``, ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi),
     ``step`` (the distance of two stored levels, box units), ``unit`` ("grey levels", "HU"), ``success`` (what counts
-    as success) and, where the unit is not the stored level, ``native_box`` (lo, hi in ``unit``). ``thresholds`` maps
-    detector -> {"fpr10": t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score,
-    fooled. ``curves`` may hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are
-    mappings with name, status (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its
-    cases.
+    as success) and, where the unit is not the stored level, ``native_box`` (lo, hi in ``unit``); ``where`` (which
+    pixels may change) and ``eps_in_words`` are shown where they are given. ``thresholds`` maps detector -> {"fpr10":
+    t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score, fooled. ``curves`` may
+    hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are mappings with name, status
+    (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
