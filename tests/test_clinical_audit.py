@@ -11,7 +11,6 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from test_audit import patches
 from typer.testing import CliRunner
 
 from feathide.cli import app
@@ -26,6 +25,7 @@ from feathide.study.stages import cells
 from feathide.study.store import Store
 from feathide.study.table import found_in
 from feathide.train import train_classifier
+from test_audit import patches
 
 SPLIT = ["train"] * 20 + ["val"] * 4 + ["test"] * 20
 FAST = {

@@ -190,7 +190,7 @@ def _like_source(lab: Lab, place: Path, how: Choice, row: int, image: np.ndarray
     return write_like(source, image, place / f"{name}{ending}", deidentify=how.deidentify, box=box, **quality)
 
 
-def _png(lab: Lab) -> type[np.unsignedinteger] | None:  # type: ignore[type-arg]
+def _png(lab: Lab) -> type[np.unsignedinteger] | None:
     """The type of a PNG that holds the stored numbers of an npz, or None where none does."""
     cases, given = lab.cases, lab.plan.data.box
     if len(cases.shape) != 2 or lab.grid is None:
@@ -205,12 +205,15 @@ def _png(lab: Lab) -> type[np.unsignedinteger] | None:  # type: ignore[type-arg]
 
 
 def _picture(
-    lab: Lab, place: Path, how: Choice, kind: type[np.unsignedinteger], row: int, image: np.ndarray, name: str  # type: ignore[type-arg]
+    lab: Lab, place: Path, how: Choice, kind: type[np.unsignedinteger], row: int, image: np.ndarray, name: str
 ) -> Path:  # fmt: skip
     numbers = np.rint(image.astype(np.float64) / lab.cases.step).astype(kind)
     pixels = Image.fromarray(numbers[0] if len(numbers) == 1 else np.moveaxis(numbers, 0, -1))
     file = place / f"{name}{'.png' if how.quality is None else '.jpg'}"
-    pixels.save(file, **({} if how.quality is None else {"quality": how.quality}))
+    if how.quality is None:
+        pixels.save(file)
+    else:
+        pixels.save(file, quality=how.quality)
     return file
 
 
