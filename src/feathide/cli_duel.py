@@ -1,0 +1,61 @@
+"""The verb ``feathide duel``: rounds of a defender who learns from the last attack and an attacker who attacks again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feathide.ending import said
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from feathide.study.engine import Task
+
+__all__ = ["duel"]
+
+
+def duel(
+    plan: Annotated[Path, typer.Argument(help="The YAML plan of the audit.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the audit, or a new one.")] = Path("runs/audit"),
+    rounds: Annotated[int, typer.Option(min=1, help="At most so many rounds; fewer if nothing moves any more.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side.")] = 1,
+) -> None:
+    """What happens when the guard learns from the attack, and the attacker answers?"""
+    with said():
+        from feathide.analysis.rows import with_needs
+        from feathide.study.duel import duel as fight
+        from feathide.study.engine import RichProgress, run
+        from feathide.study.plan import load_plan
+        from feathide.study.run import checked
+        from feathide.study.stages import tasks
+        from feathide.study.store import digest, open_folder, write_whole
+
+        lab = checked(load_plan(plan), out)
+        open_folder(out, digest([lab.plan, lab.cases.digest]))
+
+        def work_off(own: Sequence["Task"]) -> None:
+            with RichProgress() as progress:
+                run(with_needs(own, tasks(lab)), lab.store, progress=progress, workers=workers)
+
+        table = fight(lab, rounds=rounds, work_off=work_off)
+        write_whole(out / "duel.csv", table.to_csv(index=False).encode())
+        _show(table)
+        typer.echo(str(out / "duel.csv"))
+
+
+def _show(table: "pd.DataFrame") -> None:
+    """Slips-through per round: detectors by rounds, the better of both attacks on each case."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="Slips through at 10 % false alarms, by round", title_justify="left")
+    shown.add_column("guard")
+    worst = table[table.objective == "worst"].pivot(index="detector", columns="round", values="value")
+    for number in worst.columns:
+        shown.add_column(f"round {number}", justify="right")
+    for name in dict.fromkeys(table.detector):
+        shown.add_row(str(name), *(f"{v:.2f}" for v in worst.loc[name]))
+    Console().print(shown)
