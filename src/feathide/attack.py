@@ -58,7 +58,7 @@ class when_hidden:
 class AttackResult:
     """What an attack found. Row i is image i.
 
-    ``adversarial`` (N, C, *S): the best iterate: one that fools if there was any, then the one with the lowest suspicion (else the lowest loss).
+    ``adversarial`` (N, C, *S): the best iterate: one that fools if there was any, then the one with the lowest J + S (before any fools, J).
     ``fooled`` (N,); ``margin`` (N,): how far the wish is fulfilled, in logits; ``hide`` (N,): suspicion known to the attacker, or NaN;
     ``trace`` (steps + 1, N): the fooling loss of each iterate (of restarts: the lowest), NaN after an image left; ``first`` (N,): the first iterate
     that fooled, or -1; ``gradients`` and ``forwards`` (N,): how many backward and forward passes each image took. ``losses``: which losses were used.

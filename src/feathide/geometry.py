@@ -143,12 +143,13 @@ class L2(ThreatModel):
     def whole(self, delta: Tensor, step: float) -> Tensor:
         """All cut towards zero, then those that lost most raised to the next step, as many as the norm of ``delta`` has room for."""
         levels = (delta / step).flatten(1).double()
-        low = levels.trunc()
-        lost, order = (levels - low).abs().sort(dim=1, descending=True, stable=True)
-        room = levels.square().sum(1, keepdim=True) - low.square().sum(1, keepdim=True)
-        price = (2 * low.abs() + 1).gather(1, order).cumsum(1)
+        size = levels.abs()
+        low = torch.floor(size + 1e-6)
+        lost, order = (size - low).sort(dim=1, descending=True, stable=True)
+        room = size.square().sum(1, keepdim=True) - low.square().sum(1, keepdim=True)
+        price = (2 * low + 1).gather(1, order).cumsum(1)
         up = torch.zeros_like(low).scatter(1, order, ((price <= room) & (lost > 0)).to(low))
-        return (low + up * levels.sign()).to(delta).view_as(delta)
+        return ((low + up) * levels.sign()).to(delta).view_as(delta)
 
     def size(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).norm(dim=1)

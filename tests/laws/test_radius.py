@@ -32,10 +32,10 @@ def linear(shape: tuple[int, ...], outputs: int, norm: str) -> tuple[FeatureClas
 
     The boundary between the classes y and j lies at (z_y - z_j) / ||w_y - w_j||, in the dual norm: L1 for L-infinity, L2 for L2.
     """
-    x = 0.5 + 0.2 * (images(300, shape, seed=6) - 0.5)
+    x = 0.5 + 0.2 * (images(200, shape, seed=6) - 0.5)
     random = torch.Generator().manual_seed(8)
     layer = nn.Linear(x[0].numel(), outputs).double().requires_grad_(False)
-    layer.weight.copy_(60 * torch.randn(layer.weight.shape, generator=random, dtype=torch.float64))
+    layer.weight.copy_(300 * torch.randn(layer.weight.shape, generator=random, dtype=torch.float64))
     layer.bias.copy_(-0.5 * layer.weight.sum(1))
     model = nn.Sequential(nn.Flatten(), layer).eval()
     classifier = FeatureClassifier(model, (), head="sigmoid" if outputs == 1 else "softmax")
@@ -48,7 +48,10 @@ def linear(shape: tuple[int, ...], outputs: int, norm: str) -> tuple[FeatureClas
     slope = (weight[source][:, None] - weight).norm(p=1 if norm == "linf" else 2, dim=2)  # (N, K)
     radius = (gap / slope).scatter(1, source[:, None], float("inf"))
     nearest = radius.sort(1).values
-    rows = (nearest[:, 1] > 3 * nearest[:, 0]).nonzero()[:4, 0]
+    unsaturated = (
+        gap.scatter(1, source[:, None], float("inf")).amin(1) < 30
+    )  # beyond, log softmax(z)_y has no gradient left
+    rows = (unsaturated & (nearest[:, 1] > 2 * nearest[:, 0])).nonzero()[:4, 0]
     assert len(rows) == 4 and float(nearest[rows, 0].max()) < 0.25  # the box does not matter
     return classifier, x[rows], Goal(source[rows], radius[rows].argmin(1)), nearest[rows, 0]
 
@@ -57,8 +60,10 @@ def attacked(
     name: str, shape: tuple[int, ...], outputs: int, norm: str, share: float, **fields: object
 ) -> AttackResult:
     classifier, x, goal, radius = linear(shape, outputs, norm)
-    queries = {"queries": 20} if name == "standard" else {}
-    return ATTACKS[name](THREATS[norm](share * radius), **queries, **fields)(classifier, x, goal, ids="abcd")
+    few = {"queries": 20} if name == "standard" else {}
+    return ATTACKS[name](THREATS[norm](share * radius), **{"steps": 20, **few, **fields})(
+        classifier, x, goal, ids="abcd"
+    )
 
 
 @pytest.mark.parametrize("norm", THREATS)
