@@ -86,6 +86,8 @@ def label(name: str) -> str:
     """How an attack, objective, detector or condition is written: ``pgd+hfc`` as ``PGD + HFC``, ``pgd+plain`` as ``PGD``."""
     if name in ACRONYMS:
         return name.upper()
+    if name == "worst+any":
+        return "the worst for each image"
     attack, plus, objective = name.partition("+")
     if plus and objective == "plain":
         return label(attack)
