@@ -23,7 +23,9 @@ class Linear(nn.Module):
         return self.head(self.features(x.flatten(1)))
 
 
-def linear(shape: tuple[int, ...], outputs: int = 3, *, head: str | tuple[str, int] = "softmax", seed: int = 4) -> FeatureClassifier:
+def linear(
+    shape: tuple[int, ...], outputs: int = 3, *, head: str | tuple[str, int] = "softmax", seed: int = 4
+) -> FeatureClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Linear(shape, outputs).double().eval()
@@ -48,7 +50,7 @@ def write_npz(path: Path, *, size: int = 16, axes: int = 2, seed: int = 0) -> Pa
         centre = rng.uniform(0.3 * size, 0.7 * size, (n, axes))
         centre[:, -1] = np.where(y == 0, 0.25, 0.75) * size
         distance = ((grid[None] - centre.reshape(n, axes, *[1] * axes)) ** 2).sum(1)
-        x = 90 + 60 * np.exp(-distance / (0.03 * size**2)) + rng.normal(0, 12, (n, *[size] * axes))
+        x = 90 + 30 * np.exp(-distance / (0.03 * size**2)) + rng.normal(0, 12, (n, *[size] * axes))
         arrays |= {f"{split}_images": x.clip(0, 255).astype(np.uint8), f"{split}_labels": y[:, None]}
         arrays[f"{split}_patient"] = np.array([f"{split}{k // 2}" for k in range(n)])
     np.savez(path, **arrays)
@@ -56,12 +58,16 @@ def write_npz(path: Path, *, size: int = 16, axes: int = 2, seed: int = 0) -> Pa
 
 
 PLAN = {
-    "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 4, "augment": False}},
+    "network": {
+        "arch": "tiny",
+        "layers": "conv",
+        "train": {"epochs": 10, "batch_size": 16, "lr": 0.003, "augment": False},
+    },
     "eps": 16 / 255,
     "attacks": ["fgsm", "pgd"],
     "objectives": ["plain", "hfc"],
     "detectors": ["kd", "maha"],
-    "walk": {"steps": 6},
+    "walk": {"steps": 8},
     "split": {"most": 16},
     "batch_size": 8,
 }

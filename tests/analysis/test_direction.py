@@ -42,10 +42,7 @@ def test_closed_form_is_the_gradient(outputs: int, head: str | tuple[str, int], 
     target = torch.arange(7) % classes
     v = out.last.detach().requires_grad_()
     raw = classifier.model.head(v)
-    if head == "softmax":
-        z = raw
-    else:
-        z = torch.stack([torch.zeros(7), raw[:, 0 if head == "sigmoid" else 2]], 1)
+    z = raw if head == "softmax" else torch.stack([torch.zeros(7), raw[:, 0 if head == "sigmoid" else 2]], 1)
     (want,) = torch.autograd.grad(F.cross_entropy(z, target, reduction="sum"), v)
     got = penultimate_gradient(out.logits, target, head_weights(classifier))
     assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)

@@ -149,10 +149,10 @@ class Trail:
 # --- on an audit -----------------------------------------------------------------------------------------------------
 
 
-def followed(lab: Lab) -> dict[Cell, Attack]:
+def followed(lab: Lab) -> list[tuple[Cell, Attack]]:
     """The attacks of the plan that walk along a gradient, at the first budget, one run each."""
-    found = {cell: attack_of(lab, cell, None) for cell in first_cells(lab)}
-    return {c: a for c, a in found.items() if isinstance(a, Attack) and a.rule.gradient and a.steps}
+    found = [(cell, attack_of(lab, cell, None)) for cell in first_cells(lab)]
+    return [(c, a) for c, a in found if isinstance(a, Attack) and a.rule.gradient and a.steps]
 
 
 def trail_key(lab: Lab, cell: Cell, index: int) -> str:
@@ -165,7 +165,7 @@ def direction_tasks(lab: Lab) -> list[Task]:
     json, found = lab.plan.model_dump_json(), []
     noisy = tuple(lab.outputs_key(noisy_at(lab.budgets[0]), "test", i) for i in range(lab.batches("test")))
     train = tuple(lab.outputs_key("clean", "train", i) for i in range(lab.batches("train")))
-    for cell, attack in followed(lab).items():
+    for cell, attack in followed(lab):
         for i in range(lab.batches("test")):
             needs = audit[lab.images_key(lab.condition(cell), "test", i)].needs
             work = partial(_follow, json, cell, i)
@@ -219,16 +219,16 @@ def direction_frame(lab: Lab) -> pd.DataFrame:
     """
     weights = head_weights(lab.classifier).cpu()
     check_head(lab.outputs("clean", "test")[0], weights)
-    found = {cell: changes_of(lab, cell) for cell in followed(lab)}
+    found = [(cell, changes_of(lab, cell)) for cell, _ in followed(lab)]
     if not found:
         raise expected("an attack with steps", got="none", do="add pgd or bim to the plan's attacks")
-    rows = next(iter(found.values())).rows
+    rows = found[0][1].rows
     noisy, clean = lab.at(noisy_at(lab.budgets[0]), "test", rows), lab.at("clean", "test", rows)
     noise = Changes(rows, {n: (f - clean.features[n])[None] for n, f in noisy.features.items()})
     entries = list(_rows(lab, None, noise, weights))
-    for cell, changes in found.items():
+    for cell, changes in found:
         entries += _rows(lab, cell, changes, weights)
-    for (a, left), (b, right) in combinations(found.items(), 2):
+    for (a, left), (b, right) in combinations(found, 2):
         for layer, change in left.layers.items():
             alike = cosine(change[-1], right.layers[layer][-1])
             entries.append(_mean(lab, "cosine_attacks", alike, left.rows, cell=a, layer=layer, versus=b.name))

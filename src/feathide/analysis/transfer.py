@@ -218,13 +218,15 @@ def _craft_on_all(plans: Sequence[str], cell: Cell, index: int, store: Store) ->
     first, rows = labs[0], labs[0].batch("test", index)
     for lab in labs:
         rows = rows[lab.at("clean", "test", rows).predicted.numpy() == lab.labels[rows]]
-    x, goal = first.images(rows), first.goal(rows)
+    if not len(rows):
+        return {"rows": rows, "target": rows}
+    goal = first.goal(rows)
+    call: dict[str, Any] = {"ids": first.ids(rows), "seed": first.plan.seed, "grid": first.grid}
     walks = [attack_of(lab, cell, weight_of(lab, cell)) for lab in labs]
     attack = against_all([walk for walk in walks if isinstance(walk, Attack)])
-    if len(rows):
-        jury = Jury(tuple(lab.classifier for lab in labs))
-        x = attack(jury, x, goal, ids=first.ids(rows), seed=first.plan.seed, grid=first.grid).adversarial
-    return {"rows": rows, "target": goal.target.cpu().numpy(), "image": encode(x, first.grid, first.cases.box)}
+    found = attack(Jury(tuple(lab.classifier for lab in labs)), first.images(rows), goal, **call)
+    image = encode(found.adversarial, first.grid, first.cases.box)
+    return {"rows": rows, "target": goal.target.cpu().numpy(), "image": image}
 
 
 def _try(json: str, images: str, store: Store) -> Mapping[str, np.ndarray]:
