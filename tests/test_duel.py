@@ -1,0 +1,124 @@
+"""What stands on a finished audit: gates.json, paired comparisons, worst cases, and the duel."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from feathide.cli import app
+from feathide.study.gates import GATES
+from feathide.study.plan import load_plan
+from feathide.study.run import audit
+from test_audit import PLAN, write_npz
+
+CHANGES = {
+    "objectives": ["plain", "hfc", "evade"],
+    "detectors": ["kd", "svm", "joint"],
+    "walk": {"steps": 4},
+    "split": {"most": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("duel")
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({"data": str(write_npz(folder / "patches.npz")), **PLAN, **CHANGES}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(plan: Path) -> Path:
+    """A finished audit."""
+    return audit(load_plan(plan), plan.parent / "out").folder
+
+
+@pytest.fixture(scope="module")
+def slips(out: Path) -> pd.DataFrame:
+    table = pd.read_csv(out / "results.csv", keep_default_na=False, na_values={"value": [""]})
+    return table[table.metric == "slips_through_fpr10"]
+
+
+def test_gates_are_written_with_all_that_a_report_needs(out: Path) -> None:
+    gates = json.loads((out / "gates.json").read_text())
+    assert [g["name"] for g in gates] == list(GATES)
+    assert all(
+        g["status"] in ("pass", "warn", "fail") and g["raised_if"] and g["why"] and g["do"] and g["detail"]
+        for g in gates
+    )
+    assert len(list((out / "gates").glob("*.npz"))) == 1
+
+
+def test_a_failed_gate_is_exit_code_three_only_when_strict(
+    out: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = json.loads((out / "gates.json").read_text())
+    bad = [{**g, "status": "fail" if g["name"] == "converged" else "pass"} for g in gates]
+    monkeypatch.setattr("feathide.study.run.gates_of", lambda lab: bad)
+    command = ["audit", str(plan), "--out", str(out)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    strict = CliRunner().invoke(app, [*command, "--strict"])
+    assert strict.exit_code == 3 and "converged" in strict.output
+    monkeypatch.setattr("feathide.study.run.gates_of", lambda lab: [{**g, "status": "warn"} for g in gates])
+    assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 0
+
+
+def test_gates_can_be_left_out(plan: Path, out: Path) -> None:
+    from feathide.study.gates import gates_of
+    from feathide.study.lab import Lab
+    from feathide.study.probes import probe_tasks
+    from feathide.study.store import Store
+
+    lab = Lab(load_plan(plan, gates="off"), Store(out))
+    assert probe_tasks(lab) == [] and gates_of(lab) == []
+
+
+def test_comparisons_are_the_differences_of_the_table(out: Path, slips: pd.DataFrame) -> None:
+    value = slips.set_index(["attack", "objective", "detector"]).value
+    compared = pd.read_csv(out / "comparisons.csv")
+    assert set(compared.against) == {"plain", "evade"} and set(compared.objective) == {"hfc"} and len(compared) == 6
+    for r in compared.itertuples():
+        gap = value[r.attack, "hfc", r.detector] - value[r.attack, r.against, r.detector]
+        assert r.value == pytest.approx(gap) and r.low <= r.high
+
+
+def test_the_worst_case_of_each_case_is_no_better_than_any_attack(slips: pd.DataFrame) -> None:
+    for _, part in slips.groupby("detector"):
+        worst = part[part.attack == "worst"]
+        single = part[part.attack != "worst"].value
+        assert len(worst) == 1 and worst.objective.item() == "any" and worst.knowledge.item() == "detector-aware"
+        assert single.max() - 1e-9 <= worst.value.item() <= single.sum() + 1e-9
+
+
+def test_all_test_cases_count(out: Path) -> None:
+    table = pd.read_csv(out / "results.csv", keep_default_na=False)
+    whole, right = (table[table.metric == m] for m in ("slips_through_fpr10_all", "slips_through_fpr10"))
+    n = int(table.n[table.metric == "accuracy"].iloc[0])
+    assert len(whole) == (right.attack != "worst").sum() and set(whole.n.astype(int)) == {n}
+    assert "false_alarms_fpr10_noise" in set(table.metric)
+
+
+def test_the_duel_begins_where_the_audit_ends(plan: Path, out: Path, slips: pd.DataFrame) -> None:
+    result = CliRunner().invoke(app, ["duel", str(plan), "--out", str(out), "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out / "duel.csv")
+    value = table.set_index(["round", "detector", "objective"]).value
+    audited = slips.set_index(["attack", "objective", "detector"]).value
+    assert set(table["round"]) == {0, 1}
+    for name in CHANGES["detectors"]:
+        assert value[0, name, "hfc"] == pytest.approx(audited["pgd", "hfc", name])
+        for number in (0, 1):
+            both = value[[(number, name, "hfc"), (number, name, "evade")]]
+            assert both.max() - 1e-9 <= value[number, name, "worst"] <= both.sum() + 1e-9
+    assert value[1, "joint", "hfc"] == value[0, "joint", "hfc"]  # learns nothing from attacks
+    assert value[1, "svm", "hfc"] <= value[0, "svm", "hfc"]
+
+
+def test_a_duel_without_hfc_is_refused(plan: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "objectives": ["plain"]}))
+    result = CliRunner().invoke(app, ["duel", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "add hfc" in result.output.replace("\n", " ")
