@@ -127,7 +127,7 @@ class ObjectivePlan(Part):
 
     name: str
     weight: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
-    weights: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     options: dict[str, Any] = {}
 
     @field_validator("name")
