@@ -1,7 +1,7 @@
 """The command line. torch is imported inside a verb only, so that ``--help`` is instant.
 
 Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 3 a gate failed, with
-``--strict``; 130 stopped with Ctrl-C, finished work kept.
+``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not); 130 stopped with Ctrl-C, finished work kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import typer
 from feathide.cli_analysis import explain, ood
 from feathide.cli_duel import duel
 from feathide.cli_export import export
+from feathide.cli_results import compare, report
 from feathide.ending import said
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def audit(
     engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a gate fails.")] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with 4 if this holds for any attack and guard: 'slips_through_fpr10 > 0.05'."),
+    ] = None,
     reuse: Annotated[
         bool,
         typer.Option(
@@ -85,13 +90,21 @@ def audit(
             from feathide.errors import unknown
 
             raise unknown("engine", engine, ("local", "ray"))
+        from feathide.study.results import Condition, write_junit
+
+        conditions = [Condition.parse(text) for text in fail_if or ()]
         chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
         found = _audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address, reuse=reuse)
+        judged = [condition.judge(found.table) for condition in conditions]
+        write_junit(out, judged)
         _show(found, json)
         if strict and found.failed:
             typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
             raise typer.Exit(3)
+        if holds := [f"{j.text}: {j.detail}" for j in judged if j.holds]:
+            typer.secho(f"feathide: {'; '.join(holds)}", err=True, fg="red")
+            raise typer.Exit(4)
 
 
 @app.command(epilog="Example: `feathide demo --out runs/demo`")
@@ -180,6 +193,8 @@ def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for -
 
 app.command(epilog="Example: `feathide duel plan.yaml --out runs/chest --rounds 3`")(duel)
 app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
+app.command(epilog="Example: `feathide report runs/chest`")(report)
+app.command(epilog="Example: `feathide compare runs/chest runs/chest-more-steps`")(compare)
 
 
 app.add_typer(explain, name="explain")
@@ -258,36 +273,32 @@ def _show(found: "Audit", json: bool) -> None:
     from rich.markup import escape
 
     console = Console()
-    console.print(_summary(found.table))
-    console.print(f"\n[bold]{escape(found.verdict.headline)}[/bold]", highlight=False)
+    console.print(_summary(found.table, "auc", "AUC"))
+    console.print(_summary(found.table, "slips_through_fpr10", "Slips through at 10 % false alarms"))
+    console.print(f"[bold]{escape(found.verdict.headline)}[/bold]", highlight=False)
     for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):
         console.print(escape(sentence), highlight=False)
     typer.echo(f"table   {found.folder / 'results.csv'}")
     typer.echo(f"report  {found.report.resolve()}")
 
 
-def _summary(table: "pd.DataFrame") -> "Table":
-    """AUC and slips-through at 10 % false alarms: detectors by attacks, success in the heading."""
+def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
+    """One metric, attacks by detectors."""
+    from rich import box
     from rich.table import Table
 
-    success = table[table.metric == "success"]
-    heads = [(r.attack, r.objective, r.eps, r.value) for r in success.itertuples()]
-    shown = Table(title="AUC | slips through at 10 % false alarms", title_justify="left")
-    shown.add_column("guard")
-    for attack, objective, eps, value in heads:
-        shown.add_column(f"{attack}+{objective}\neps {eps:.3g}\nsuccess {value:.2f}", justify="right")
-    for detector in dict.fromkeys(table.detector[table.metric == "auc"]):
-        cells = []
-        for attack, objective, eps, _ in heads:
-            at = table[
-                (table.detector == detector)
-                & (table.attack == attack)
-                & (table.objective == objective)
-                & (table.eps == eps)
-            ]
-            values = [at.value[at.metric == m] for m in ("auc", "slips_through_fpr10")]
-            cells.append(" | ".join(f"{v.iloc[0]:.2f}" if len(v) else "-" for v in values))
-        shown.add_row(str(detector), *cells)
+    rows = table[table.metric == metric]
+    success = table[table.metric == "success"].set_index(["attack", "objective", "eps"]).value
+    detectors = list(dict.fromkeys(rows.detector))
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    for name in ("attack", "eps", "success", *detectors):
+        shown.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
+    for (attack, objective, eps), part in rows.groupby(["attack", "objective", "eps"], sort=False):
+        value = part.set_index("detector").value
+        fooled = success.get((attack, objective, eps))
+        name = "worst of all" if attack == "worst" else f"{attack}+{objective}"
+        cells = [f"{value[d]:.2f}" if d in value else "-" for d in detectors]
+        shown.add_row(name, f"{eps:.3g}", "-" if fooled is None else f"{fooled:.2f}", *cells)
     return shown
 
 
