@@ -15,7 +15,7 @@ from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 
-__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "table_of", "thresholds_of"]
+__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "slips_in", "table_of", "thresholds_of"]
 
 COLUMNS = (
     *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
@@ -105,7 +105,7 @@ def comparisons_of(lab: Lab) -> pd.DataFrame:
                 continue
             a, b = found_in(lab, ours), found_in(lab, other)
             for detector in lab.plan.detectors if len(a.rows) else ():
-                slips = (_slips(lab, detector, a), _slips(lab, detector, b))
+                slips = (slips_in(lab, detector, a), slips_in(lab, detector, b))
                 d = paired_difference(
                     np.mean, *((s,) for s in slips), groups=lab.cases.patients[a.rows], seed=lab.plan.seed
                 )
@@ -191,7 +191,7 @@ def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
                 yield _row(cell, "slips_through_fpr10_all", whole, detector=detector)
 
 
-def _slips(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.ndarray:
+def slips_in(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.ndarray:
     """Which attacked images fool the classifier and pass the detector, (n,)."""
     eps = found.cell.eps
     score = scores_in(lab, detector, eps, lab.condition(found.cell), "test", found.rows)
@@ -203,7 +203,7 @@ def _slips_of_all(lab: Lab, found: Found, detector: str, limit: float) -> Interv
     eps = found.cell.eps
     out, rows = lab.outputs("clean", "test")
     wrong = (out.predicted.numpy() != lab.labels[rows]) & (scores_in(lab, detector, eps, "clean", "test") <= limit)
-    slipped = np.isin(rows, found.rows[_slips(lab, detector, found)])
+    slipped = np.isin(rows, found.rows[slips_in(lab, detector, found)])
     return proportion(wrong | slipped, groups=lab.cases.patients[rows])
 
 
@@ -217,7 +217,7 @@ def _worst(lab: Lab, eps: float) -> Iterator[Row]:
     groups = lab.cases.patients[rows]
     for detector in lab.plan.detectors:
         for name in FALSE_ALARMS:
-            slipped = [f.rows[_slips(lab, detector, f, name)] for f in found]
+            slipped = [f.rows[slips_in(lab, detector, f, name)] for f in found]
             share = proportion(np.isin(rows, np.concatenate(slipped)), groups=groups)
             head = ("worst", "any", knowledge, eps, detector, f"slips_through_{name}")
             yield (*head, share.value, share.low, share.high, share.n)

@@ -1,0 +1,68 @@
+"""The verbs of finished audits: the report again, and what changed from one run to another."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feathide.ending import said
+
+if TYPE_CHECKING:
+    from feathide.study.results import Comparison
+
+__all__ = ["compare", "report"]
+
+
+def report(run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")]) -> None:
+    """Make report.html of a finished audit again, without attacking anything."""
+    with said():
+        from feathide.study.results import render_again
+
+        typer.echo(f"report  {render_again(run).resolve()}")
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one.")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+) -> None:
+    """What changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with paired intervals."""
+    with said():
+        from feathide.study.results import compare as compare_runs
+
+        found = compare_runs(run_a, run_b)
+        if json:
+            typer.echo(_as_json(found))
+        else:
+            _show(found)
+
+
+def _as_json(found: "Comparison") -> str:
+    import json
+
+    fields = {name: {"a": a, "b": b} for name, (a, b) in found.fields.items()}
+    return json.dumps({"fields": fields, "changes": json.loads(found.table.to_json(orient="records"))})
+
+
+def _show(found: "Comparison") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for name, (a, b) in found.fields.items():
+        console.print(escape(f"{name}: {a} -> {b}"), highlight=False)
+    if found.table.empty:
+        console.print("no attack is in both runs")
+        return
+    shown = Table(title="From A to B; the interval is paired, at 95 %", title_justify="left")
+    for name in ("attack", "guard", "metric"):
+        shown.add_column(name)
+    for name in ("A", "B", "difference", "interval"):
+        shown.add_column(name, justify="right")
+    for row in found.table.itertuples():
+        interval = f"{row.low:+.3f} to {row.high:+.3f}" if row.paired else "not paired"
+        shown.add_row(f"{row.attack}+{row.objective}", escape(str(row.detector)), str(row.metric), f"{row.a:.3f}", f"{row.b:.3f}",
+                      f"{row.difference:+.3f}", interval)  # fmt: skip
+    console.print(shown)

@@ -1,0 +1,257 @@
+"""What is done with a finished audit: conditions on its numbers, its report again, another run beside it, its gates as JUnit XML."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from feathide.errors import expected, unknown
+from feathide.metrics import Interval, auc, paired_difference
+from feathide.report import render
+from feathide.study.export import finished
+from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
+from feathide.study.plan import Cell
+from feathide.study.run import run_of
+from feathide.study.stages import cells
+from feathide.study.store import write_whole
+from feathide.study.table import Found, found_in, scores_in, slips_in
+
+__all__ = ["CHANGES", "METRICS", "Comparison", "Condition", "Judged", "compare", "render_again", "write_junit"]
+
+METRICS = (
+    *("accuracy", "accuracy_train", "accuracy_calibrate", "accuracy_accepted_fpr10"),
+    *("success", "auc", "tpr_at_fpr10", "slips_through_fpr10_all"),
+    *(f"{m}_{rate}" for m in ("slips_through", "false_alarms") for rate in FALSE_ALARMS),
+    *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),
+    *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
+)  # fmt: skip
+SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
+CHANGES = (
+    *("attack", "objective", "eps_a", "eps_b", "detector", "metric"),
+    *("a", "b", "difference", "low", "high", "n", "paired"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A condition beside the numbers of a run: whether it holds, and the row that decides."""
+
+    text: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``slips_through_fpr10 > 0.05``: a metric of the table, a sign of ``SIGNS`` and a number."""
+
+    metric: str
+    sign: str
+    number: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """The condition that ``text`` says. Raises ``InputError`` for any other form and for a metric that no table has."""
+        found = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", text)
+        try:
+            number = float(found[3]) if found else math.nan
+        except ValueError:
+            number = math.nan
+        if found is None or not math.isfinite(number):
+            do = 'write it as "slips_through_fpr10 > 0.05"'
+            raise expected("a condition must be a metric, one of < <= > >=, and a number", got=repr(text), do=do)
+        if found[1] not in METRICS:
+            raise unknown("metric", found[1], METRICS)
+        return cls(found[1], found[2], number)
+
+    def judge(self, table: pd.DataFrame) -> Judged:
+        """Whether it holds for the worst row: the largest for > and >=, the smallest for < and <=, of all attacks and detectors.
+
+        It holds, too, where the run has no number of that metric: what was not measured cannot pass.
+        """
+        text = f"{self.metric} {self.sign} {self.number:g}"
+        rows = table[(table.metric == self.metric) & table.value.notna()]
+        if rows.empty:
+            return Judged(text, True, f"this run has no {self.metric}")
+        values = rows.value.to_numpy()
+        row = rows.iloc[int(values.argmax() if ">" in self.sign else values.argmin())]
+        place = ", ".join(str(row[c]) for c in ("attack", "objective", "detector") if row[c]) or "clean"
+        detail = f"{row.value:.4g} ({place}), n = {int(row.n)}"
+        return Judged(text, bool(SIGNS[self.sign](row.value, self.number)), detail)
+
+
+# --- the report again ---------------------------------------------------------------------------------------------------------------
+
+
+def render_again(run: str | Path) -> Path:
+    """``report.html`` of a finished audit, made again from its folder; nothing is attacked or scored.
+
+    Raises ``InputError`` for an unfinished audit, and if the images are no longer those that it saw.
+    """
+    lab, folder = finished(run), Path(run)
+    _same_images(lab)
+    gates = folder / "gates.json"
+    found = run_of(lab, _table(folder), gates=json.loads(gates.read_text()) if gates.is_file() else ())
+    write_whole(folder / "report.html", render(found).encode())
+    return folder / "report.html"
+
+
+def _same_images(lab: Lab) -> None:
+    seen, now = _document(lab.store.folder)["record"]["data"]["digest"], lab.cases.digest
+    if seen != now:
+        do = "put back the images, or audit the new ones into another folder"
+        raise expected(f"{lab.store.folder} must find the images that it attacked (digest {seen})", got=now, do=do)
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """``plan.yaml``: the plan and the record of the run."""
+    document: dict[str, Any] = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))
+    return document
+
+
+def _table(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "results.parquet")
+
+
+# --- two runs -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from run A to run B: ``fields`` of ``plan.yaml`` {name: (a, b)}, and a table with the columns ``CHANGES``."""
+
+    fields: Mapping[str, tuple[Any, Any]]
+    table: pd.DataFrame
+
+
+def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
+    """Run B against run A: the plan's fields, and success, AUC and slips-through at 10 % false alarms of every attack that both have.
+
+    ``a`` and ``b`` are the values of the runs' tables. Where both attacked the same cases, ``difference`` (b - a) has the interval of
+    ``metrics.paired_difference``, from the stored images and scores, by patient; of the AUC it is over the images that fool both runs' classifiers, so
+    that positives, too, are paired. Else ``paired`` is False and there is no interval. Attacks belong together that agree in name, objective and eps, or
+    in name and objective where each run has one budget. Raises ``InputError`` for an unfinished audit, and for images that are not those of the run.
+    """
+    a, b = finished(run_a), finished(run_b)
+    _same_images(a)
+    _same_images(b)
+    one = len(a.budgets) == len(b.budgets) == 1
+    pairs = [
+        (p, q) for p in cells(a) for q in cells(b)
+        if (p.attack.name, p.objective.name) == (q.attack.name, q.objective.name) and (one or p.eps == q.eps)
+    ]  # fmt: skip
+    rows = [row for p, q in pairs for row in _changes((a, p), (b, q))]
+    return Comparison(_fields(a.store.folder, b.store.folder), pd.DataFrame(rows, columns=list(CHANGES)))
+
+
+def _fields(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+    left, right = (dict(_flat(_document(f))) for f in (a, b))
+    names = [*left, *(n for n in right if n not in left)]
+    return {n: (left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)}
+
+
+def _flat(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{head}{name}.")
+        else:
+            yield head + name, inner
+
+
+def _changes(a: tuple[Lab, Cell], b: tuple[Lab, Cell]) -> Iterator[dict[str, Any]]:
+    """The rows of one attack."""
+    (lab_a, cell_a), (lab_b, cell_b) = a, b
+    tables = [_table(lab.store.folder) for lab in (lab_a, lab_b)]
+    found = found_in(lab_a, cell_a), found_in(lab_b, cell_b)
+    same = lab_a.cases.digest == lab_b.cases.digest and sorted(found[0].rows) == sorted(found[1].rows)
+    guards = [d for d in lab_a.plan.detectors if d in lab_b.plan.detectors]
+    for detector, metric in [("", "success"), *((d, m) for d in guards for m in ("auc", "slips_through_fpr10"))]:
+        va, vb = (_value(t, c, detector, metric) for t, c in zip(tables, (cell_a, cell_b), strict=True))
+        d = _paired((lab_a, lab_b), found, detector, metric) if same and len(found[0].rows) else None
+        yield {
+            "attack": cell_a.attack.name, "objective": cell_a.objective.name, "eps_a": cell_a.eps, "eps_b": cell_b.eps,
+            "detector": detector, "metric": metric, "a": va, "b": vb, "paired": d is not None,
+            "difference": d.value if d else vb - va, "low": d.low if d else math.nan, "high": d.high if d else math.nan,
+            "n": d.n if d else 0,
+        }  # fmt: skip
+
+
+def _value(table: pd.DataFrame, cell: Cell, detector: str, metric: str) -> float:
+    at = table[(table.attack == cell.attack.name) & (table.objective == cell.objective.name)]
+    at = at[(at.eps == cell.eps) & (at.detector == detector) & (at.metric == metric)]
+    return float(at.value.iloc[0]) if len(at) else math.nan
+
+
+def _paired(labs: tuple[Lab, Lab], found: tuple[Found, Found], detector: str, metric: str) -> Interval | None:
+    """b - a on the same cases, in the order of their rows; None for the AUC if no image fools both."""
+    order = [np.argsort(f.rows) for f in found]
+    rows = found[0].rows[order[0]]
+    groups = labs[0].cases.patients[rows]
+    fooled = [f.fooled[o] for f, o in zip(found, order, strict=True)]
+    if metric != "auc":
+        hits = fooled
+        if metric != "success":
+            hits = [slips_in(lab, detector, f)[o] for lab, f, o in zip(labs, found, order, strict=True)]
+        return paired_difference(np.mean, (hits[1],), (hits[0],), groups=groups, seed=labs[0].plan.seed)
+    both = fooled[0] & fooled[1]
+    if not both.any():
+        return None
+    a, b = (_separation(lab, f, detector, rows, both) for lab, f in zip(labs, found, strict=True))
+    named = (np.concatenate([groups, groups]), groups[both])
+    d = paired_difference(auc, b, a, groups=named, seed=labs[0].plan.seed)
+    return Interval(d.value, d.low, d.high, int(both.sum()))
+
+
+def _separation(
+    lab: Lab, found: Found, detector: str, rows: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the negatives, clean then noisy, and of the chosen adversarial images."""
+    eps = found.cell.eps
+    negatives = [scores_in(lab, detector, eps, c, "test", rows) for c in ("clean", noisy_at(eps))]
+    return np.concatenate(negatives), scores_in(lab, detector, eps, lab.condition(found.cell), "test", rows[chosen])
+
+
+# --- for a build server -------------------------------------------------------------------------------------------------------------
+
+
+def write_junit(run: str | Path, conditions: Sequence[Judged] = ()) -> Path:
+    """``audit.junit.xml`` of a finished audit: a test case per gate and per condition. A warning passes and stands in its output.
+
+    A condition fails its case if it holds, as with ``--fail-if``.
+    """
+    folder = Path(run)
+    gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
+    suite = Xml.Element("testsuite", name="feathide audit")
+    for gate in gates:
+        reason = f"{gate['detail']}\nraised if {gate['raised_if']}; {gate['why']}; {gate['do']}"
+        _case(suite, "gates", gate["name"], gate["status"] == "fail", reason, loud=gate["status"] != "pass")
+    for judged in conditions:
+        _case(suite, "fail-if", judged.text, judged.holds, judged.detail, loud=True)
+    failures = sum(case.find("failure") is not None for case in suite)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(failures))
+    path = folder / "audit.junit.xml"
+    write_whole(path, Xml.tostring(suite, encoding="utf-8", xml_declaration=True))
+    return path
+
+
+def _case(suite: Xml.Element, group: str, name: str, failed: bool, text: str, *, loud: bool) -> None:
+    case = Xml.SubElement(suite, "testcase", classname=f"feathide.{group}", name=_legal(name))
+    if failed:
+        Xml.SubElement(case, "failure", message=_legal(text.splitlines()[0] if text else "")).text = _legal(text)
+    elif loud:
+        Xml.SubElement(case, "system-out").text = _legal(text)
+
+
+def _legal(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
