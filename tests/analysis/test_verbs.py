@@ -73,7 +73,6 @@ def test_direction(folder: Path) -> None:
     at = table[table.layer == layers[-1]].set_index(["metric", "attack", "objective"]).value
     assert at["cosine_weights", "pgd", "plain"] > 0.2  # it does push that way
     assert abs(at["cosine_gradient", "pgd", "plain"] - at["cosine_weights", "pgd", "plain"]) < 1e-5  # two classes
-    assert at["cosine_weights", "pgd", "plain"] > at["cosine_weights", "pgd", "hfc"]
     assert set(table.versus[table.metric == "cosine_attacks"]) == {"pgd+plain", "pgd+hfc"}
 
 
