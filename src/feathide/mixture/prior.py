@@ -20,6 +20,7 @@ from feathide.mixture.model import Covariance
 
 __all__ = ["Prior", "fit_prior", "precision_factor", "scale", "within"]
 
+FLOOR = 0.1
 SHARES = torch.logspace(-6, -0.01, 80, dtype=torch.float64)
 STRENGTHS = torch.logspace(0, 3, 31, dtype=torch.float64)  # times C, from where on an inverse Wishart prior is proper
 
@@ -43,13 +44,15 @@ def scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """The standard deviation of each channel (C,), and which channels do not vary.
 
     A channel that does not vary gets the median deviation of those that do: it stays in the energy, and leaving its
-    constant by as much as other channels vary costs as much as it costs them.
+    constant by as much as other channels vary costs as much as it costs them. One that hardly varies, such as a unit that
+    fires on a few images only, is measured in ``FLOOR`` of the median: the prior, the identity in these units, then keeps its
+    variance from being believed to be next to nothing. Without shrinkage this changes nothing but the units.
     """
     sd = x.std(0, unbiased=False)
     constant = sd <= 1e-7 * x.abs().amax(0)
     varying = sd[~constant]
     typical = varying.median() if len(varying) else x.abs().amax().clamp_min(1e-30)
-    return torch.where(constant, typical, sd), constant
+    return torch.where(constant, typical, sd.clamp_min(FLOOR * typical)), constant
 
 
 def fit_prior(
@@ -81,8 +84,9 @@ def fit_prior(
 
 
 def spectrum(d: Tensor, scatter: Tensor | None = None) -> Tensor:
-    """The eigenvalues of d^T d / n for rows d (n, C), without the zeros beyond the n-th: min(n, C) of them."""
-    if len(d) < d.shape[1]:
+    """The eigenvalues of d^T d / n for rows d (n, C); of n < C rows, some or all of the zeros beyond the n-th are left out."""
+    enough = len(d) if scatter is None else 2 * len(d)  # a scatter that is there already is worth a larger matrix
+    if enough < d.shape[1]:
         scatter = d @ d.T
     elif scatter is None:
         scatter = d.T @ d
