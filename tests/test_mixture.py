@@ -108,6 +108,42 @@ def test_gradients_are_exact(covariance: Covariance, components: int, soft: bool
     assert torch.autograd.gradcheck(mixture.log_prob, f)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_wide_layers_have_the_energy_and_gradient_of_the_plain_formula(
+    covariance: Covariance, dtype: torch.dtype, tolerance: float
+) -> None:
+    """600 channels: more than one block of the triangular products, which leave out the zeros."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    c, m = 600, 3
+    eye, upper = torch.eye(c, dtype=torch.float64), lambda *shape: normal(*shape).triu(1) / c
+    whitener = eye + upper(c, c) if covariance in ("tied", "lowrank") else 1 + normal(c).abs()
+    factors, gains = torch.ones(0), torch.ones(0)
+    if covariance == "full":
+        factors = eye + upper(m, c, c)
+    elif covariance == "diag":
+        factors = 1 + normal(m, c).abs()
+    elif covariance == "lowrank":
+        factors, gains = torch.linalg.qr(normal(m, c, 4)).Q, torch.full((m, 5), 0.5, dtype=torch.float64)
+    weights = torch.full((m,), 1 / m, dtype=torch.float64)
+    mixture = Mixture(covariance, weights, normal(c), whitener, normal(m, c), factors, gains)
+    f = (mixture.centre + normal(6, c)).to(dtype)
+    nearest = mixture.nearest(f)
+    means, covs = covariances(mixture)
+    d = f.double() - means[nearest]
+    pulled = torch.linalg.solve(covs[nearest], d)  # Sigma^-1 d
+    leaf = f.requires_grad_()
+    energy = mixture.energy(leaf)
+    (gradient,) = torch.autograd.grad(energy.sum(), leaf)
+    torch.testing.assert_close(energy.double(), (d * pulled).mean(1), rtol=tolerance, atol=0)
+    error = (gradient.double() - pulled * (2 / c)).norm() / (pulled * (2 / c)).norm()
+    assert float(error) < tolerance
+
+
 @pytest.mark.parametrize("covariance", ["full", "tied", "diag"])
 def test_the_likelihood_is_that_of_scikit_learn_from_the_same_start(covariance: Covariance) -> None:
     x, _ = blobs(600, 6, 4, distance=1.5)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied
+from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied, times_upper, times_upper_transposed
 
 __all__ = ["COVARIANCES", "Covariance", "Mixture", "with_gradient"]
 
@@ -124,7 +124,7 @@ class Mixture:
             z = _whiten(f, ready)
             distance, half = ready.shape.pull(z, self._choose(z, ready))
             a = ready.whitener
-            gradient = half if a is None else half * a if a.ndim == 1 else half @ a.T
+            gradient = half if a is None else half * a if a.ndim == 1 else times_upper_transposed(half, a)
             return distance / self.channels, gradient * (2 / self.channels)
 
     def log_prob(self, f: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Mixture:
 def _whiten(f: Tensor, ready: Ready) -> Tensor:
     """z = (f - centre) A, (N, C)."""
     d, a = f - ready.centre, ready.whitener
-    return d if a is None else d * a if a.ndim == 1 else d @ a
+    return d if a is None else d * a if a.ndim == 1 else times_upper(d, a)
 
 
 Measure = Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]

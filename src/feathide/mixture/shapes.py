@@ -6,15 +6,23 @@ half its gradient (z - mu_k) P_k P_k^T in closed form.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied"]
+__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied", "times_upper", "times_upper_transposed"]
 
 CHUNK = 1 << 17  # numbers in a temporary array: it stays in the processor's cache
+BLOCK = 256  # columns of a triangular matrix that are used together, for the same reason
+
+
+def blocks(channels: int) -> Iterator[tuple[slice, slice]]:
+    """The parts of an upper triangular matrix that are not zero: (rows, columns) of each block of columns."""
+    for start in range(0, channels, BLOCK):
+        yield slice(0, start + BLOCK), slice(start, start + BLOCK)
 
 
 class Shape(ABC):
@@ -55,8 +63,8 @@ class Full(Shape):
         )
 
     def _pull(self, d: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        y = d @ self.factors[k]
-        return torch.linalg.vecdot(y, y), y @ self.factors[k].T
+        y = times_upper(d, self.factors[k])
+        return torch.linalg.vecdot(y, y), times_upper_transposed(y, self.factors[k])
 
     @cached_property
     def _shifts(self) -> Tensor:
@@ -124,3 +132,17 @@ class LowRank(Shape):
         shifts = torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k U_k (M, R)
         h = self.gains[:, 1:]
         return basis, shifts, h * (2 - h), self.means.square().sum(1)
+
+
+def times_upper(d: Tensor, a: Tensor) -> Tensor:
+    """d a for rows d (N, C) and an upper triangular a (C, C), without the blocks of a that are zero: about half of the work."""
+    if len(a) <= BLOCK:
+        return d @ a
+    return torch.cat([d[:, rows] @ a[rows, columns] for rows, columns in blocks(len(a))], 1)
+
+
+def times_upper_transposed(z: Tensor, a: Tensor) -> Tensor:
+    """z a^T, as :func:`times_upper`."""
+    if len(a) <= BLOCK:
+        return z @ a.T
+    return torch.cat([z[:, c.start :] @ a[c, c.start :].T for _, c in blocks(len(a))], 1)

@@ -1,0 +1,226 @@
+"""What HFC adds to the step of an attack, what our step costs beside the bare network, and our PGD beside that of other libraries.
+
+    OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank]
+
+A step is what lies between two iterates of PGD: judge, differentiate, walk, project. Plain: the cross-entropy, without hooks. HFC: the
+features of every conv unit and their energies under mixtures of two classes, half of the batch each. By hand: one forward and one
+``autograd.grad``. All variants of a network take turns in one process; a number is the median over the rounds of the ratio of CPU
+seconds (of this process, which other work on the machine disturbs least) in the same round. The networks have random weights and the mixtures random
+parameters around real features: neither changes the work. Prints ratios only and writes ``benchmarks/step.md``.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from feathide.attack import when_fooled
+from feathide.classifier import FeatureClassifier
+from feathide.geometry import Linf
+from feathide.mixture import Covariance, Mixture, MixtureBank
+from feathide.models import build
+from feathide.objectives import HFC, AwayFrom
+from feathide.recipes import pgd
+from feathide.types import Goal, Outputs
+
+COMPONENTS = (1, 16, 64)
+CASES = [(name, size) for name in ("resnet18", "resnet50") for size in (64, 128, 224)] + [
+    ("resnet10_3d", 32),
+    ("resnet18_3d", 32),
+]
+QUICK = [("resnet18", 64), ("resnet50", 64), ("resnet10_3d", 32)]
+BATCH = {64: 32, 128: 16, 224: 8, 32: 8}
+STEPS = 3  # the last iterate is judged without a gradient, so this gives two whole steps
+EPS = 4 / 255
+
+
+def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
+    """A network with random weights whose batch norms know its features, and images for it."""
+    torch.manual_seed(0)
+    cubes = name.endswith("_3d")
+    x = torch.rand(BATCH[size], 1 if cubes else 3, *[size] * (3 if cubes else 2))
+    net = build(name, channels=1, classes=2) if cubes else getattr(torchvision.models, name)(num_classes=2)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+        net.train()(x)
+    return net.eval(), x
+
+
+def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8) -> MixtureBank:
+    """Mixtures of two classes with random parameters, centred and scaled like the features."""
+    random = torch.Generator().manual_seed(components)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    def mixture(f: Tensor) -> Mixture:
+        c = f.shape[1]
+        r = min(rank, c)
+        scale = f.double().std(0).clamp_min(1e-3)
+        shared = torch.eye(c, dtype=torch.float64) + draw(c, c).triu(1) / c
+        factors = torch.ones(0)
+        gains = torch.ones(0)
+        if covariance == "full":
+            factors = torch.eye(c, dtype=torch.float64) + draw(components, c, c).triu(1) / c
+        elif covariance == "diag":
+            factors = 1 + draw(components, c).abs()
+        elif covariance == "lowrank":
+            factors, gains = (
+                torch.linalg.qr(draw(components, c, r)).Q,
+                torch.full((components, r + 1), 0.5, dtype=torch.float64),
+            )
+        whitener = shared / scale[:, None] if covariance in ("tied", "lowrank") else 1 / scale
+        weights = torch.full((components,), 1 / components, dtype=torch.float64)
+        return Mixture(covariance, weights, f.double().mean(0), whitener, draw(components, c), factors, gains)
+
+    return MixtureBank({name: {c: mixture(f) for c in (0, 1)} for name, f in clean.features.items()})
+
+
+class Steps:
+    """CPU seconds of the whole steps of one run of ``attack``."""
+
+    def __init__(self, attack: Any, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> None:
+        self.attack, self.classifier, self.x, self.goal = attack, classifier, x, goal
+
+    def __call__(self) -> float:
+        times: list[float] = []
+        ids = [str(i) for i in range(len(self.x))]
+        self.attack(
+            self.classifier, self.x, self.goal, ids=ids, watch=lambda k, rows, out: times.append(time.process_time())
+        )
+        return (times[-2] - times[0]) / (len(times) - 2)
+
+
+def by_hand(net: nn.Module, x: Tensor, target: Tensor) -> Callable[[], float]:
+    def once() -> float:
+        start = time.process_time()
+        for _ in range(STEPS - 1):
+            leaf = x.clone().requires_grad_()
+            torch.autograd.grad(nn.functional.cross_entropy(net(leaf), target, reduction="sum"), leaf)
+        return (time.process_time() - start) / (STEPS - 1)
+
+    return once
+
+
+def seconds(work: Callable[[], Any]) -> Callable[[], float]:
+    """CPU seconds of one call."""
+
+    def once() -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    return once
+
+
+def ratios(variants: dict[str, Callable[[], float]], base: str, rounds: int) -> dict[str, float]:
+    """The median over rounds of every variant's seconds divided by those of ``base``, in turn; the first round warms up."""
+    found = [{name: once() for name, once in variants.items()} for _ in range(rounds + 1)][1:]
+    return {name: statistics.median(f[name] / f[base] for f in found) for name in variants if name != base}
+
+
+def hfc_row(name: str, size: int, rounds: int, covariance: Covariance) -> str:
+    net, x = network(name, size)
+    target = torch.arange(len(x)) % 2
+    goal, threat = Goal(1 - target, target), Linf(EPS)
+    plain, hooked = FeatureClassifier(net, ()), FeatureClassifier(net, "conv")
+    with torch.no_grad():
+        clean = hooked(x)
+    variants: dict[str, Callable[[], float]] = {
+        "hand": by_hand(net, x, target),
+        "plain": Steps(pgd(threat, steps=STEPS), plain, x, goal),
+        **{
+            str(m): Steps(pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance))), hooked, x, goal)
+            for m in COMPONENTS
+        },
+    }
+    found = ratios(variants, "plain", rounds)
+    cells = [name, len(clean.features), size, len(x), covariance, *(f"{found[str(m)]:.2f}" for m in COMPONENTS)]
+    return "| " + " | ".join(map(str, [*cells, f"{1 / found['hand']:.3f}"])) + " |"
+
+
+def peers(size: int, rounds: int, steps: int) -> list[str]:
+    """The same PGD, untargeted from a random start, by four libraries; every one is asked which images fool the network."""
+    import foolbox
+    import numpy as np
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    net, x = network("resnet18", size)
+    x = x[:8]
+    with torch.no_grad():
+        source = net(x).argmax(1)
+    goal, ids = Goal(source, 1 - source), [str(i) for i in range(len(x))]
+    classifier, alpha = FeatureClassifier(net, ()), EPS / 4
+    ours = pgd(Linf(EPS), objective=AwayFrom(), steps=steps, step_size=0.25)
+    early = pgd(Linf(EPS), objective=AwayFrom(), steps=steps, step_size=0.25, leave=when_fooled)
+    estimator = PyTorchClassifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 2, clip_values=(0, 1))
+    art = ProjectedGradientDescentPyTorch(
+        estimator, eps=EPS, eps_step=alpha, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
+    )
+    theirs = torchattacks.PGD(net, eps=EPS, alpha=alpha, steps=steps, random_start=True)
+    fool = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    linf = foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=steps, random_start=True)
+    names, images = np.eye(2, dtype=np.float32)[source.numpy()], x.numpy()
+
+    def judged(adversarial: Tensor) -> Tensor:
+        with torch.no_grad():
+            return net(adversarial).argmax(1) != source
+
+    variants = {
+        "ours": seconds(lambda: ours(classifier, x, goal, ids=ids)),
+        "ours, finished images leave": seconds(lambda: early(classifier, x, goal, ids=ids)),
+        "torchattacks": seconds(lambda: judged(theirs(x, source))),
+        "Foolbox": seconds(lambda: linf(fool, x, source, epsilons=EPS)),
+        "ART": seconds(lambda: judged(torch.from_numpy(art.generate(images, names)))),
+    }
+    found = ratios(variants, "ours", rounds)
+    share = float(ours(classifier, x, goal, ids=ids).fooled.float().mean())
+    return [f"| {name} | {size} | {steps} | {share:.2f} | {value:.2f} |" for name, value in found.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer networks and sizes, a few minutes")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="networks whose name begins so")
+    parser.add_argument("--size", type=int, help="one size only")
+    parser.add_argument("--covariance", default="lowrank")
+    parser.add_argument("--no-peers", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "| network | layers | px | batch | covariance | HFC / plain, M = 1 | M = 16 | M = 64 | plain / by hand |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, size in QUICK if options.quick else CASES:
+        if name.startswith(options.only) and options.size in (None, size):
+            lines.append(hfc_row(name, size, options.rounds, options.covariance))
+            print(lines[-1], flush=True)
+    if not options.no_peers:
+        lines += ["", "| PGD of | px | steps | fooled | seconds / ours |", "|---|---|---|---|---|"]
+        for steps in (10,) if options.quick else (10, 40):
+            lines += peers(64, options.rounds, steps)
+            print("\n".join(lines[-4:]), flush=True)
+    command = " ".join(["python benchmarks/step.py", *(["--quick"] if options.quick else [])])
+    head = f"`{command}`: one thread, torch {torch.__version__}, {platform.machine()}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores."
+    about = (__doc__ or "").split("\n\n")[2].strip()
+    if not options.only and options.size is None:
+        Path(__file__).with_suffix(".md").write_text(
+            "\n".join(["# The cost of a step", "", head, about, "", *lines, ""])
+        )
+
+
+if __name__ == "__main__":
+    main()
