@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
@@ -14,6 +14,11 @@ lint: .venv/installed
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
+
+bench: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick
+	$(BIN)/python benchmarks/mixture.py --quick
+	$(BIN)/python benchmarks/detectors.py
 
 install: .venv/installed
 
