@@ -450,3 +450,15 @@ def test_a_bank_needs_labels_and_a_share() -> None:
         MixtureBank.fit(out, labels, layers=["b"])
     with pytest.raises(InputError, match="components"):
         MixtureBank.fit(out, labels, components=[])
+
+
+def test_a_channel_that_hardly_varies_does_not_rule_the_energy() -> None:
+    """A unit that fired on one training image only: as far from its mean as others vary, it costs no more than thousands."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 20, generator=generator, dtype=torch.float64)
+    x[:, 3] = 0
+    x[7, 3] = 1e-6
+    mixture = fit_mixture(x, components=1, covariance="full", seed=0)
+    moved = x.mean(0, keepdim=True).clone()
+    moved[0, 3] += 1
+    assert mixture.energy(moved).item() < 1e4
