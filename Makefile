@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint docs bench install clean
 
 demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
@@ -14,6 +14,10 @@ lint: .venv/installed
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick
@@ -30,4 +34,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site
