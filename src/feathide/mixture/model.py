@@ -47,10 +47,11 @@ class Ready(NamedTuple):
 class Mixture:
     """A Gaussian mixture p(f) = sum_k w_k N(f; m_k, Sigma_k) over features f (N, C), in float64; see the module for its form.
 
-    ``weights`` (M,), ``centre`` (C,), ``whitener`` (C,) or (C, C), ``means`` (M, C) in the whitened space, ``factors`` and ``gains``
-    as in the table above. ``lower_bound`` is the mean log-likelihood (with prior: the mean log-posterior) of the data it was fitted
-    to, ``samples`` their number, ``shrinkage`` the share of the prior in a component of average size, ``degenerate`` the number of
-    channels that did not vary, and ``notes`` says in sentences what was unusual.
+    ``weights`` (M,), ``centre`` (C,), ``whitener`` (C,) or upper triangular (C, C), ``means`` (M, C) in the whitened space,
+    ``factors`` and ``gains`` as in the table above. ``lower_bound`` is the mean log-likelihood of the data it was fitted to, in nats,
+    ``samples`` their number, ``shrinkage`` the share of the diagonal in the covariance, ``pooling`` the share of what the components
+    have in common in a component of average size, ``degenerate`` the number of channels that did not vary, and ``notes`` says
+    in sentences what was unusual.
     """
 
     covariance: Covariance
