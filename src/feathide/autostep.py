@@ -56,7 +56,7 @@ class _Walk:
         loss, delta = s.loss.to(self.loss), s.delta
         before = delta if s.k == 0 else self.before[rows]
         self.falls[rows] += (loss < self.loss[rows]) if s.k else 0
-        self.loss[rows], self.before[rows] = loss, delta
+        self.loss[rows] = loss
         better = loss < self.least[rows]
         self.least[rows] = torch.where(better, loss, self.least[rows])
         wide = better.reshape(-1, *[1] * (delta.ndim - 1))
@@ -68,6 +68,7 @@ class _Walk:
             back = self._halve(s).reshape(-1, *[1] * (delta.ndim - 1))
             delta = torch.where(back, self.delta[rows], delta)
             grad = torch.where(back, self.grad[rows], grad)
+        self.before[rows] = delta
         a = 1.0 if s.k == 0 else self.rule.momentum
         ahead = self.setting.walk(delta, grad, self.length[rows], rows)
         return self.setting.project(delta + a * (ahead - delta) + (1 - a) * (delta - before), rows)
