@@ -61,7 +61,7 @@ def attacked(
 ) -> AttackResult:
     classifier, x, goal, radius = linear(shape, outputs, norm)
     few = {"queries": 20} if name == "standard" else {}
-    return ATTACKS[name](THREATS[norm](share * radius), **{"steps": 20, **few, **fields})(
+    return ATTACKS[name](THREATS[norm](share * radius), **{"steps": 40, **few, **fields})(
         classifier, x, goal, ids="abcd"
     )
 
