@@ -58,7 +58,9 @@ class Outputs:
 
     def to(self, target: torch.device | torch.dtype | str) -> "Outputs":
         """On another device, or in another floating type (class indices keep theirs)."""
-        return self._each(lambda v: v if isinstance(target, torch.dtype) and not v.is_floating_point() else v.to(target))
+        return self._each(
+            lambda v: v if isinstance(target, torch.dtype) and not v.is_floating_point() else v.to(target)
+        )
 
     def _each(self, change) -> "Outputs":  # type: ignore[no-untyped-def]
         return Outputs(
