@@ -1,6 +1,6 @@
 """Law A8: the same iterates as torchattacks, Foolbox and ART wherever those are right, from the same start; and where they are not, why.
 
-Install the libraries with ``pip install feathide[compare]``; without them these tests are skipped.
+Install the libraries with ``pip install feathide[torchattacks,foolbox,art]``; without them these tests are skipped.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,9 @@ from feathide.objectives import DLR, AwayFrom
 from feathide.rules import Rule, Setting, Step
 from feathide.types import Goal
 
-REASON = "needs torchattacks, foolbox and adversarial-robustness-toolbox: pip install feathide[compare]"
+REASON = (
+    "needs torchattacks, foolbox and adversarial-robustness-toolbox: pip install feathide[torchattacks,foolbox,art]"
+)
 torchattacks = pytest.importorskip("torchattacks", reason=REASON, exc_type=ImportError)
 foolbox = pytest.importorskip("foolbox", reason=REASON, exc_type=ImportError)
 pytest.importorskip("art", reason=REASON, exc_type=ImportError)

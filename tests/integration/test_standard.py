@@ -13,7 +13,7 @@ from feathide.geometry import Linf
 from feathide.types import Goal
 
 torchattacks = pytest.importorskip(
-    "torchattacks", reason="needs torchattacks: pip install feathide[compare]", exc_type=ImportError
+    "torchattacks", reason="needs torchattacks: pip install feathide[torchattacks,foolbox,art]", exc_type=ImportError
 )
 
 
