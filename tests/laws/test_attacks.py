@@ -83,6 +83,21 @@ def test_a1_lies_on_the_grid_that_a_file_can_hold(name: str, shape: tuple[int, .
 
 
 @every_threat
+@every_shape
+def test_a1_the_projection_is_one(norm: str, shape: tuple[int, ...]) -> None:
+    """Into both sets, without moving what is in them already."""
+    x = images(4, shape, seed=0)
+    threat = THREATS[norm](torch.tensor([0.0, 0.1, 0.5, 3.0], dtype=torch.float64))
+    wild = 3 * images(4, shape, seed=1) - 1.5
+    delta = threat.project(wild, x, (0.0, 1.0))
+    assert bool((threat.size(delta) <= torch.as_tensor(threat.eps) + 1e-12).all())
+    assert float((x + delta).min()) >= -1e-15 and float((x + delta).max()) <= 1 + 1e-15
+    torch.testing.assert_close(threat.project(delta, x, (0.0, 1.0)), delta, rtol=1e-14, atol=0)
+    small = 1e-3 * wild[2:]
+    assert torch.equal(threat.at(slice(2, 4)).project(small, x[2:], (0.0, 1.0)), small)
+
+
+@every_threat
 def test_a1_random_starts_fill_the_ball_on_both_sides(norm: str) -> None:
     noise = Noise(0, tuple(map(str, range(400))))
     threat = THREATS[norm](0.5)
