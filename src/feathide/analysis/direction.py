@@ -185,7 +185,7 @@ def _follow(json: str, cell: Cell, index: int, store: Store) -> Mapping[str, np.
     if len(rows):
         x, goal = lab.images(rows), lab.goal(rows)
         once = replace(attack, restarts=1)
-        once(lab.classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=lab.grid, watch=trail)
+        once(lab.classifier, x, goal, **lab.terms(rows, x), watch=trail)
     arrays = {f"f{i:03d}": f.numpy() for i, f in enumerate(trail.features.values())}
     return {"rows": rows, "marks": np.array(trail.marks), "layers": np.array(list(trail.features), dtype=str), **arrays}
 

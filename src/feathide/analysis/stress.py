@@ -37,7 +37,7 @@ def drifts(
 ) -> dict[Way, Tensor]:
     """How far the mean activation of each layer moves in the direction asked for, (N, L) for each of ``WAYS``.
 
-    ``attack`` gives budget and walk; its objective is replaced by ``Drift``. ``call``: ids, seed and grid, as for an attack.
+    ``attack`` gives budget and walk; its objective is replaced by ``Drift``. ``call``: ids, seed, grid and mask, as for an attack.
     """
     with torch.no_grad():
         clean = classifier(x)
@@ -92,8 +92,7 @@ def _stress(json: str, index: int, store: Store) -> Mapping[str, np.ndarray]:
     rows = lab.batch("test", index)
     x = lab.images(rows)
     layers = lab.classifier.names(x)
-    call = {"ids": lab.ids(rows), "seed": lab.plan.seed, "grid": lab.grid}
-    found = drifts(walk_of(lab), lab.classifier, x, lab.goal(rows), layers, **call)
+    found = drifts(walk_of(lab), lab.classifier, x, lab.goal(rows), layers, **lab.terms(rows, x))
     return {"rows": rows, "layers": np.array(layers), **{way: change.cpu().numpy() for way, change in found.items()}}
 
 

@@ -117,7 +117,7 @@ def members(archs: Sequence[str], seeds: Sequence[int], *, halves: bool = False)
 
 def _weights_key(lab: Lab, member: Member) -> str:
     n = lab.plan.network
-    return f"members/{member.arch}-{digest([lab.cases.digest, n.head, n.train, member])}"
+    return f"members/{member.arch}-{digest([lab.cases.digest, n.head, n.train, n.window, member])}"
 
 
 def member_tasks(lab: Lab, chosen: Sequence[Member]) -> list[Task]:
@@ -136,7 +136,7 @@ def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.nd
         cases = cases.take(np.flatnonzero((cases.splits != "train") | (_halves(cases.patients) == member.half)))
     result = train_classifier(
         cases, member.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment, stem=t.stem,
-        head=None if lab.plan.network.head == "softmax" else "sigmoid", seed=member.seed, out=_weights(lab, member),
+        head=None if lab.plan.network.head == "softmax" else "sigmoid", window=lab.plan.network.window, seed=member.seed, out=_weights(lab, member),
     )  # fmt: skip
     return {"val_accuracy": np.asarray(result.val_accuracy)}
 
@@ -220,11 +220,10 @@ def _craft_on_all(plans: Sequence[str], cell: Cell, index: int, store: Store) ->
         rows = rows[lab.at("clean", "test", rows).predicted.numpy() == lab.labels[rows]]
     if not len(rows):
         return {"rows": rows, "target": rows}
-    goal = first.goal(rows)
-    call: dict[str, Any] = {"ids": first.ids(rows), "seed": first.plan.seed, "grid": first.grid}
+    goal, x = first.goal(rows), first.images(rows)
     walks = [attack_of(lab, cell, weight_of(lab, cell)) for lab in labs]
     attack = against_all([walk for walk in walks if isinstance(walk, Attack)])
-    found = attack(Jury(tuple(lab.classifier for lab in labs)), first.images(rows), goal, **call)
+    found = attack(Jury(tuple(lab.classifier for lab in labs)), x, goal, **first.terms(rows, x))
     image = encode(found.adversarial, first.grid, first.cases.box)
     return {"rows": rows, "target": goal.target.cpu().numpy(), "image": image}
 

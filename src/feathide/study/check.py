@@ -38,7 +38,8 @@ def check_plan(plan: Plan, out: Path) -> Iterator[str]:
 
 def _classifier(lab: Lab) -> FeatureClassifier:
     if lab.trains and not lab.store.done(lab.classifier_key):
-        return FeatureClassifier(lab.empty_network().eval().to(lab.device), lab.plan.network.layers, box=lab.cases.box)
+        network = lab.empty_network().eval().to(lab.device)
+        return FeatureClassifier(network, lab.plan.network.layers, box=lab.cases.box, window=lab.window)
     return lab.classifier
 
 
@@ -47,9 +48,9 @@ def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float
     rows = lab.rows("test")[:TRIED]
     x, goal = lab.images(rows), lab.goal(rows)
     attack = pgd(lab.threat(lab.budgets[0]), steps=3)
-    attack(classifier, x, goal, ids=lab.ids(rows), seed=0, grid=lab.grid)
+    attack(classifier, x, goal, **lab.terms(rows, x))
     started = time.perf_counter()
-    attack(classifier, x, goal, ids=lab.ids(rows), seed=0, grid=lab.grid)
+    attack(classifier, x, goal, **lab.terms(rows, x))
     seconds = (time.perf_counter() - started) / 3.6 / len(rows)  # a clean pass and a last pass stand beside three steps
     held = [0]
 

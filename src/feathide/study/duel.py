@@ -111,7 +111,7 @@ def _attacked(lab: Lab, attack: Attack, part: str) -> tuple[Outputs, np.ndarray,
     for batch in np.split(rows, range(lab.plan.batch_size, len(rows), lab.plan.batch_size)):
         goal = lab.goal(batch)
         x = lab.images(batch)
-        found = attack(lab.observer, x, goal, ids=lab.ids(batch), seed=lab.plan.seed, grid=lab.grid, mask=lab.mask(x))
+        found = attack(lab.observer, x, goal, **lab.terms(batch, x))
         seen.append(observe(lab.observer, found.adversarial))
         fooled.append((seen[-1].predicted == goal.target.cpu()).numpy())
     return Outputs.cat(seen), rows, np.concatenate(fooled)

@@ -125,6 +125,10 @@ class Lab:
         """Which pixels of the images ``x`` may change, (N or 1, C or 1, *S); None for all of them."""
         return None if self.region is None else self.region.of(x)
 
+    def terms(self, rows: np.ndarray, x: Tensor) -> dict[str, Any]:
+        """What every attack on the images ``x`` of ``rows`` is bound to: ids, seed, what a file can hold, where it may change."""
+        return {"ids": self.ids(rows), "seed": self.plan.seed, "grid": self.grid, "mask": self.mask(x)}
+
     @cached_property
     def grid(self) -> Grid | None:
         """What a file of this data can hold; None for floating-point files."""

@@ -211,9 +211,7 @@ def _noisy(lab: Lab, x: Tensor, rows: np.ndarray, eps: float) -> Tensor:
     """Random noise of the budget, as stored; noise that changes nothing is refused."""
     attack = noise(lab.threat(eps))
     goal = lab.goal(rows)
-    noisy = attack(
-        lab.classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=lab.grid, mask=lab.mask(x)
-    ).adversarial
+    noisy = attack(lab.classifier, x, goal, **lab.terms(rows, x)).adversarial
     same = (noisy == x).flatten(1).all(1)
     if bool(same.any()):
         got = f"{int(same.sum())} unchanged images at eps {eps:g}"
@@ -260,7 +258,7 @@ def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None 
     x, goal = lab.images(rows), lab.goal(rows)
     attack = attack_of(lab, cell, weight_of(lab, cell) if weight is None else weight)
     classifier = lab.observer if _reads_dropout(lab, cell) else lab.classifier
-    found = attack(classifier, x, goal, ids=lab.ids(rows), seed=lab.plan.seed, grid=grid, mask=lab.mask(x))
+    found = attack(classifier, x, goal, **lab.terms(rows, x))
     image = encode(found.adversarial, grid, box)
     again = decode(image, grid, box).to(x)
     prediction = observe(lab.classifier, again).predicted
