@@ -12,6 +12,7 @@ from .folder import read_folder
 from .manifest import read_manifest
 from .phantoms import phantoms
 from .reading import Reading
+from .select import of_classes, slices
 from .split import check_classes, check_split, thin, without_copies
 
 __all__ = ["Kind", "load_cases"]
@@ -31,6 +32,8 @@ def load_cases(
     channels: int | None = None,
     box: Box | None = None,
     limit: int | None = None,
+    classes: Sequence[str] | None = None,
+    slice: int | None = None,
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     skip_bad: bool = False,
@@ -44,7 +47,8 @@ def load_cases(
     ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a CSV of patient ids
     (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a regular expression that finds the
     patient in a file's path. ``size`` and ``channels`` resize and convert; ``box`` declares the legal values in the
-    images' own units; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where the data
+    images' own units; ``classes`` keeps only these, by name or number; ``slice`` keeps the middle slice of each volume along
+    that axis; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where the data
     has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves out unusable files and copies
     across splits and lists them in ``Cases.skipped``. The patient of a DICOM file is a short hash of the id in its
     header unless ``keep_patient_ids``.
@@ -59,7 +63,7 @@ def load_cases(
         size=size,
         channels=channels,
         box=box,
-        limit=limit,
+        limit=limit if classes is None else None,
         seed=seed,
         fractions=fractions,
         skip_bad=skip_bad,
@@ -76,6 +80,10 @@ def load_cases(
     else:
         raise unknown("kind of data", chosen, get_args(Kind))
     cases = without_copies(cases) if skip_bad else cases
+    if classes is not None:
+        cases = of_classes(cases, classes)
+        cases = cases.take(thin(cases.labels, cases.splits, limit=limit, seed=seed))
+    cases = cases if slice is None else slices(cases, slice)
     check_classes(cases.labels, cases.class_names, cases.name)
     check_split(cases)
     return cases

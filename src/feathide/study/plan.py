@@ -60,6 +60,8 @@ class DataPlan(Part):
     box: tuple[float, float] | None = None
     limit: int | None = Field(None, ge=1)
     class_names: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    slice: int | None = None
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     skip_bad: bool = False
     keep_patient_ids: bool = False
