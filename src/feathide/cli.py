@@ -1,7 +1,7 @@
 """The command line. torch is imported inside a verb only, so that ``--help`` is instant.
 
 Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 3 a gate failed, with
-``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not); 130 stopped with Ctrl-C, finished work kept.
+``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not); 5 ``verify`` found a difference; 130 stopped with Ctrl-C, finished work kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import typer
 from feathide.cli_analysis import explain, ood
 from feathide.cli_duel import duel
 from feathide.cli_export import export
-from feathide.cli_results import compare, report
+from feathide.cli_results import compare, report, verify
 from feathide.ending import said
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ app.command(epilog="Example: `feathide duel plan.yaml --out runs/chest --rounds 
 app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
 app.command(epilog="Example: `feathide report runs/chest`")(report)
 app.command(epilog="Example: `feathide compare runs/chest runs/chest-more-steps`")(compare)
+app.command(epilog="Example: `feathide verify runs/chest --sample 200`")(verify)
 
 
 app.add_typer(explain, name="explain")

@@ -1,4 +1,4 @@
-"""The verbs of finished audits: the report again, and what changed from one run to another."""
+"""The verbs of finished audits: the report again, what changed from one run to another, and whether a run still is what it says."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ from feathide.ending import said
 if TYPE_CHECKING:
     from feathide.study.results import Comparison
 
-__all__ = ["compare", "report"]
+__all__ = ["compare", "report", "verify"]
 
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")]) -> None:
@@ -36,6 +36,31 @@ def compare(
             typer.echo(_as_json(found))
         else:
             _show(found)
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
+    *,
+    sample: Annotated[int, typer.Option(min=0, help="So many stored adversarial images are predicted again.")] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+) -> None:
+    """Check a finished audit again: files, plan, data and weights, a sample of its images, its tables. Exit code 5 if anything differs."""
+    with said():
+        from dataclasses import asdict
+        from json import dumps
+
+        from feathide.study.verify import verify as verify_run
+
+        found = verify_run(run, sample=sample)
+        if json:
+            typer.echo(dumps(asdict(found)))
+        else:
+            for difference in found.differences:
+                typer.echo(f"{difference.where}: {difference.what}")
+            seen = f"{found.files} files, {found.images} images, {found.numbers} rows of tables looked at"
+            typer.echo(f"{seen}: {len(found.differences) or 'no'} difference{'s' * (len(found.differences) != 1)}")
+        if found.differences:
+            raise typer.Exit(5)
 
 
 def _as_json(found: "Comparison") -> str:

@@ -129,15 +129,30 @@ class MixtureBank:
             for label, m in by_class.items()
         ]
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file."""
+    def packed(self) -> tuple[dict[str, Tensor], str]:
+        """Everything as named tensors and a text of JSON: equal banks give equal bytes."""
         tensors: dict[str, Tensor] = {}
         rows: list[dict[str, Any]] = []
         for name, by_class in self.mixtures.items():
             for label, m in by_class.items():
                 tensors |= {f"{len(rows)}.{t}": getattr(m, t).cpu().contiguous() for t in TENSORS}
                 rows.append({"layer": name, "class": label, **{v: getattr(m, v) for v in VALUES}})
-        text = json.dumps({"mixtures": rows, "curves": self.curves})
+        return tensors, json.dumps({"mixtures": rows, "curves": self.curves})
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], text: str) -> "MixtureBank":
+        """The inverse of :meth:`packed`."""
+        content = json.loads(text)
+        mixtures: dict[str, dict[int, Mixture]] = {}
+        for i, row in enumerate(content["mixtures"]):
+            values = {v: row[v] for v in VALUES} | {t: tensors[f"{i}.{t}"] for t in TENSORS}
+            mixture = Mixture(**values | {"notes": tuple(row["notes"])})
+            mixtures.setdefault(row["layer"], {})[row["class"]] = mixture
+        return cls(mixtures, tuple(content["curves"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file."""
+        tensors, text = self.packed()
         save_file(tensors, path, metadata={"format": FORMAT, "content": text})
 
     @classmethod
@@ -155,13 +170,7 @@ class MixtureBank:
             raise expected(
                 f"{path} must hold {FORMAT!r}", got=metadata.get("format"), do="give a file of MixtureBank.save"
             )
-        content = json.loads(metadata["content"])
-        mixtures: dict[str, dict[int, Mixture]] = {}
-        for i, row in enumerate(content["mixtures"]):
-            values = {v: row[v] for v in VALUES} | {t: tensors[f"{i}.{t}"] for t in TENSORS}
-            mixture = Mixture(**values | {"notes": tuple(row["notes"])})
-            mixtures.setdefault(row["layer"], {})[row["class"]] = mixture
-        return cls(mixtures, tuple(content["curves"]))
+        return cls.unpacked(tensors, metadata["content"])
 
     def _each(
         self, out: Outputs, classes: Tensor, layers: Sequence[str] | None, measure: Callable[[Mixture, Tensor], Tensor]

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from feathide.adversary import Adversary
 from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.data import Cases, load_cases, three_way
@@ -19,7 +20,7 @@ from feathide.errors import expected
 from feathide.geometry import L2, Grid, Linf, Noise, ThreatModel
 from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
-from feathide.models import build, check_network, load_network
+from feathide.models import Stem, build, check_network, load_network
 from feathide.study.mask import Region, load_region
 from feathide.study.plan import Cell, ObjectivePlan, Plan, slug
 from feathide.study.store import Store, digest
@@ -211,10 +212,11 @@ class Lab:
 
     def empty_network(self) -> nn.Module:
         n = self.plan.network
-        size, stem = self.cases.shape, self.about.get("stem", n.train.stem)
-        return build(
-            n.arch, channels=self.cases.channels, outputs=self.outputs_count, size=size, stem=stem, seed=self.plan.seed
-        )
+        return self._built(n.arch, self.about.get("stem", n.train.stem))
+
+    def _built(self, arch: str, stem: Stem) -> nn.Module:
+        size, outputs = self.cases.shape, self.outputs_count
+        return build(arch, channels=self.cases.channels, outputs=outputs, size=size, stem=stem, seed=self.plan.seed)
 
     def _network(self) -> nn.Module:
         n = self.plan.network
@@ -232,14 +234,24 @@ class Lab:
         mean, std = (tuple(getattr(n, k) or self.about.get(k) or ()) for k in ("mean", "std"))
         model = self._network()
         if self.trains:
-            arrays = self.store.load(self.classifier_key)
-            state = {k.removeprefix("w/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("w/")}
-            model.load_state_dict(state)
-            mean, std = tuple(arrays["mean"].tolist()), tuple(arrays["std"].tolist())
-        head: str | tuple[str, int] = n.head if self.finding is None else ("finding", self.finding)
+            mean, std = self._trained(model, self.classifier_key)
+        return self._shown(model, n.layers, mean, std)
+
+    def _trained(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Give ``model`` the weights that a task of training has stored; mean and std of what it saw."""
+        arrays = self.store.load(key)
+        model.load_state_dict(
+            {k.removeprefix("w/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("w/")}
+        )
+        return tuple(arrays["mean"].tolist()), tuple(arrays["std"].tolist())
+
+    def _shown(
+        self, model: nn.Module, layers: str | Sequence[str], mean: Sequence[float], std: Sequence[float]
+    ) -> FeatureClassifier:
+        head: str | tuple[str, int] = self.plan.network.head if self.finding is None else ("finding", self.finding)
         return FeatureClassifier(
             model.to(self.device).eval(),
-            n.layers,
+            layers,
             box=self.cases.box,
             mean=mean,
             std=std,
@@ -260,17 +272,57 @@ class Lab:
         return caveats
 
     @property
-    def needs_dropout(self) -> bool:
-        return any(DETECTORS[d]().needs_dropout for d in self.plan.detectors)
+    def observer(self) -> FeatureClassifier:
+        """The classifier as the guards of the plan read it."""
+        return self.observing(self.plan.detectors)
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def observing(self, detectors: tuple[str, ...]) -> FeatureClassifier:
+        """The classifier as these detectors read it: with dropout draws and a witness where one of them needs them."""
+        dropout, witness = (self.needs(what, detectors) for what in ("dropout", "witness"))
+        if not dropout and not witness:
+            return self.classifier
+        return replace(
+            self.classifier,
+            dropout_samples=self.plan.dropout_samples if dropout else 0,
+            witness=self.witness if witness else None,
+        )
+
+    def needs(self, what: Literal["dropout", "witness"], detectors: Sequence[str] | None = None) -> bool:
+        """Whether a detector, of the plan's unless said, reads dropout draws or a witness."""
+        made = [DETECTORS[d]() for d in (self.plan.detectors if detectors is None else detectors)]
+        return any(d.needs_dropout if what == "dropout" else d.needs_witness for d in made)
+
+    # --- witness ------------------------------------------------------------------------------------------------------
+
+    @property
+    def witness_arch(self) -> str:
+        return self.plan.witness.arch or ("tiny" if len(self.cases.shape) == 2 else "tiny3d")
 
     @cached_property
-    def observer(self) -> FeatureClassifier:
-        """The classifier as the guard reads it: with dropout draws where a detector needs them."""
-        return (
-            replace(self.classifier, dropout_samples=self.plan.dropout_samples)
-            if self.needs_dropout
-            else self.classifier
-        )
+    def adversary(self) -> Adversary:
+        """What the witness learns to withstand."""
+        w = self.plan.witness
+        eps = max(self.budgets) if w.eps is None else float(parse_eps(w.eps, self.cases))
+        return Adversary(self.threat(eps), w.steps, self.plan.seed)
+
+    @cached_property
+    def witness_key(self) -> str:
+        p, w = self.plan, self.plan.witness
+        recipe = [w.train, w.steps, p.norm, float(self.adversary.threat.eps), self.window, p.network.head, p.seed]
+        return f"witness/{self.witness_arch}-{digest([FORMAT, self.cases.digest, self.witness_arch, *recipe])}"
+
+    @cached_property
+    def witness(self) -> FeatureClassifier:
+        """A robust network of the same classes, for the guards that ask one."""
+        model = self._built(self.witness_arch, self.plan.witness.train.stem)
+        return self._shown(model, "blocks", *self._trained(model, self.witness_key))
+
+    @property
+    def sight(self) -> list[str]:
+        """What the guards read beyond a forward pass with its dropout draws."""
+        dropout = [] if self.needs("dropout") else ["no dropout"]
+        return [*dropout, *([self.witness_key] if self.needs("witness") else [])]
 
     # --- keys: each holds a digest of all that decides its content ----------------------------------------------------
 
@@ -285,6 +337,7 @@ class Lab:
             parts.append("typical lead")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from]
+            parts += [self.witness_key] if self.needs("witness") else []
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
@@ -293,7 +346,8 @@ class Lab:
             condition = (
                 f"{condition}-{digest([self.base, p.norm if condition != 'clean' else '', p.split, p.batch_size])}"
             )
-        return f"outputs/{condition}/{part}-{index:04d}"
+        sight = f"-{digest(self.sight)}" if self.sight else ""
+        return f"outputs/{condition}{sight}/{part}-{index:04d}"
 
     def images_key(self, condition: str, part: str, index: int) -> str:
         return f"adversarial/{condition}/{part}-{index:04d}"
@@ -307,7 +361,8 @@ class Lab:
         return f"tuning/{self.condition(self.tuned(cell))}"
 
     def scores_key(self, detector: str, eps: float, condition: str, part: str) -> str:
-        guard = digest([self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector])
+        parts = [self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector]
+        guard = digest([*parts, *([self.witness_key] if self.needs("witness", [detector]) else [])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 
     # --- what tasks have stored ---------------------------------------------------------------------------------------
@@ -332,11 +387,13 @@ class Lab:
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:
-        return MixtureBank.load(self.store.path(self.mixture_key, ".safetensors"))
+        arrays = self.store.load(self.mixture_key)
+        content = str(arrays.pop("content"))
+        return MixtureBank.unpacked({k: torch.from_numpy(v) for k, v in arrays.items()}, content)
 
     @cached_property
     def mixture_key(self) -> str:
-        return f"mixtures/{digest([self.base, self.plan.mixture])}"
+        return f"mixtures/{digest([self.base, self.plan.mixture, 'one file'])}"
 
     def evidence(self, eps: float) -> Evidence:
         """What the detectors learn from: rows of the fit part that the classifier gets right, as they are, noisy and attacked."""
@@ -408,6 +465,8 @@ def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
         value = getattr(out, name)
         if value is not None:
             arrays[name] = value.numpy()
+    if out.witness is not None:
+        arrays |= {f"witness/{k}": v for k, v in packed(out.witness, rows).items()}
     return arrays
 
 
@@ -415,7 +474,8 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     """The inverse of ``packed``."""
     features = {str(n): torch.from_numpy(arrays[f"f{i:03d}"]) for i, n in enumerate(arrays["layers"])}
     extra = {n: torch.from_numpy(arrays[n]) for n in ("stochastic", "others") if n in arrays}
-    return Outputs(torch.from_numpy(arrays["logits"]), features, **extra)
+    seen = {k.removeprefix("witness/"): v for k, v in arrays.items() if k.startswith("witness/")}
+    return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
 
 
 @lru_cache(maxsize=2)

@@ -25,7 +25,7 @@ from feathide.mixture import MixtureBank
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
-from feathide.study.plan import Cell
+from feathide.study.plan import Cell, TrainPlan
 from feathide.study.store import Store
 from feathide.train import Head, train_classifier
 from feathide.types import Box, Outputs
@@ -56,6 +56,9 @@ def tasks(lab: Lab) -> list[Task]:
             Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200)
         )
     network = (lab.classifier_key,) if lab.trains else ()
+    if lab.needs("witness"):
+        found.append(Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300))
+        network += (lab.witness_key,)
     found += _extract_tasks(lab, json, "clean", ("train", "fit", "calibrate", "test"), network)
     if any(OBJECTIVES[o.kind].needs == "bank" for o in lab.plan.objectives):
         needs = _outputs(lab, "clean", "train")
@@ -183,13 +186,21 @@ def weight_of(lab: Lab, cell: Cell) -> float:
 
 def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
+    return _trained(lab, lab.plan.network.arch, lab.plan.network.train)
+
+
+def _train_witness(json: str, store: Store) -> Arrays:
+    lab = lab_of(json, store)
+    return _trained(lab, lab.witness_arch, lab.plan.witness.train, adversary=lab.adversary)
+
+
+def _trained(lab: Lab, arch: str, t: TrainPlan, **how: Any) -> Arrays:
     n = lab.plan.network
-    t = n.train
     head: Head | None = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
     result = train_classifier(
-        lab.cases, n.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
-        stem=t.stem, head=head, window=n.window, seed=lab.plan.seed,
-        progress=tell,
+        lab.cases, arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
+        stem=t.stem, head=head, window=lab.window, seed=lab.plan.seed,
+        progress=tell, **how,
     )  # fmt: skip
     arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
     arrays |= {"mean": np.asarray(result.mean, np.float64), "std": np.asarray(result.std, np.float64)}
@@ -228,8 +239,8 @@ def _mixtures(json: str, store: Store) -> Arrays:
     bank = MixtureBank.fit(
         out, labels, components=m.components, covariance=m.covariance, shrinkage=m.shrinkage, seed=lab.plan.seed
     )
-    bank.save(store.path(lab.mixture_key, ".safetensors"))
-    return {"layers": np.array(bank.layers)}
+    tensors, content = bank.packed()
+    return {k: v.numpy() for k, v in tensors.items()} | {"content": np.array(content)}
 
 
 def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Arrays:
@@ -257,7 +268,8 @@ def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None 
         }
     x, goal = lab.images(rows), lab.goal(rows)
     attack = attack_of(lab, cell, weight_of(lab, cell) if weight is None else weight)
-    classifier = lab.observer if _reads_dropout(lab, cell) else lab.classifier
+    aware = OBJECTIVES[cell.objective.kind].needs == "detectors"
+    classifier = lab.observing(cell.objective.aim or lab.plan.detectors) if aware else lab.classifier
     found = attack(classifier, x, goal, **lab.terms(rows, x))
     image = encode(found.adversarial, grid, box)
     again = decode(image, grid, box).to(x)
@@ -275,10 +287,6 @@ def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None 
         "forwards": found.forwards.cpu().numpy(),
         "trace": found.trace.cpu().numpy().astype(np.float32),
     }
-
-
-def _reads_dropout(lab: Lab, cell: Cell) -> bool:
-    return OBJECTIVES[cell.objective.kind].needs == "detectors" and lab.needs_dropout
 
 
 def _extract_attacked(json: str, condition: str, part: str, index: int, store: Store) -> Arrays:

@@ -26,7 +26,7 @@ from torch import Tensor, uint8
 
 from feathide.errors import InputError, expected
 
-__all__ = ["Store", "digest", "open_folder", "write_whole"]
+__all__ = ["Store", "digest", "held_plan", "open_folder", "write_whole"]
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 STALE = 60.0  # a claim without a sign of life for so long is free to take
@@ -199,7 +199,7 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
         raise expected(f"the output {folder} must be a folder", got="a file", do="choose another output folder")
     mark = folder / MARK
     if mark.exists():
-        held = _held_plan(mark)
+        held = held_plan(folder)
         if held != plan_digest and not reuse:
             raise expected(
                 f"the output folder {folder} must be new or hold the plan {plan_digest}",
@@ -216,10 +216,11 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
     return Store(folder)
 
 
-def _held_plan(mark: Path) -> str:
+def held_plan(folder: Path) -> str:
+    """The digest of the plan that a folder was begun with."""
     try:
-        return str(json.loads(mark.read_bytes())["plan"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads((folder / MARK).read_bytes())["plan"])
+    except (OSError, ValueError, KeyError, TypeError):
         return "(unreadable)"
 
 

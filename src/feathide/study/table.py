@@ -3,6 +3,7 @@
 ``table_of`` has the results, ``comparisons_of`` the paired differences behind every "A beats B".
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.catalog import OBJECTIVES
+from feathide.errors import InputError
 from feathide.metrics import Interval, auc, bootstrap, paired_difference, proportion, threshold
 from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
 from feathide.study.plan import Cell
@@ -56,8 +58,16 @@ def found_in(lab: Lab, cell: Cell, part: str = "test") -> Found:
     keys = [lab.images_key(condition, part, i) for i in range(lab.batches(part))]
     names = ("rows", "id", "label", "target", "prediction", "linf", "first", "gradients", "forwards")
     loaded = [lab.store.load(key) for key in keys]
-    seconds = sum(float(lab.store.load_json(f"seconds/{key}")) for key in keys)
+    seconds = sum(_seconds(lab, key) for key in keys)
     return Found(cell, **{n: np.concatenate([a[n] for a in loaded]) for n in names}, seconds=seconds)
+
+
+def _seconds(lab: Lab, key: str) -> float:
+    """What an attack took; NaN where the note of it is lost, for which nobody attacks again."""
+    try:
+        return float(lab.store.load_json(f"seconds/{key}"))
+    except InputError:
+        return math.nan
 
 
 def scores_in(
