@@ -205,8 +205,6 @@ def _same(written: object, now: object) -> bool:
     if not isinstance(now, float | int | np.number):
         return str(written) == str(now)
     try:
-        return bool(
-            np.isclose(float("nan" if written == "" else written), float(now), rtol=1e-9, atol=1e-12, equal_nan=True)
-        )  # type: ignore[arg-type]
+        return bool(np.isclose(float(str(written) or "nan"), float(now), rtol=1e-9, atol=1e-12, equal_nan=True))
     except ValueError:
         return False
