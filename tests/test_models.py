@@ -304,7 +304,7 @@ def test_no_code_runs_without_trust(own: Path) -> None:
         ("absent.py:Net", {}, "must be a file"),
         ("no_such_package.net:Net", {}, "must import, got ModuleNotFoundError"),
         ("my_net.py:net", {}, "did you mean 'Net'"),
-        ("my_net.py:Net", {"classes": 2}, r"must accept kwargs.*classes"),
+        ("my_net.py:Net", {"classes": 2}, r"must accept the arguments.*classes"),
         ("my_net.py:no_network", {}, "must make a torch.nn.Module, got int"),
         ("broken.py:Net", {}, "must import, got ZeroDivisionError"),
     ],

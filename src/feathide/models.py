@@ -3,15 +3,10 @@
 Every network takes (N, C, *S) and gives logits (N, K); none normalises its input (see ``FeatureClassifier``).
 """
 
-import importlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import monai.networks.nets as volumes
@@ -19,7 +14,8 @@ import torch
 import torchvision.models as pictures
 from torch import Tensor, nn
 
-from feathide.errors import InputError, choose, expected, unknown
+from feathide.errors import choose, expected, unknown
+from feathide.own import called, importable, load_object
 from feathide.weights import load_weights, save_weights, some, start_from, weights_digest
 
 __all__ = [
@@ -28,7 +24,6 @@ __all__ = [
     "Stem",
     "build",
     "check_network",
-    "load_callable",
     "load_network",
     "load_weights",
     "save_weights",
@@ -216,9 +211,10 @@ def load_network(
     happens without ``trust=True``. ``weights`` is a file for ``load_weights``; without it the network comes as made.
     Raises ``InputError`` if the code does not import, lacks the name, refuses ``kwargs`` or makes no network.
     """
-    with _seeded(0), _importable(spec):
-        entry = load_callable(spec, trust=trust)
-        model = entry if isinstance(entry, nn.Module) else _call(entry, spec, kwargs or {})
+    with _seeded(0), importable(spec):
+        entry = load_object(spec, trust=trust)
+        made = callable(entry) and not isinstance(entry, nn.Module)
+        model = called(entry, spec, kwargs or {}) if made else entry
     if not isinstance(model, nn.Module):
         raise expected(
             f"{spec} must make a torch.nn.Module", got=type(model).__name__, do="name the network's class or a function"
@@ -226,71 +222,6 @@ def load_network(
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
-
-
-def load_callable(spec: str, *, trust: bool) -> Callable[..., Any]:
-    """What ``package.module:callable`` or ``path/to/file.py:callable`` names. Importing it runs the user's code, so nothing happens
-    without ``trust``."""
-    if not trust:
-        raise expected(
-            f"{spec} must be trusted to run its Python code",
-            got="trust=False",
-            do="pass trust=True if you know this code",
-        )
-    source, colon, name = spec.rpartition(":")
-    if not colon or not source or not name:
-        raise expected("code is named package.module:callable or file.py:callable", got=repr(spec), do="correct it")
-    with _importable(spec):
-        module = _import(source)
-    entry = getattr(module, name, None)
-    if not callable(entry):
-        raise unknown(
-            f"callable in {source}", name, [n for n, v in vars(module).items() if callable(v) and n[0] != "_"]
-        )
-    return entry
-
-
-def _call(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any]) -> Any:
-    try:
-        inspect.signature(entry).bind(**kwargs)
-    except TypeError as error:
-        raise expected(f"{spec} must accept kwargs", got=f"{dict(kwargs)} ({error})", do="correct kwargs") from error
-    return entry(**kwargs)
-
-
-def _import(source: str) -> ModuleType:
-    try:
-        if not source.endswith(".py"):
-            return importlib.import_module(source)
-        path = Path(source)
-        if not path.is_file():
-            raise expected("the code must be a file", got=path, do="correct the path")
-        found = importlib.util.spec_from_file_location(f"feathide_user_{path.stem}", path)
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules[found.name] = module  # dataclasses and pickles in the module look it up
-        found.loader.exec_module(module)
-        return module
-    except InputError:
-        raise
-    except Exception as error:
-        raise expected(
-            f"{source} must import",
-            got=f"{type(error).__name__}: {error}",
-            do="install what it needs, or correct the name",
-        ) from error
-
-
-@contextmanager
-def _importable(spec: str) -> Iterator[None]:
-    """The folder of the code is searched first while the block runs, so that a file can import its neighbours."""
-    source = spec.rpartition(":")[0]
-    folder = Path(source).parent if source.endswith(".py") else Path.cwd()
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder.resolve()))
 
 
 # --- is it fit to be audited? ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from feathide.data import Cases
 from feathide.data.files import read_image
 from feathide.errors import InputError, expected
-from feathide.models import load_callable
+from feathide.own import load_callable
 
 __all__ = ["Region", "load_region"]
 
