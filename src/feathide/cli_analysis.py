@@ -4,7 +4,8 @@ Each takes a plan and the folder of an audit (or a new one): what the audit has 
 ``explain-<verb>.csv`` with intervals and a page ``explain-<verb>.html``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,8 @@ from feathide.ending import said
 if TYPE_CHECKING:
     import pandas as pd
 
+    from feathide.analysis.whole import Work
     from feathide.report.sheet import Sheet
-    from feathide.study.engine import Task
     from feathide.study.lab import Lab
     from feathide.study.plan import Plan
 
@@ -33,13 +34,11 @@ Workers = Annotated[int, typer.Option(help="Processes that work side by side.")]
 def direction(plan: PlanFile, *, out: Out = Path("runs/audit"), workers: Workers = 1) -> None:
     """Do attacks push features in one fixed direction, along the head's weights?"""
     with said():
-        from feathide.analysis.direction import direction_frame, direction_tasks
-        from feathide.analysis.pages import direction_page
+        from feathide.analysis.whole import direction as whole
 
         lab = _lab(_plan(plan), out)
-        _run(lab, direction_tasks(lab), workers)
-        table = direction_frame(lab)
-        _write(out, "direction", table, direction_page(table))
+        with _working(workers) as work:
+            _write(out, "direction", *whole(lab, work))
 
 
 @explain.command(epilog="Example: `feathide explain stress chest.yaml cifar.yaml --seeds 0,1 --out runs/stress`")
@@ -52,32 +51,23 @@ def stress(
 ) -> None:
     """How far can an attacker drive the mean activation of each layer?"""
     with said():
-        import pandas as pd
+        from feathide.analysis.whole import stress as whole
 
-        from feathide.analysis.pages import stress_page
-        from feathide.analysis.stress import stress_frame, stress_tasks
-
-        tables: list[pd.DataFrame] = []
-        for path in plans:
-            for chosen in [_plan(path, seed=seed) for seed in _numbers(seeds)] or [_plan(path)]:
-                lab = _lab(chosen, out, first=not tables)
-                _run(lab, stress_tasks(lab), workers)
-                tables.append(stress_frame(lab))
-        table = pd.concat(tables, ignore_index=True)
-        _write(out, "stress", table, stress_page(table))
+        chosen = [p for path in plans for p in [_plan(path, seed=seed) for seed in _numbers(seeds)] or [_plan(path)]]
+        labs = [_lab(plan, out, first=plan is chosen[0]) for plan in chosen]
+        with _working(workers) as work:
+            _write(out, "stress", *whole(labs, work))
 
 
 @explain.command(epilog="Example: `feathide explain outliers plan.yaml --out runs/chest`")
 def outliers(plan: PlanFile, *, out: Out = Path("runs/audit"), workers: Workers = 1) -> None:
     """How far do attacked features lie from the clean model, and which layer catches them?"""
     with said():
-        from feathide.analysis.outliers import curves, outlier_frame, outlier_tasks
-        from feathide.analysis.pages import outlier_page
+        from feathide.analysis.whole import outliers as whole
 
         lab = _lab(_plan(plan), out)
-        _run(lab, outlier_tasks(lab), workers)
-        table = outlier_frame(lab)
-        _write(out, "outliers", table, outlier_page(table, curves(lab)))
+        with _working(workers) as work:
+            _write(out, "outliers", *whole(lab, work))
 
 
 @explain.command(epilog="Example: `feathide explain transfer plan.yaml --networks tiny,resnet18 --seeds 0,1`")
@@ -93,19 +83,13 @@ def transfer(
 ) -> None:
     """What can an attacker do who has other networks, but not the one that is guarded?"""
     with said():
-        from feathide.analysis import transfer as t
-        from feathide.analysis.pages import transfer_page
+        from feathide.analysis.whole import transfer as whole
 
         lab = _lab(_plan(plan), out)
-        archs = networks.split(",") if networks else [lab.plan.network.arch]
-        chosen = t.members(archs, _numbers(seeds), halves=halves)
-        _run(lab, t.member_tasks(lab, chosen), workers)
-        labs = [(m.name, t.lab_with(lab, m)) for m in chosen]
-        for _, member in labs:
-            _run(member, t.craft_tasks(member), workers)
-        _run(lab, t.trial_tasks([m for _, m in labs], jury=jury), workers, alone=True)
-        table = t.transfer_frame(labs, jury=jury)
-        _write(out, "transfer", table, transfer_page(table))
+        archs = networks.split(",") if networks else ()
+        with _working(workers) as work:
+            done = whole(lab, work, networks=archs, seeds=_numbers(seeds), halves=halves, jury=jury)
+        _write(out, "transfer", *done)
 
 
 def ood(
@@ -118,14 +102,11 @@ def ood(
 ) -> None:
     """Does the score notice lesions, acquisition shifts and foreign images that no one attacked?"""
     with said():
-        from feathide.analysis.pages import ood_page
-        from feathide.analysis.strangers import foreign, lesion_pictures, ood_frame, ood_tasks, scale_of
+        from feathide.analysis.whole import ood as whole
 
         lab = _lab(_plan(plan), out)
-        strangers = [foreign(lab, path, kind) for kind, paths in (("near", near), ("far", far)) for path in paths or []]
-        _run(lab, ood_tasks(lab, strangers), workers)
-        table = ood_frame(lab, strangers)
-        _write(out, "ood", table, ood_page(table, lesion_pictures(lab), scale_of(lab)))
+        with _working(workers) as work:
+            _write(out, "ood", *whole(lab, work, near=near or (), far=far or ()))
 
 
 def _plan(path: Path, **changes: object) -> "Plan":
@@ -145,14 +126,14 @@ def _lab(plan: "Plan", out: Path, *, first: bool = True) -> "Lab":
     return lab
 
 
-def _run(lab: "Lab", own: "list[Task]", workers: int, *, alone: bool = False) -> None:
-    """The tasks and, unless they stand ``alone``, those of the audit that they need."""
-    from feathide.analysis.rows import with_needs
-    from feathide.study.engine import RichProgress, run
-    from feathide.study.stages import tasks
+@contextmanager
+def _working(workers: int) -> "Iterator[Work]":
+    """Tasks run with a display."""
+    from feathide.analysis.whole import worked_off
+    from feathide.study.engine import RichProgress
 
     with RichProgress() as progress:
-        run(own if alone else with_needs(own, tasks(lab)), lab.store, progress=progress, workers=workers)
+        yield worked_off(workers, progress)
 
 
 def _write(out: Path, verb: str, table: "pd.DataFrame", page: "Sheet") -> None:
