@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench install clean
+.PHONY: demo test lint docs bench survive fuzz install clean
 
 demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
@@ -23,6 +23,12 @@ bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick
 	$(BIN)/python benchmarks/mixture.py --quick
 	$(BIN)/python benchmarks/detectors.py
+
+survive: .venv/installed
+	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_survival.py
+
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)
 
 install: .venv/installed
 
