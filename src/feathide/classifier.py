@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -164,6 +164,8 @@ class FeatureClassifier:
     ``dropout_rate`` before the last linear layer. The S masks are drawn once from ``seed`` and shared by all images, so
     that an image's draws do not depend on its batch.
 
+    ``witness``: a second classifier of the same images and classes, whose outputs stand in ``Outputs.witness``; for guards that compare the two.
+
     Hooks live only during a call; the network, its gradients and its mode are left as they are. Raises ``InputError`` if the
     network is in training mode, if a layer is unknown or if an image is outside the box (checked by ``check``).
     """
@@ -179,6 +181,7 @@ class FeatureClassifier:
     dropout_samples: int = 0
     dropout_rate: float = 0.5
     seed: int = 0
+    witness: "FeatureClassifier | None" = None
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -212,7 +215,19 @@ class FeatureClassifier:
             draws = self._head_draws(head, head_input) if head else self._network_draws(z)
             stochastic = self._as_decision(draws.flatten(0, 1))[0].unflatten(0, draws.shape[:2])  # (N, S, K)
         logits, others = self._as_decision(raw)
-        return Outputs(logits, {n: found[n] for n in names}, stochastic if self.dropout_samples else None, others)
+        return Outputs(
+            logits,
+            {n: found[n] for n in names},
+            stochastic if self.dropout_samples else None,
+            others,
+            witness=None if self.witness is None else self.witness(x),
+        )
+
+    def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
+        """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
+        narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None)
+        narrow._resolved["layers"] = tuple(n for n in self.names(x) if n in layers) if layers else ()
+        return narrow
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from feathide.adversary import Adversary
 from feathide.augment import Augment
 from feathide.batches import Images, changer, loader, measure, normaliser, reader, windowed
 from feathide.data.cases import Cases
@@ -31,7 +33,7 @@ from feathide.models import Stem, build, check_network
 from feathide.types import Box
 from feathide.weights import load_weights, read_about, save_weights, start_from, weights_digest
 
-__all__ = ["Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
+__all__ = ["Adversary", "Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
 
 Head = Literal["softmax", "sigmoid", "findings"]
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
@@ -71,6 +73,7 @@ def train_classifier(
     lr: float = 1e-3,
     patience: int = 5,
     augment: Augment | bool = True,
+    adversary: Adversary | None = None,
     window: Box | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -83,7 +86,8 @@ def train_classifier(
     AdamW with a one-cycle schedule of peak ``lr``. What is validated and kept is a running average of the weights,
     which does not jump about as the weights do while ``lr`` is high. Training stops when its validation loss has not
     improved for ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part of the box as [0, 1], as in
-    ``FeatureClassifier``; mean and std are those of what it sees. ``augment``: True for ``Augment()``. ``weights``: a user's
+    ``FeatureClassifier``; mean and std are those of what it sees. ``augment``: True for ``Augment()``.
+    ``adversary``: makes every batch harder, those of the validation too, so that what is kept and reported is what withstands it. ``weights``: a user's
     file to start from (see ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
     ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random
     state stays as it was. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
@@ -107,7 +111,11 @@ def train_classifier(
     batches = loader(Images(read, cases.labels[train], normalise, change), batch_size, seed)
     held_out = loader(Images(windowed(reader(cases, val), window), cases.labels[val], normalise), batch_size, None)
     loss = _loss(cases.labels[train], len(cases.class_names), head)
-    training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress)
+    unit = torch.tensor(std) * (1.0 if window is None else window[1] - window[0])  # (C,): a unit of the normalised images in the box
+    harder = None if adversary is None else partial(adversary, loss=loss, scale=unit)
+    training = _Training(
+        network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress, harder=harder
+    )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         _fit(training, batches, held_out, epochs=epochs, patience=patience)
@@ -241,11 +249,12 @@ class _Training(L.LightningModule):
         lr: float,
         steps: int,
         progress: Progress | None,
+        harder: Callable[..., Tensor] | None,
     ) -> None:
         super().__init__()
         self.network, self.loss = network, loss
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.head, self.lr, self.steps, self.progress = head, lr, steps, progress
+        self.head, self.lr, self.steps, self.progress, self.harder = head, lr, steps, progress, harder
         self.losses: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.history: list[dict[str, float]] = []
@@ -258,6 +267,8 @@ class _Training(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         x, y = batch
+        if self.harder is not None:
+            x = self.harder(self.network, x, y, draw=self.global_step)
         loss = self.loss(self.network(x), y)
         self.losses.append(loss.detach())
         if self.progress is not None:
@@ -277,6 +288,8 @@ class _Training(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         x, y = batch
+        if self.harder is not None:
+            x = self.harder(self.average, x, y, draw="held out")
         self.seen.append((self.average(x).float().cpu(), y.cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -320,6 +333,7 @@ def _fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            inference_mode=False,  # an adversary differentiates what is validated
         )
         try:
             trainer.fit(training, batches, held_out)

@@ -28,7 +28,8 @@ class Outputs:
     order; the last one is what "last layer" means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the
     classifier was asked for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network, if there
     are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker who is not there yet asks a detector
-    what it would say of his image once it is taken for the target.
+    what it would say of his image once it is taken for the target. ``witness``, where the classifier was given one, is what a second network shows of
+    the same images.
     """
 
     logits: Tensor
@@ -36,6 +37,7 @@ class Outputs:
     stochastic: Tensor | None = None
     others: Tensor | None = None
     assumed: Tensor | None = None
+    witness: "Outputs | None" = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -69,6 +71,7 @@ class Outputs:
             None if self.stochastic is None else change(self.stochastic),
             None if self.others is None else change(self.others),
             None if self.assumed is None else change(self.assumed),
+            None if self.witness is None else self.witness._each(change),
         )
 
     @staticmethod
@@ -80,6 +83,8 @@ class Outputs:
             {name: torch.cat([p.features[name] for p in parts]) for name in first.features},
             None if first.stochastic is None else torch.cat([p.stochastic for p in parts if p.stochastic is not None]),
             None if first.others is None else torch.cat([p.others for p in parts if p.others is not None]),
+            None if first.assumed is None else torch.cat([p.assumed for p in parts if p.assumed is not None]),
+            None if first.witness is None else Outputs.cat([p.witness for p in parts if p.witness is not None]),
         )
 
 

@@ -16,7 +16,7 @@ from feathide.errors import InputError
 from feathide.types import Evidence, Outputs
 
 SUPERVISED = {"kd+bu", "lid", "maha", "svm", "dnn"}
-LEARN_NOTHING = {"bu", "msp", "energy"}
+LEARN_NOTHING = {"bu", "msp", "energy", "witness"}
 
 pytestmark = pytest.mark.parametrize("name", DETECTORS)
 
@@ -36,7 +36,8 @@ def sample(n: int, *, seed: int, strange: bool = False) -> Outputs:
         features[layer][:, 1] += 9.0 * strange
     logits = 0.1 * normal(n, 2)
     logits[torch.arange(n), label] += 1.0 if strange else 8.0
-    return Outputs(logits, features, logits[:, None] + (2.0 if strange else 0.5) * normal(n, 20, 2))
+    stochastic = logits[:, None] + (2.0 if strange else 0.5) * normal(n, 20, 2)
+    return Outputs(logits, features, stochastic, witness=Outputs(0.9 * logits, {"of the witness": features["early"]}))
 
 
 @cache
@@ -128,7 +129,8 @@ def test_score_is_differentiable(name: str) -> None:
     inputs = [out.logits, *out.features.values(), out.stochastic]
 
     def score(logits: Tensor, early: Tensor, late: Tensor, stochastic: Tensor) -> Tensor:
-        return detector.score(Outputs(logits, {"early": early, "late": late}, stochastic))
+        witness = Outputs(0.9 * logits, {"of the witness": early})
+        return detector.score(Outputs(logits, {"early": early, "late": late}, stochastic, witness=witness))
 
     assert torch.autograd.gradcheck(score, [v.clone().requires_grad_() for v in inputs])
     gradients = torch.autograd.grad(
@@ -147,6 +149,15 @@ def test_dropout_draws_are_asked_for_exactly_where_needed(name: str) -> None:
     out = replace(mixed(), stochastic=None)
     if trained(name).needs_dropout:
         with pytest.raises(InputError, match="dropout"):
+            trained(name).score(out)
+    else:
+        assert torch.equal(trained(name).score(out), trained(name).score(mixed()))
+
+
+def test_a_witness_is_asked_for_exactly_where_needed(name: str) -> None:
+    out = replace(mixed(), witness=None)
+    if trained(name).needs_witness:
+        with pytest.raises(InputError, match="witness"):
             trained(name).score(out)
     else:
         assert torch.equal(trained(name).score(out), trained(name).score(mixed()))

@@ -10,6 +10,7 @@ from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
 from feathide.detectors.uncertainty import DensityAndDropout, DropoutUncertainty, FreeEnergy, MaxSoftmax
+from feathide.detectors.witness import Witness
 
 __all__ = [
     "DETECTORS",
@@ -27,6 +28,7 @@ __all__ = [
     "NearestNeighbours",
     "RandomSubsets",
     "SupportVectors",
+    "Witness",
     "input_step",
 ]
 
@@ -44,6 +46,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     FreeEnergy,
     JointGaussian,
     RandomSubsets,
+    Witness,
+    partial(Witness, name="witness-joint", inner=JointGaussian()),
     partial(LocalDimension, name="lid-oneclass", combine="mean"),
     partial(Mahalanobis, name="maha-oneclass", combine="mean"),
 )

@@ -22,10 +22,12 @@ T = TypeVar("T")
 class Detector(ABC):
     """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
-    ``needs_dropout``: whether ``score`` reads ``out.stochastic``, so that whoever extracts outputs knows to draw it.
+    ``needs_dropout``, ``needs_witness``: whether ``score`` reads ``out.stochastic`` or ``out.witness``, so that whoever extracts outputs
+    knows to ask for it.
     """
 
     needs_dropout: ClassVar[bool] = False
+    needs_witness: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -342,10 +342,9 @@ class Lab:
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
         p = self.plan
-        if condition == "clean" or condition.startswith("noisy-"):
-            condition = (
-                f"{condition}-{digest([self.base, p.norm if condition != 'clean' else '', p.split, p.batch_size])}"
-            )
+        if condition.startswith(("clean", "noisy-")):
+            norm = p.norm if condition.startswith("noisy-") else ""
+            condition = f"{condition}-{digest([self.base, norm, p.split, p.batch_size])}"
         sight = f"-{digest(self.sight)}" if self.sight else ""
         return f"outputs/{condition}{sight}/{part}-{index:04d}"
 

@@ -23,6 +23,7 @@ __all__ = [
     "ObjectivePlan",
     "Plan",
     "TrainPlan",
+    "WitnessPlan",
     "load_plan",
     "merged",
     "slug",
@@ -104,6 +105,26 @@ class NetworkPlan(Part):
         if (self.mean is None) != (self.std is None):
             raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
         return self
+
+
+class WitnessPlan(Part):
+    """The second network of guards that ask one: of the zoo, trained adversarially (``feathide.adversary``) on the classifier's training images.
+
+    ``arch``: tiny or tiny3d unless said. ``eps``: what it learns to withstand, as in the plan; the plan's largest budget unless said. ``steps``: of its
+    adversary. ``train``: as for a classifier.
+    """
+
+    arch: str | None = None
+    eps: float | str | None = None
+    steps: int = Field(2, ge=1)
+    train: TrainPlan = TrainPlan(epochs=30, lr=3e-3, patience=10)
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str | None) -> str | None:
+        if arch is not None and arch not in MODELS:
+            raise unknown("architecture", arch, MODELS)
+        return arch
 
 
 class AttackPlan(Part):
@@ -197,6 +218,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 class Plan(Part):
     """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from.
     ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``).
+    ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
@@ -204,11 +226,13 @@ class Plan(Part):
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
     mask: str | None = None
+    archive: Names = ()
     attacks: Attacks = tuple(AttackPlan(name=n) for n in ("fgsm", "bim", "pgd", "cw"))
     objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
     walk: WalkPlan = WalkPlan()
     mixture: MixturePlan = MixturePlan()
     detectors: Names = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
+    witness: WitnessPlan = WitnessPlan()
     train_attack: str = "pgd"
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2)
@@ -228,8 +252,9 @@ class Plan(Part):
             ("objectives", self.objectives),
             ("detectors", self.detectors),
             ("eps", self.eps),
+            ("archive", self.archive),
         ):
-            if not values:
+            if not values and what != "archive":
                 raise expected(f"{what} must name at least one", got="none", do="add one")
             keys = [str(getattr(v, "name", v)) for v in values]
             if len(set(keys)) < len(keys):
@@ -320,6 +345,6 @@ def _explained(error: ValidationError, where: str) -> InputError:
 
 def _fields(model: Any, path: tuple[int | str, ...]) -> list[str]:
     table = {"data": DataPlan, "network": NetworkPlan, "walk": WalkPlan, "mixture": MixturePlan, "split": SplitPlan,
-             "attacks": AttackPlan, "objectives": ObjectivePlan, "train": TrainPlan}  # fmt: skip
+             "attacks": AttackPlan, "objectives": ObjectivePlan, "train": TrainPlan, "witness": WitnessPlan}  # fmt: skip
     names = [p for p in path if isinstance(p, str)]
     return list(table.get(names[-1], model).model_fields) if names else list(model.model_fields)

@@ -264,7 +264,7 @@ def probe_key(lab: Lab) -> str:
     """Where the probes of a lab are stored."""
     p = lab.plan
     parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
-    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES])}"
+    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, *lab.sight])}"
 
 
 def probe_tasks(lab: Lab) -> list[Task]:

@@ -5,8 +5,7 @@
 ``tasks(lab)`` lists them; a task's work is a module-level function with plain arguments, so that it can run in another process.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +29,7 @@ from feathide.study.store import Store
 from feathide.train import Head, train_classifier
 from feathide.types import Box, Outputs
 
-__all__ = ["attack_of", "cells", "decode", "encode", "needed", "tasks", "weight_of"]
+__all__ = ["attack_of", "cells", "decode", "encode", "needed", "observe", "score_tasks", "tasks", "weight_of"]
 
 Arrays = Mapping[str, np.ndarray]
 TUNE_CASES = 32
@@ -57,7 +56,9 @@ def tasks(lab: Lab) -> list[Task]:
         )
     network = (lab.classifier_key,) if lab.trains else ()
     if lab.needs("witness"):
-        found.append(Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300))
+        found.append(
+            Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300)
+        )
         network += (lab.witness_key,)
     found += _extract_tasks(lab, json, "clean", ("train", "fit", "calibrate", "test"), network)
     if any(OBJECTIVES[o.kind].needs == "bank" for o in lab.plan.objectives):
@@ -73,7 +74,10 @@ def tasks(lab: Lab) -> list[Task]:
             work = partial(_tune, json, lab.tuned(cell))
             found.append(Task(lab.tune_key(cell), needs, work, "tune lambda on the fit part", cell.objective.name, 60))
         found += _cell_tasks(lab, json, cell, "test")
-    return found + _score_tasks(lab, json)
+    for eps in lab.budgets:
+        wanted = [(c, p) for c in ("clean", noisy_at(eps)) for p in ("calibrate", "test")]
+        found += score_tasks(lab, eps, [*wanted, *((lab.condition(c), "test") for c in cells(lab) if c.eps == eps)])
+    return found
 
 
 def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
@@ -113,19 +117,16 @@ def _extract_tasks(lab: Lab, json: str, condition: str, parts: tuple[str, ...], 
     ]
 
 
-def _score_tasks(lab: Lab, json: str) -> list[Task]:
-    found = []
-    for eps in lab.budgets:
-        base = (*_evidence(lab, eps), *_outputs(lab, "clean", "calibrate"), *_outputs(lab, noisy_at(eps), "calibrate"))
-        wanted = [(c, p) for c in ("clean", noisy_at(eps)) for p in ("calibrate", "test")]
-        wanted += [(lab.condition(c), "test") for c in cells(lab) if c.eps == eps]
-        for detector in lab.plan.detectors:
-            for condition, part in wanted:
-                key = lab.scores_key(detector, eps, condition, part)
-                needs = tuple(dict.fromkeys((*base, *_outputs(lab, condition, part))))
-                found.append(
-                    Task(key, needs, partial(_score, json, detector, eps, condition, part), "score", detector, 0.2)
-                )
+def score_tasks(lab: Lab, eps: float, wanted: Sequence[tuple[str, str]]) -> list[Task]:
+    """Every detector of a budget on the stored outputs of the ``wanted`` (condition, part)."""
+    json, found = lab.plan.model_dump_json(), []
+    base = (*_evidence(lab, eps), *_outputs(lab, "clean", "calibrate"), *_outputs(lab, noisy_at(eps), "calibrate"))
+    for detector in lab.plan.detectors:
+        for condition, part in wanted:
+            key = lab.scores_key(detector, eps, condition, part)
+            needs = tuple(dict.fromkeys((*base, *_outputs(lab, condition, part))))
+            work = partial(_score, json, detector, eps, condition, part)
+            found.append(Task(key, needs, work, "score", detector, 0.2))
     return found
 
 
@@ -245,13 +246,10 @@ def _mixtures(json: str, store: Store) -> Arrays:
 
 def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    started = time.perf_counter()
     rows = lab.batch(part, index)
     clean = store.load(lab.outputs_key("clean", part, index))
     rows = rows[clean["logits"].argmax(1) == lab.labels[rows]]  # only what the attacked classifier gets right
-    arrays = attack_rows(lab, cell, rows)
-    store.save_json(f"seconds/{lab.images_key(lab.condition(cell), part, index)}", time.perf_counter() - started)
-    return arrays
+    return attack_rows(lab, cell, rows)
 
 
 def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None = None) -> dict[str, np.ndarray]:

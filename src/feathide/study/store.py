@@ -25,15 +25,16 @@ from pydantic import BaseModel
 from torch import Tensor, uint8
 
 from feathide.errors import InputError, expected
+from feathide.study.remote import home_of, near
 
-__all__ = ["Store", "digest", "held_plan", "open_folder", "write_whole"]
+__all__ = ["Store", "digest", "held_plan", "open_folder", "refresh", "write_whole"]
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 STALE = 60.0  # a claim without a sign of life for so long is free to take
 BIRTH = 2.0  # so long may a claim be empty: its process was killed between making and signing it
 HEX = 64  # length of a SHA-256 in hexadecimal
 PART = re.compile(r"[a-z0-9_+-][a-z0-9._+-]{0,179}")
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,179}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+/-]{0,179}")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every entry: equal arrays give equal bytes
 META = "meta.json"
 MARK = ".feathide.json"
@@ -111,7 +112,7 @@ class Store:
     def done(self, key: str) -> bool:
         """True if the arrays of ``key`` are there and end as they should (a cheap look; ``sound`` reads all)."""
         try:
-            with open(self.path(key), "rb") as file:
+            with open(_here(self.path(key)), "rb") as file:
                 file.seek(-HEX - 2, os.SEEK_END)
                 tail = file.read()
         except OSError:
@@ -121,9 +122,16 @@ class Store:
     def sound(self, key: str) -> bool:
         """True if the arrays of ``key`` are there and match their checksum."""
         try:
-            return _intact(self.path(key).read_bytes())
+            return _intact(_here(self.path(key)).read_bytes())
         except FileNotFoundError:
             return False
+
+    def remove(self, key: str) -> None:
+        """Forget the arrays of ``key``."""
+        path = self.path(key)
+        path.unlink(missing_ok=True)
+        if home := home_of(path):
+            home.remove(path)
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
         """Writes arrays of numbers, bools or strings, and a JSON-like ``meta``: equal content gives equal bytes."""
@@ -189,12 +197,13 @@ class Store:
 
 
 def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> Store:
-    """The store in ``out``, a new or empty folder or one that was begun with the same plan.
+    """The store in ``out``, a new or empty folder, or URL, or one that was begun with the same plan.
 
     ``reuse`` lets another plan in: work that both share is kept, since keys name their content. Raises ``InputError``
     for a folder that holds a different plan or files that are not ours; nothing is overwritten.
     """
-    folder = Path(out)
+    folder = near(out)
+    refresh(folder)
     if folder.exists() and not folder.is_dir():
         raise expected(f"the output {folder} must be a folder", got="a file", do="choose another output folder")
     mark = folder / MARK
@@ -216,6 +225,29 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
     return Store(folder)
 
 
+def refresh(folder: Path) -> None:
+    """Bring a near copy and its home together: documents beside the stored files are fetched anew, what only the near copy of
+    a begun run has is sent home. Does nothing to other folders. Raises ``InputError`` if the home is out of reach or holds files that are not ours.
+    """
+    home = home_of(folder)
+    if home is None:
+        return
+    names = home.names()
+    begun = MARK in names
+    if names and not begun:
+        what = f"{home.url} must be new or empty, or hold a run"
+        raise expected(what, got=f"other files ({', '.join(names[:3])})", do="choose another place")
+    for path in [p for p in folder.rglob("*") if p.is_file() and (p.name == MARK or not p.name.startswith("."))]:
+        if path.suffix == ".claim" or path.relative_to(folder).as_posix() in names:
+            continue
+        if begun:
+            home.put(path, path.read_bytes())
+        else:
+            path.unlink()  # of a run that was deleted at home
+    for name in (n for n in names if "/" not in n):
+        _place(folder / name, home.get(folder / name) or b"")
+
+
 def held_plan(folder: Path) -> str:
     """The digest of the plan that a folder was begun with."""
     try:
@@ -227,9 +259,23 @@ def held_plan(folder: Path) -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes ``data`` under a temporary name, flushes it to the disk and renames it: a reader sees all or nothing.
 
-    Raises ``InputError`` if the disk is full or the folder cannot be written to; what was at ``path`` before is then
-    still there.
+    In the near copy of a run elsewhere it is then sent home. Raises ``InputError`` if the disk is full or the folder cannot
+    be written to; what was at ``path`` before is then still there.
     """
+    _place(path, data)
+    if home := home_of(path):
+        home.put(path, data)
+
+
+def _here(path: Path) -> Path:
+    """The file, fetched from its home if it is not here."""
+    home = None if path.exists() else home_of(path)
+    if home and (data := home.get(path)) is not None:
+        _place(path, data)
+    return path
+
+
+def _place(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{_me()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +345,7 @@ def _intact(raw: bytes) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return _here(path).read_bytes()
     except FileNotFoundError:
         raise expected(
             f"{path} must exist", got="no such file", do="run the same command again: what is missing is computed"
