@@ -1,12 +1,15 @@
 """DICOM and NIfTI from end to end: files in, an audit, adversarial files out, which outsiders can read."""
 
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
@@ -15,7 +18,9 @@ from typer.testing import CliRunner
 
 from feathide.cli import app
 from feathide.data import read_back
+from feathide.data.archive import Codec
 from feathide.errors import InputError
+from feathide.study import survival
 from feathide.study.export import export_images
 from feathide.study.lab import Lab, lab_of
 from feathide.study.mask import load_region
@@ -25,6 +30,7 @@ from feathide.study.stages import cells
 from feathide.study.store import Store
 from feathide.study.table import found_in
 from feathide.train import train_classifier
+from feathide.types import Outputs
 from test_audit import patches
 
 SPLIT = ["train"] * 20 + ["val"] * 4 + ["test"] * 20
@@ -271,3 +277,55 @@ def test_npz_pictures_become_png_and_jpeg(tmp_path: Path) -> None:
     jpeg = export_images(lab.store.folder, tmp_path / "jpg", attack="pgd", objective="plain", jpeg=30)
     assert list(jpeg.id) == list(png.id) and all(f.endswith(".jpg") for f in jpeg.file)
     assert jpeg.linf.mean() > png.linf.mean() and jpeg.survived.sum() <= png.survived.sum()
+
+
+def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
+    images, labels = patches(len(SPLIT), seed=0)
+    np.savez(tmp_path / "a.npz", **{f"{s}_{k}": v[np.array(SPLIT) == s] for s in ("train", "val", "test")
+                                   for k, v in (("images", images), ("labels", labels))})  # fmt: skip
+    network = {"arch": "tiny", "layers": "conv", "train": TRAIN}
+    plan = {"data": str(tmp_path / "a.npz"), "network": network, "eps": 20 / 255, **FAST, "archive": ["jpeg 95", "jpeg 5", "jpeg2000 10"]}
+    lab = run(plan, tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    value = table.set_index(["attack", "objective", "detector", "metric"]).value
+    assert value["pgd", "plain", "", "lost_on_disk"] == 0
+    assert 0 <= value["pgd", "plain", "", "lost_if_rounded_afterwards"] <= 1
+    for name in ("success", "slips_through_fpr10"):
+        guard = "" if name == "success" else "maha"
+        strong, weak, clean = (value["pgd", "plain", guard, f"{name}{end}"] for end in ("_jpeg95", "_jpeg5", ""))
+        assert weak <= strong <= clean + 0.3
+    assert value["", "", "", "accuracy_jpeg95"] == pytest.approx(value["", "", "", "accuracy"], abs=0.2)
+    assert ("", "", "maha", "false_alarms_fpr10_jpeg2000-10") in value.index
+    cell = cells(lab)[2]
+    stored = lab.store.load(lab.images_key(lab.condition(cell), "test", 0))
+    key = lab.outputs_key(f"{lab.condition(cell)}-jpeg5", "test", 0)
+    picture = BytesIO()
+    Image.fromarray(stored["image"][0, 0]).save(picture, "JPEG", quality=5)
+    again = torch.from_numpy(np.asarray(Image.open(picture), dtype=np.float32) / 255)[None, None]
+    with torch.no_grad():
+        assert np.allclose(lab.store.load(key)["logits"][0], lab.classifier(again).logits, atol=1e-4)
+    assert "Success jpeg5" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_rounding_afterwards_is_judged_before_and_after(dicom: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier that says 1 to images off the grid of whole HU and 0 to all others, and an attack that leaves the grid."""
+    lab = Lab(dicom.plan, dicom.store)
+    lab.__dict__["classifier"] = lambda x: Outputs(
+        torch.nn.functional.one_hot((x % 1 != 0).flatten(1).any(1).long(), 2).float(), {}
+    )
+    monkeypatch.setattr(survival, "lab_of", lambda *_: lab)
+    monkeypatch.setattr(survival, "attack_of", lambda *_: lambda c, x, goal, **_: SimpleNamespace(adversarial=x + 0.3))
+    got = survival._round("", cells(lab)[1], lab.store)
+    target = lab.goal(got["rows"]).target.numpy()
+    assert set(target) == {0, 1}
+    assert (got["before"] == (target == 1)).all() and (got["after"] == (target == 0)).all()
+
+
+def test_archives_hold_only_what_they_can(dicom: Lab, tmp_path: Path) -> None:
+    for spec, hint in (("jpeg 90", "8 bits"), ("jpeg 200", "jpeg 90"), ("webp 3", "jpeg 90")):
+        plan = load_plan(dicom.plan.model_dump() | {"archive": [spec]})
+        with pytest.raises(InputError, match=hint):
+            audit(plan, tmp_path / "run")
+    levels = np.arange(2 * 3 * 16 * 16, dtype=np.uint16).reshape(2, 1, 3, 16, 16)
+    back = Codec.parse("jpeg2000 2")(levels)
+    assert back.shape == levels.shape and back.dtype == levels.dtype and 0 < np.abs(back.astype(int) - levels).max() < 50

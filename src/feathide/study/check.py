@@ -9,10 +9,10 @@ import torch
 from feathide.classifier import FeatureClassifier
 from feathide.recipes import pgd
 from feathide.study.lab import Lab
+from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
-from feathide.study.probes import probe_tasks
 from feathide.study.run import checked
-from feathide.study.stages import attack_of, cells, tasks
+from feathide.study.stages import attack_of, cells
 
 __all__ = ["check_plan"]
 
@@ -26,7 +26,7 @@ def check_plan(plan: Plan, out: Path) -> Iterator[str]:
     yield "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items())
     classifier = _classifier(lab)
     yield f"classifier: {plan.network.arch}, {len(classifier.names(lab.images(lab.rows('train')[:1])))} feature layers"
-    order = [*tasks(lab), *probe_tasks(lab)]
+    order = audit_tasks(lab)
     done = sum(lab.store.done(t.key) for t in order)
     yield f"tasks: {len(order)}, {done} of them done already"
     step, grown = _step_seconds(lab, classifier)

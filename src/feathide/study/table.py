@@ -13,11 +13,12 @@ import pandas as pd
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
 from feathide.metrics import Interval, auc, bootstrap, paired_difference, proportion, threshold
-from feathide.study.lab import FALSE_ALARMS, Lab, noisy_at
+from feathide.study.lab import FALSE_ALARMS, PLAIN, Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
+from feathide.study.survival import archived, archives, rounding_key
 
-__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "slips_in", "table_of", "thresholds_of"]
+__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "seconds_of", "slips_in", "table_of", "thresholds_of"]
 
 COLUMNS = (
     *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
@@ -92,8 +93,10 @@ def table_of(lab: Lab) -> pd.DataFrame:
     rows = list(_accuracy(lab))
     for eps in lab.budgets:
         rows += _guards(lab, eps)
+        rows += _rounded(lab, eps)
     for cell in cells(lab):
         rows += _cell(lab, cell)
+        rows += _survivors(lab, cell)
     for eps in lab.budgets:
         rows += _worst(lab, eps)
     frame = pd.DataFrame(
@@ -147,6 +150,10 @@ def _accuracy(lab: Lab) -> Iterator[Row]:
         right = out.predicted.numpy() == lab.labels[rows]
         interval = proportion(right, groups=lab.cases.patients[rows])
         yield _row(None, "accuracy" if part == "test" else f"accuracy_{part}", interval)
+    for codec in archives(lab):
+        out, rows = lab.outputs(archived("clean", codec), "test")
+        right = out.predicted.numpy() == lab.labels[rows]
+        yield _row(None, f"accuracy_{codec.name}", proportion(right, groups=lab.cases.patients[rows]))
 
 
 def _guards(lab: Lab, eps: float) -> Iterator[Row]:
@@ -160,6 +167,12 @@ def _guards(lab: Lab, eps: float) -> Iterator[Row]:
             yield _row(None, f"false_alarms_{name}", proportion(score > t, groups=groups), detector=detector, eps=eps)
             alarms = proportion(scores_in(lab, detector, eps, noisy_at(eps), "test", rows) > t, groups=groups)
             yield _row(None, f"false_alarms_{name}_noise", alarms, detector=detector, eps=eps)
+            if name == "fpr10":
+                for codec in archives(lab):
+                    alarms = proportion(
+                        scores_in(lab, detector, eps, archived("clean", codec), "test") > t, groups=groups
+                    )
+                    yield _row(None, f"false_alarms_fpr10_{codec.name}", alarms, detector=detector, eps=eps)
             if name == "fpr10" and (kept := score <= t).any():
                 accuracy = proportion(right[kept], groups=groups[kept])
                 yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
@@ -199,6 +212,39 @@ def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
             if name == "fpr10":
                 whole = _slips_of_all(lab, found, detector, t)
                 yield _row(cell, "slips_through_fpr10_all", whole, detector=detector)
+
+
+def _rounded(lab: Lab, eps: float) -> Iterator[Row]:
+    """The share of a floating-point attack's successes, on the fit part, that are lost when its images are rounded to the grid afterwards."""
+    cell = Cell(lab.plan.learnt_from, PLAIN, eps)
+    if lab.grid is None or cell.name not in {c.name for c in cells(lab)}:
+        return
+    tried = lab.store.load(rounding_key(lab, cell))
+    before, after = tried["before"], tried["after"]
+    if before.any():
+        lost = proportion(~after[before], groups=lab.cases.patients[tried["rows"][before]])
+        yield _row(cell, "lost_if_rounded_afterwards", lost)
+
+
+def _survivors(lab: Lab, cell: Cell) -> Iterator[Row]:
+    """What is lost of a cell on the way: when the stored images are read back, and in each archive of the plan."""
+    found = found_in(lab, cell)
+    groups = lab.cases.patients[found.rows]
+    claimed = found.first >= 0
+    if claimed.any():
+        yield _row(cell, "lost_on_disk", proportion(~found.fooled[claimed], groups=groups[claimed]))
+    for codec in archives(lab) if len(groups) else ():
+        condition = archived(lab.condition(cell), codec)
+        fooled = lab.outputs(condition, "test")[0].predicted.numpy() == found.target
+        yield _row(cell, f"success_{codec.name}", proportion(fooled, groups=groups))
+        for detector in lab.plan.detectors:
+            passed = (
+                scores_in(lab, detector, cell.eps, condition, "test", found.rows)
+                <= thresholds_of(lab, detector, cell.eps)["fpr10"]
+            )
+            yield _row(
+                cell, f"slips_through_fpr10_{codec.name}", proportion(fooled & passed, groups=groups), detector=detector
+            )
 
 
 def slips_in(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.ndarray:

@@ -12,12 +12,13 @@ import yaml
 from feathide.errors import InputError
 from feathide.report import render
 from feathide.study.export import finished
+from feathide.study.findings import run_of, versions
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab
+from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
-from feathide.study.probes import probe_tasks
-from feathide.study.run import run_of, versions
-from feathide.study.stages import cells, decode, observe, tasks
+from feathide.study.remote import home_of, near
+from feathide.study.stages import cells, decode, observe
 from feathide.study.store import Store, digest, held_plan
 from feathide.study.table import comparisons_of, table_of
 
@@ -102,7 +103,7 @@ def _record(lab: Lab) -> Iterator[Difference]:
 
 
 def _missing(lab: Lab) -> Iterator[Difference]:
-    for task in (*tasks(lab), *probe_tasks(lab)):
+    for task in audit_tasks(lab):
         if not lab.store.path(task.key).exists():
             yield Difference(f"{task.key}.npz", "is missing")
 
