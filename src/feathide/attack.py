@@ -12,11 +12,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
 from feathide.geometry import Grid, Noise, ThreatModel, check_images
 from feathide.objectives import BoundLoss, Objective
 from feathide.rules import Blend, Plain, Rule, Setting, Share, Step, Together
-from feathide.types import Box, Goal, Outputs
+from feathide.types import ALL, Box, Goal, Outputs, Rows
 
 __all__ = ["Attack", "AttackResult", "Classifier", "Leave", "View", "Watch", "never", "when_fooled", "when_hidden"]
 
@@ -123,53 +124,40 @@ class Attack:
         check_images(x, classifier.box)
         if grid is not None:
             grid.check(x, classifier.box)
+        layers = self.objective.reads.layers
+        if watch is None and layers is not None and isinstance(classifier, FeatureClassifier):
+            classifier = classifier.narrowed(layers, x)
         noise = Noise(seed, tuple(ids))
         goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
-        with torch.no_grad():
-            clean = classifier(x)
-            _check_classes(goal, clean.logits.shape[1])
-            bound = self.objective.bind(clean, goal, noise)
+        case = _Case(classifier, x, _Wish(self.objective, classifier, x, goal, noise), grid, mask, watch)
         best = _Best(x, self.steps, self.confidence)
         for restart in range(self.restarts):
-            rows = best.unfinished(self.leave) if restart else torch.arange(len(x), device=x.device)
-            if len(rows):
-                self._run(
-                    classifier, x, bound, best, rows, noise=noise.within(restart), grid=grid, mask=mask, watch=watch
-                )
-        return best.result(bound.name)
+            rows = best.unfinished(self.leave) if restart else ALL
+            if isinstance(rows, slice) or len(rows):
+                self._run(case, best, rows, noise.within(restart))
+        return best.result(case.wish.name)
 
-    def _run(
-        self,
-        classifier: Classifier,
-        x: Tensor,
-        bound: BoundLoss,
-        best: "_Best",
-        rows: Tensor,
-        *,
-        noise: Noise,
-        grid: Grid | None,
-        mask: Tensor | None,
-        watch: Watch | None,
-    ) -> None:
+    def _run(self, case: "_Case", best: "_Best", rows: Rows, noise: Noise) -> None:
         """One run on the images ``rows``."""
-        box = classifier.box
-        setting = Setting(x, box, self.threat, self.steps, self.step_size, self.decay, noise)
-        walk, share = self.rule.start(setting), self.blend.start(len(x), self.steps)
-        delta = torch.zeros_like(x[rows])
+        box, mask = case.classifier.box, case.mask
+        setting = Setting(case.x, box, self.threat, self.steps, self.step_size, self.decay, noise)
+        walk, share = self.rule.start(setting), self.blend.start(len(case.x), self.steps)
+        delta = torch.zeros_like(case.x[rows])
         if self.random_start:
-            delta = self.threat.at(rows).start(x[rows], noise[rows], draw="start")
+            delta = self.threat.at(rows).start(case.x[rows], noise[rows], draw="start")
             delta = setting.project(_masked(delta, mask, rows), rows)
         for k in range(self.steps + 1):
-            threat, clean = self.threat.at(rows), x[rows]
-            stored = (clean + delta).clamp(*box) if grid is None else grid.store(clean, delta, threat, box)
-            seen, out = self._evaluate(classifier, bound, share, stored, rows, k=k, noise=noise)
-            if watch is not None:
-                watch(k, rows, out.detach())
+            threat, clean = self.threat.at(rows), case.x[rows]
+            stored = (clean + delta).clamp_(*box) if case.grid is None else case.grid.store(clean, delta, threat, box)
+            seen, out = self._evaluate(case, share, stored, rows, k=k, noise=noise)
+            if case.watch is not None:
+                case.watch(k, _numbers(rows, case.x), out.detach())
             best.take(stored, seen, rows, k)
             if self.leave is not never:
                 stay = ~self.leave(seen.margin - self.confidence, seen.hide)
-                rows, delta, seen = rows[stay], delta[stay], seen.at(stay)
-            if k == self.steps or len(rows) == 0:
+                if not bool(stay.all()):
+                    rows, delta, seen = _numbers(rows, case.x)[stay], delta[stay], seen.at(stay)
+            if k == self.steps or len(delta) == 0:
                 return
             grad = seen.grad
             if grad is not None:
@@ -177,23 +165,15 @@ class Attack:
             delta = _masked(walk(Step(k, rows, delta, seen.loss, grad)), mask, rows)
 
     def _evaluate(
-        self,
-        classifier: Classifier,
-        bound: BoundLoss,
-        share: Share,
-        stored: Tensor,
-        rows: Tensor,
-        *,
-        k: int,
-        noise: Noise,
+        self, case: "_Case", share: Share, stored: Tensor, rows: Rows, *, k: int, noise: Noise
     ) -> tuple["_Seen", Outputs]:
         """The losses at an iterate and, unless it is the last, the gradient; and what the classifier says of it."""
         differentiate = self.rule.gradient and k < self.steps
         leaf = stored.detach().requires_grad_(differentiate)
-        forwards = 1
         with torch.set_grad_enabled(differentiate):
             shown = self.view(leaf, noise[rows], k) if self.view is not None and differentiate else leaf
-            out = classifier(shown)
+            out = case.classifier(shown)
+            bound, forwards = case.wish.bound(out, shown)
             fool, hide, margin = _terms(bound, out, rows)
             fooled = margin.detach() > self.confidence
             shared = hide is not None and bound.fool is not None
@@ -205,7 +185,7 @@ class Attack:
         if shown is not leaf:  # a random view judges nothing: look at the image itself
             forwards += 1
             with torch.no_grad():
-                out = classifier(stored)
+                out = case.classifier(stored)
                 fool, hide, margin = _terms(bound, out, rows)
         hide = None if hide is None else hide.detach()
         return _Seen(fool.detach(), hide, margin.detach(), grad, len(grads), forwards), out
@@ -244,6 +224,46 @@ class Attack:
                 got=tuple(mask.shape),
                 do="give it the images' axes",
             )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all runs of one call share."""
+
+    classifier: Classifier
+    x: Tensor
+    wish: "_Wish"
+    grid: Grid | None
+    mask: Tensor | None
+    watch: Watch | None
+
+
+class _Wish:
+    """The objective, bound to the images at the first look at them.
+
+    It is bound to the clean outputs if it reads them, else to those of the first iterate, which have the same layers and classes: a random start
+    then saves the clean pass. Where the first iterate is the clean image, its outputs are the clean ones.
+    """
+
+    def __init__(self, objective: Objective, classifier: Classifier, x: Tensor, goal: Goal, noise: Noise) -> None:
+        self._objective, self._classifier, self._x, self._goal, self._noise = objective, classifier, x, goal, noise
+        self._bound: BoundLoss | None = None
+
+    @property
+    def name(self) -> str:
+        return "" if self._bound is None else self._bound.name
+
+    def bound(self, out: Outputs, shown: Tensor) -> tuple[BoundLoss, int]:
+        """The loss, and how many forward passes were made up to here for the outputs ``out`` of the images ``shown``."""
+        if self._bound is not None:
+            return self._bound, 1
+        reads = self._objective.reads.clean or out.others is not None  # the other findings are held where they were
+        again = reads and not torch.equal(shown, self._x)
+        with torch.no_grad():
+            clean = self._classifier(self._x) if again else out.detach()
+            _check_classes(self._goal, clean.logits.shape[1])
+            self._bound = self._objective.bind(clean, self._goal, self._noise)
+        return self._bound, 1 + again
 
 
 def _check_classes(goal: Goal, classes: int) -> None:
@@ -289,9 +309,9 @@ class _Best:
         self.trace = nan.repeat(steps + 1, 1)
         self.first = torch.full((n,), -1, device=x.device)
         self.gradients = torch.zeros(n, dtype=torch.long, device=x.device)
-        self.forwards = torch.ones(n, dtype=torch.long, device=x.device)  # the clean pass that binds the objective
+        self.forwards = torch.zeros(n, dtype=torch.long, device=x.device)
 
-    def take(self, stored: Tensor, seen: _Seen, rows: Tensor, k: int) -> None:
+    def take(self, stored: Tensor, seen: _Seen, rows: Rows, k: int) -> None:
         """Keep what fools with confidence (tier 2) before what fools (1) before the rest (0), then the lowest loss J + S, before it fools J.
 
         S alone would keep the image that lies nearest to the decision boundary, and uncertainty is what many detectors look for.
@@ -299,11 +319,15 @@ class _Best:
         tier = (seen.margin > 0).long() + (seen.margin > self.confidence)
         value = torch.where(tier == 2, seen.loss, seen.fool)
         better = (tier > self.tier[rows]) | ((tier == self.tier[rows]) & (value < self.value[rows]))
-        at = rows[better]
-        self.x[at], self.tier[at] = stored.detach()[better], tier[better]
-        self.value[at], self.margin[at] = value[better].to(self.value), seen.margin[better].to(self.margin)
+
+        def keep(old: Tensor, new: Tensor) -> Tensor:
+            wide = better.reshape(-1, *[1] * (new.ndim - 1))
+            return _put(old, rows, torch.where(wide, new.to(old), old[rows]))
+
+        self.x, self.tier = keep(self.x, stored.detach()), keep(self.tier, tier)
+        self.value, self.margin = keep(self.value, value), keep(self.margin, seen.margin)
         if seen.hide is not None:
-            self.hide[at] = seen.hide[better].to(self.hide)
+            self.hide = keep(self.hide, seen.hide)
         self.trace[k, rows] = torch.fmin(self.trace[k, rows], seen.fool.to(self.trace))
         fresh = (seen.margin > 0) & (self.first[rows] < 0)
         self.first[rows] = torch.where(fresh, k, self.first[rows])
@@ -329,14 +353,27 @@ class _Best:
         )
 
 
-def _terms(bound: BoundLoss, out: Outputs, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def _numbers(rows: Rows, x: Tensor) -> Tensor:
+    """The images ``rows`` of ``x`` as numbers."""
+    return torch.arange(len(x), device=x.device) if isinstance(rows, slice) else rows
+
+
+def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
+    """``old`` with ``new`` at ``rows``, in place where that is not all of it."""
+    if isinstance(rows, slice):
+        return new
+    old[rows] = new
+    return old
+
+
+def _terms(bound: BoundLoss, out: Outputs, rows: Rows) -> tuple[Tensor, Tensor | None, Tensor]:
     hide = None if bound.hide is None else bound.hide(out, rows)
     fool = torch.zeros_like(out.logits[:, 0]) if bound.fool is None else bound.fool(out, rows)
     margin = torch.ones_like(fool) if bound.margin is None else bound.margin(out, rows)
     return fool, hide, margin
 
 
-def _masked(value: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
+def _masked(value: Tensor, mask: Tensor | None, rows: Rows) -> Tensor:
     if mask is None:
         return value
     m = mask.to(value)

@@ -68,10 +68,11 @@ class _Walk:
             back = self._halve(s).reshape(-1, *[1] * (delta.ndim - 1))
             delta = torch.where(back, self.delta[rows], delta)
             grad = torch.where(back, self.grad[rows], grad)
+        step = delta - before  # before it is overwritten
         self.before[rows] = delta
         a = 1.0 if s.k == 0 else self.rule.momentum
         ahead = self.setting.walk(delta, grad, self.length[rows], rows)
-        return self.setting.project(delta + a * (ahead - delta) + (1 - a) * (delta - before), rows)
+        return self.setting.project(delta + a * (ahead - delta) + (1 - a) * step, rows)
 
     def _halve(self, s: Step) -> Tensor:
         """Which of the images go back to their best iterate with half the step."""

@@ -7,6 +7,8 @@ Losses are per sample and never averaged, so that an image's gradient does not d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Literal, Protocol
 
 import torch
@@ -30,6 +32,7 @@ __all__ = [
     "Loss",
     "Margin",
     "Objective",
+    "Reads",
     "Scorer",
 ]
 
@@ -55,12 +58,34 @@ class BoundLoss:
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What an objective looks at: ``clean``, the outputs of the clean images (else only those of iterates); ``layers``, nothing but the
+    logits and the features of these layers (None: everything there is). What nobody reads is not computed."""
+
+    clean: bool = True
+    layers: tuple[str, ...] | None = None
+
+    def __or__(self, other: "Reads") -> "Reads":
+        some = None if self.layers is None or other.layers is None else (*self.layers, *other.layers)
+        return Reads(self.clean or other.clean, some)
+
+
+LOGITS = Reads(clean=False, layers=())
+
+
 class Objective(ABC):
     """What an attacker wants. ``a + b`` and ``0.5 * a`` compose."""
 
+    @property
+    def reads(self) -> Reads:
+        """What it looks at; everything, unless it says otherwise."""
+        return Reads()
+
     @abstractmethod
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        """The loss for a batch with these clean outputs; ``noise`` gives random choices per image."""
+        """The loss for a batch; ``noise`` gives random choices per image. ``clean`` are the outputs of its clean images, or, for an objective that does
+        not read them, other outputs of the same layers and classes."""
 
     def __add__(self, other: "Objective") -> "Objective":
         return Weighted((self, other), (1.0, 1.0))
@@ -75,6 +100,10 @@ class Weighted(Objective):
 
     parts: tuple[Objective, ...]
     weights: tuple[float, ...]
+
+    @property
+    def reads(self) -> Reads:
+        return reduce(or_, (part.reads for part in self.parts))
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         bound = [part.bind(clean, goal, noise) for part in self.parts]
@@ -94,6 +123,10 @@ class CrossEntropy(Objective):
     fulfilled only while none of them has changed sides.
     """
 
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
+
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         def fool(out: Outputs, rows: Rows) -> Tensor:
             return F.cross_entropy(out.logits, goal.target[rows], reduction="none")
@@ -106,6 +139,10 @@ class Margin(Objective):
     """J = max(max_{j != t} z_j - z_t, -kappa) (Carlini & Wagner 2017): stops pushing once the target leads by kappa."""
 
     kappa: float = float("inf")
+
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         lead = _lead(goal)
@@ -126,6 +163,10 @@ class DLR(Objective):
     """
 
     rank: int | None = None
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=self.rank is not None, layers=())
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         classes = clean.logits.shape[1]
@@ -162,6 +203,10 @@ class AwayFrom(Objective):
 
     loss: Literal["cross-entropy", "margin"] = "cross-entropy"
 
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
+
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         margin = _away(goal)
 
@@ -187,6 +232,10 @@ class HFC(Objective):
     layers: Sequence[str] | None = None
     weights: Sequence[float] | None = None
     soft: bool = False
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=False, layers=self.bank.layers if self.layers is None else tuple(self.layers))
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         names = self.bank.layers if self.layers is None else tuple(self.layers)
@@ -248,6 +297,10 @@ class Evade(Objective):
                     do="give as many thresholds and scales as detectors",
                 )
 
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=False)
+
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         scales = self.scales or (1.0,) * len(self.detectors)
 
@@ -274,6 +327,10 @@ class Guide(Objective):
     reference: Outputs
     labels: Tensor
     pick: Literal["random", "closest"] = "random"
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=self.pick == "closest")
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         _need_layers("guides", tuple(clean.features), clean, tuple(self.reference.features))
@@ -314,6 +371,10 @@ class Drift(Objective):
 
     layer: str
     direction: Literal["down", "up", "away"] = "down"
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=self.direction == "away", layers=(self.layer,))
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
         _need_layers("drift", (self.layer,), clean, (self.layer,))

@@ -9,15 +9,16 @@ from torch import Tensor
 from feathide import recipes
 from feathide.attack import Attack, never, when_fooled, when_hidden
 from feathide.autostep import AutoStep, checkpoints
+from feathide.classifier import channel_mean
 from feathide.ensemble import Ensemble
 from feathide.errors import InputError
-from feathide.geometry import L2, Grid, Linf
-from feathide.objectives import HFC, AwayFrom, CrossEntropy, Evade
+from feathide.geometry import L2, Grid, Linf, Noise
+from feathide.objectives import HFC, AwayFrom, CrossEntropy, Drift, Evade, Guide
 from feathide.rules import Momentum, Orthogonal, Plain, Rule, Scheduled, Selective, Setting, Step
 from feathide.square import Square
-from feathide.types import Goal
+from feathide.types import Goal, Outputs
 from feathide.views import GaussianSmooth, ResizeAndPad
-from laws.worlds import SHAPES, World, images, run, world
+from laws.worlds import SHAPES, World, images, objectives, run, world
 
 
 def many(shape: tuple[int, ...], classes: int, n: int = 24) -> World:
@@ -104,7 +105,7 @@ def test_restarts_are_the_worst_case_of_each_image() -> None:
     assert bool((four.fooled >= one.fooled).all()) and int(four.fooled.sum()) > int(one.fooled.sum())
     loss = [cross_entropy(w, f.adversarial)[one.fooled] for f in (one, four)]
     assert bool((loss[1] <= loss[0] + 1e-9).all()) and float((loss[0] - loss[1]).max()) > 1e-3
-    assert four.gradients.tolist() == [12] * 40 and four.forwards.tolist() == [1 + 16] * 40
+    assert four.gradients.tolist() == [12] * 40 and four.forwards.tolist() == [16] * 40
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -132,22 +133,60 @@ def test_when_hidden_waits_for_a_low_suspicion() -> None:
 def test_passes_are_counted_as_they_happen() -> None:
     w = many((3, 7, 6), 3, 5)
     hide = 0.3 * HFC(w.bank)
-    cases = {
-        (10, 12): recipes.bim(Linf(0.2), steps=10),
-        (10, 22): recipes.dim(Linf(0.2), steps=10),
-        (20, 12): recipes.bim(Linf(0.2), hide=hide, blend=Orthogonal(), steps=10),
-        (10, 12, 1): recipes.bim(Linf(0.2), hide=hide, blend=Selective(), steps=10),
-        (0, 12): recipes.square(Linf(0.2), queries=10, leave=never),
-        (0, 2): recipes.noise(Linf(0.2)),
-    }
-    for counts, attack in cases.items():
+    closest = 0.3 * Guide(w.reference, w.labels, pick="closest")
+    cases = [
+        (10, 11, recipes.bim(Linf(0.2), steps=10)),
+        (10, 11, recipes.pgd(Linf(0.2), hide=hide, steps=10)),
+        (10, 11, recipes.bim(Linf(0.2), hide=closest, steps=10)),  # the first iterate is the clean image
+        (10, 12, recipes.pgd(Linf(0.2), hide=closest, steps=10)),  # a clean pass finds the guides
+        (10, 21, recipes.dim(Linf(0.2), steps=10)),
+        (20, 11, recipes.bim(Linf(0.2), hide=hide, blend=Orthogonal(), steps=10)),
+        (10, 11, recipes.bim(Linf(0.2), hide=hide, blend=Selective(), steps=10)),
+        (0, 11, recipes.square(Linf(0.2), queries=10, leave=never)),
+        (0, 1, recipes.noise(Linf(0.2))),
+    ]
+    for gradients, forwards, attack in cases:
         calls = [0]
         w.classifier.names(w.x)
         handle = w.classifier.model.register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
         found = run(attack, w)
         handle.remove()
-        assert (found.gradients.tolist(), found.forwards.tolist()) == ([counts[0]] * 5, [counts[1]] * 5)
-        assert calls[0] == counts[1]
+        assert (found.gradients.tolist(), found.forwards.tolist()) == ([gradients] * 5, [forwards] * 5)
+        assert calls[0] == forwards
+
+
+def test_what_nobody_reads_is_not_computed_and_changes_nothing() -> None:
+    """An objective on logits runs without hooks, one on some layers with theirs; to the bit as if all were there."""
+    w = many((3, 7, 6), 3, 5)
+
+    def shown_all(out: Outputs) -> None:  # who watches sees everything
+        assert len(out.features) == 3
+
+    for objective in (CrossEntropy(), CrossEntropy() + 0.3 * HFC(w.bank, layers=("relu#1",)), Drift(w.layer, "away")):
+        seen: list[tuple[str, ...]] = []
+
+        def pool(h: Tensor, seen: list[tuple[str, ...]] = seen) -> Tensor:
+            seen.append(tuple(h.shape))
+            return channel_mean(h)
+
+        attack = recipes.pgd(Linf(0.2), objective=objective, steps=3)
+        shown = replace(w.classifier, pool=pool)
+        found = attack(shown, w.x, w.goal, ids=w.ids)
+        layers = len(objective.reads.layers or ())
+        assert len(seen) == layers * (4 + objective.reads.clean)
+        again = attack(w.classifier, w.x, w.goal, ids=w.ids, watch=lambda k, rows, out: shown_all(out))
+        for name in ("adversarial", "margin", "trace", "fooled"):
+            assert torch.equal(getattr(found, name), getattr(again, name))
+
+
+def test_objectives_that_do_not_read_the_clean_outputs_may_be_bound_to_others() -> None:
+    w = many((3, 7, 6), 3, 5)
+    clean, other = w.classifier.extract(w.x), w.classifier.extract(w.x.flip(0))
+    said = [objective for objective in objectives(w).values() if not objective.reads.clean]
+    assert len(said) > 8
+    for objective in said:
+        one, two = (objective.bind(out, w.goal, Noise(0, w.ids)) for out in (clean, other))
+        assert torch.equal(one(clean), two(clean))
 
 
 def test_the_trace_is_the_fooling_loss_of_each_iterate() -> None:
@@ -272,7 +311,7 @@ def test_square_changes_one_window_a_query_and_keeps_only_what_helps(shape: tupl
     watch.box = (0.0, 1.0)  # type: ignore[attr-defined]
     rule = recipes.square(Linf(eps), queries=25, leave=never)
     found = rule(watch, w.x, w.goal, ids=w.ids)  # type: ignore[arg-type]
-    tried = torch.stack(seen[2:]) - w.x  # the clean image is seen when the objective is bound, and as the first iterate
+    tried = torch.stack(seen[1:]) - w.x  # the first iterate is the clean image
     torch.testing.assert_close(tried.abs(), torch.full_like(tried, eps))
     best = found.trace[1:].cummin(0).values  # the search starts at the stripes
     for i in range(4):
@@ -293,8 +332,6 @@ def test_square_in_l2_keeps_to_the_sphere() -> None:
 
 
 def test_dim_shrinks_and_pads_with_probability_p() -> None:
-    from feathide.geometry import Noise
-
     x = torch.ones(200, 1, 20, 20)
     shown = ResizeAndPad(0.5, least=0.8)(x, Noise(0, tuple(map(str, range(200)))), 0)
     filled = shown.flatten(1).mean(1)
