@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -69,7 +70,12 @@ class Hiding:
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
-    return HFC(known.bank(), **options)
+    """``options["layers"]``: names, patterns such as "layer4*", or "last"."""
+    bank, wanted = known.bank(), options.get("layers")
+    if wanted is None:
+        return HFC(bank, **options)
+    found = [n for n in bank.layers if any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)]
+    return HFC(bank, **{**options, "layers": found or wanted})
 
 
 def _guide(pick: str) -> Callable[[Known, Mapping[str, Any]], Objective]:

@@ -15,7 +15,9 @@ from feathide.cli_analysis import explain, ood
 from feathide.cli_duel import duel
 from feathide.cli_export import export
 from feathide.cli_results import compare, report, verify
+from feathide.cli_study import study
 from feathide.ending import said
+from feathide.study.remote import near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +35,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; a run that was stopped goes on there.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", parser=near, metavar="PATH",
+        help="Folder of the results, or an fsspec URL such as s3://bucket/run; a run that was stopped goes on there.",
+    ),
+]  # fmt: skip
 PlanFile = Annotated[Path | None, typer.Argument(help="A YAML plan; flags replace its fields.")]
 Data = Annotated[
     str | None, typer.Option(help="npz in MedMNIST layout, folder of images per class, CSV manifest, or 'phantoms'.")
@@ -90,19 +98,23 @@ def audit(
             from feathide.errors import unknown
 
             raise unknown("engine", engine, ("local", "ray"))
-        from feathide.study.results import Condition, write_junit
-
-        conditions = [Condition.parse(text) for text in fail_if or ()]
         chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
-        found = _audit(chosen, out, workers=workers, shard=_part(shard), engine=engine, address=address, reuse=reuse)
-        judged = [condition.judge(found.table) for condition in conditions]
-        write_junit(out, judged)
+        found = _audit(
+            chosen,
+            out,
+            workers=workers,
+            shard=_part(shard),
+            engine=engine,
+            address=address,
+            reuse=reuse,
+            fail_if=fail_if or (),
+        )
         _show(found, json)
         if strict and found.failed:
             typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
             raise typer.Exit(3)
-        if holds := [f"{j.text}: {j.detail}" for j in judged if j.holds]:
+        if holds := [f"{j.text}: {j.detail}" for j in found.judged if j.holds]:
             typer.secho(f"feathide: {'; '.join(holds)}", err=True, fg="red")
             raise typer.Exit(4)
 
@@ -191,6 +203,7 @@ def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for -
             typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
 
 
+app.command(epilog="Example: `feathide study paper --scale small --data images --out runs/study`")(study)
 app.command(epilog="Example: `feathide duel plan.yaml --out runs/chest --rounds 3`")(duel)
 app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
 app.command(epilog="Example: `feathide report runs/chest`")(report)

@@ -9,7 +9,7 @@ import pandas as pd
 from feathide.report.results import Run
 from feathide.report.verdict import LEVELS, at_budget, label
 
-__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "guards", "matrices", "parts"]
+__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "cell", "guards", "matrices", "parts"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Metric:
 SLIPS = "share of all attacked images that fool the classifier and pass the guard, at {} % false alarms"
 METRICS = {
     **{f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k)) for k in LEVELS},
+    "slips_through_fpr10_all": Metric(
+        "Slips through, with those wrong by themselves",
+        "share of all test images that the classifier takes for a wrong class, attacked or by its own mistake, and that pass "
+        "the guard, at 10 % false alarms",
+    ),
     "auc": Metric(
         "AUC", "chance that an attacked image scores above a harmless one: 0.5 is a coin toss, less misled", 1.0, 0.5
     ),
@@ -34,6 +39,7 @@ METRICS = {
 }
 UNITS = {
     **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
+    **{f"false_alarms_fpr{k}_noise": f"On noise, at {k} %" for k in LEVELS},
     "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
     "seconds_per_image": "Seconds per image",
     "gradients_per_image": "Gradients per image",
@@ -84,7 +90,7 @@ def matrices(run: Run) -> Iterable[Matrix]:
         part = rows[rows["metric"] == name]
         metric = METRICS.get(name, Metric(name.replace("_", " "), "", math.nan, math.nan))
         columns = tuple(dict.fromkeys(part["column"]))
-        cells = {(str(r["detector"]), r["column"]): _cell(r, metric) for _, r in part.iterrows()}
+        cells = {(str(r["detector"]), r["column"]): cell(r, metric) for _, r in part.iterrows()}
         body = (
             (label(d), tuple(cells.get((d, c), Cell("–")) for c in columns))
             for d in dict.fromkeys(part["detector"].astype(str))
@@ -92,7 +98,8 @@ def matrices(run: Run) -> Iterable[Matrix]:
         yield Matrix(name, metric.title, metric.says, columns, tuple(body))
 
 
-def _cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
+def cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
+    """A number with its interval, coloured by how bad it is for the guard."""
     value, low, high = (float(row[k]) for k in ("value", "low", "high"))
     if math.isnan(value):
         return Cell("–")
@@ -142,4 +149,4 @@ def _measure(row: pd.Series, run: Run) -> Cell:
         return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
     if str(row["metric"]).endswith("_per_image") and not math.isnan(value):
         return Cell(f"{value:,.3g}", "", value)
-    return _cell(row, Metric("", "", math.nan, math.nan))
+    return cell(row, Metric("", "", math.nan, math.nan))

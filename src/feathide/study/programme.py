@@ -1,0 +1,268 @@
+"""A programme: questions about attacks and guards, each put to one or several plans, with what is expected of the answer.
+
+A folder holds ``questions.yaml`` and a file for each scale (``small.yaml``, ``full.yaml``) with the plans. All questions share one store, so that what two of
+them need is computed once and a run that was stopped goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from feathide.analysis import whole
+from feathide.analysis.whole import Work
+from feathide.errors import expected, unknown
+from feathide.report import render
+from feathide.report.chapters import Book, Chapter, Claimed, book, chapter, markdown
+from feathide.report.sheet import Sheet
+from feathide.study.claims import Claim, judge
+from feathide.study.findings import run_of
+from feathide.study.gates import gates_of
+from feathide.study.lab import Lab
+from feathide.study.order import audit_tasks
+from feathide.study.plan import Part, load_plan, merged
+from feathide.study.run import checked
+from feathide.study.store import digest, open_folder, write_whole
+from feathide.study.table import table_of
+
+__all__ = ["Asked", "Programme", "Question", "answer", "asked", "load_programme", "programmes", "run_programme"]
+
+AGAINST = 6  # rows that are named where they speak against a claim
+
+DONE: Mapping[str, tuple[str, ...]] = {
+    "audit": (),
+    "direction": (),
+    "stress": ("seeds",),
+    "outliers": (),
+    "transfer": ("networks", "seeds", "halves", "jury"),
+    "ood": ("near", "far"),
+}
+
+
+class Question(Part):
+    """One question. ``asks``: in words; ``paper``: what the paper says to it; ``do``: an audit or an analysis of ``plans``, each changed by ``change``;
+    ``vary``: label -> further change, one run each; ``options``: of the analysis; ``expect``: what is to be seen in the table; ``show``: the metric shown."""
+
+    asks: str
+    paper: str = ""
+    do: Literal["audit", "direction", "stress", "outliers", "transfer", "ood"] = "audit"
+    plans: tuple[str, ...] = Field(min_length=1)
+    change: dict[str, Any] = Field(default_factory=dict)
+    vary: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    expect: tuple[Claim, ...] = ()
+    show: str = "auc"
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: dict[str, Any], info: Any) -> dict[str, Any]:
+        allowed = DONE[info.data.get("do", "audit")]
+        for name in options:
+            if name not in allowed:
+                raise unknown("option", name, allowed)
+        return options
+
+
+class Programme(Part):
+    """Questions and the plans that they are put to, at one scale."""
+
+    title: str
+    says: tuple[str, ...] = ()
+    plans: dict[str, dict[str, Any]]
+    questions: dict[str, Question]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One run of a question: the plan's name, the variation's label, and the lab (for ``stress`` one for each plan and seed)."""
+
+    plan: str
+    variation: str
+    labs: tuple[Lab, ...]
+
+
+def programmes() -> dict[str, Path]:
+    """The programmes at hand: folders with ``questions.yaml`` in ``studies`` here or beside the package."""
+    package = Path(__file__).resolve().parents[1]
+    roots = (package.parents[1] / "studies", package / "studies", Path("studies"))
+    return {found.parent.name: found.parent for root in roots for found in sorted(root.glob("*/questions.yaml"))}
+
+
+def load_programme(source: str | Path, *, scale: str, data: Path) -> Programme:
+    """The programme of a folder, or one of ``programmes()`` by name. Paths of images are taken from the folder ``data``.
+
+    Raises:
+        InputError: no such programme or scale; a field that is unknown or wrong; a question about a plan that the scale does not have.
+    """
+    folder = Path(source)
+    if not (folder / "questions.yaml").is_file():
+        known = programmes()
+        if str(source) not in known:
+            raise unknown("programme", str(source), known)
+        folder = known[str(source)]
+    scales = sorted(f.stem for f in folder.glob("*.yaml") if f.stem != "questions")
+    if scale not in scales:
+        raise unknown("scale", scale, scales)
+    asked, sized = _read(folder / "questions.yaml"), _read(folder / f"{scale}.yaml")
+    plans = {name: _placed(plan, data) for name, plan in sized.pop("plans", {}).items()}
+    questions = asked.get("questions", {})
+    for name, change in sized.pop("questions", {}).items():
+        if name not in questions:
+            raise unknown("question", name, questions)
+        questions[name] = {**questions[name], **change}
+    for question in questions.values():
+        options = question.get("options", {})
+        options |= {kind: [str(data / path) for path in options[kind]] for kind in ("near", "far") if kind in options}
+    try:
+        found = Programme.model_validate({**asked, **sized, "plans": plans})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise expected(f"{folder / scale}: {where}", got=first["msg"], do="correct this field") from None
+    for name, question in found.questions.items():
+        for plan in question.plans:
+            if plan not in found.plans:
+                raise unknown(f"plan of question {name}", plan, found.plans)
+    return found
+
+
+def asked(programme: Programme, name: str, store: Path) -> list[Asked]:
+    """The runs of a question, each with its checked labs: whatever cannot be used is refused here, before any long work."""
+    question = programme.questions[name]
+    found = []
+    for variation, change in (question.vary or {"": {}}).items():
+        plans = {p: merged(merged(programme.plans[p], question.change), change) for p in question.plans}
+        if question.do == "stress":
+            seeds = question.options.get("seeds", [0])
+            labs = tuple(_lab(plan, store, seed=seed) for plan in plans.values() for seed in seeds)
+            found.append(Asked(", ".join(plans), variation, labs))
+        else:
+            found += [Asked(p, variation, (_lab(plan, store),)) for p, plan in plans.items()]
+    return found
+
+
+def run_programme(
+    programme: Programme, out: Path | str, work: Work, *, only: Sequence[str] = (), reuse: bool = False
+) -> Path:
+    """Put all questions, or ``only`` some, and give the page ``study.html``.
+
+    Beside it: ``study.md``, one ``<question>.csv`` for each question, ``claims.csv``, ``gates.csv``, and the reports of the audits. Finished work in
+    ``out`` is kept: after an interruption the same call goes on.
+
+    Raises:
+        InputError: before any long work for whatever cannot be used, and for a folder that holds another programme (unless ``reuse``).
+    """
+    out = Path(out)
+    for name in only:
+        if name not in programme.questions:
+            raise unknown("question", name, programme.questions)
+    names = [name for name in programme.questions if not only or name in only]
+    open_folder(out, digest(programme), reuse=reuse)
+    runs = {name: asked(programme, name, out) for name in names}
+    chapters, gates = [], []
+    for name in names:
+        found, judged = answer(programme.questions[name], name, runs.pop(name), out, work)
+        chapters.append(found)
+        gates += judged
+        write_whole(out / f"{name}.csv", found.table.to_csv(index=False).encode())
+    page = Book(programme.title, [*programme.says, *_summary(chapters, gates)], chapters)
+    claims = [{"question": c.id, **asdict(claim)} for c in chapters for claim in c.claims]
+    write_whole(out / "claims.csv", pd.DataFrame(claims).to_csv(index=False).encode())
+    write_whole(out / "gates.csv", pd.DataFrame(gates).to_csv(index=False).encode())
+    write_whole(out / "study.md", markdown(page).encode())
+    write_whole(out / "study.html", book(page).encode())
+    return out / "study.html"
+
+
+def answer(
+    question: Question, name: str, runs: Sequence[Asked], out: Path, work: Work
+) -> tuple[Chapter, list[dict[str, str]]]:
+    """Work off the runs of a question: its chapter, and the gates of its audits. Audits that are no variations write their report into ``out``."""
+    tables, pages, reports, gates = [], [], [], list[dict[str, str]]()
+    for run in runs:
+        lab = run.labs[0]
+        if question.do == "audit":
+            work(lab, audit_tasks(lab), alone=True)
+            table, judged = table_of(lab), gates_of(lab)
+            gates += [{"question": name, "plan": run.plan, "variation": run.variation, **gate} for gate in judged]
+            if not question.vary:
+                reports.append(f"{name}-{run.plan}.html")
+                write_whole(out / reports[-1], render(run_of(lab, table, gates=judged)).encode())
+        else:
+            table, sheet = _analysis(question, run, work)
+            pages.append(sheet)
+        tables.append(table.assign(variation=run.variation))
+    table = pd.concat(tables, ignore_index=True)
+    claims = [_claimed(table, claim) for claim in question.expect]
+    found = chapter(
+        *(name, question.asks, table),
+        show=question.show,
+        paper=question.paper,
+        claims=claims,
+        pages=pages,
+        reports=reports,
+    )
+    return found, gates
+
+
+def _claimed(table: pd.DataFrame, claim: Claim) -> Claimed:
+    found = judge(table, claim)
+    more = f" and {len(found.against) - AGAINST} more" if len(found.against) > AGAINST else ""
+    return Claimed(found.says, found.verdict, f"{found.clear} of {found.n}", "; ".join(found.against[:AGAINST]) + more)
+
+
+def _summary(chapters: Sequence[Chapter], gates: Sequence[Mapping[str, str]]) -> list[str]:
+    verdicts = [claim.verdict for c in chapters for claim in c.claims]
+    whole, none = verdicts.count("holds"), verdicts.count("does not hold here")
+    part = len(verdicts) - whole - none - verdicts.count("not tested")
+    says = [f"Of {len(verdicts)} claims {whole} hold, {part} hold in part and {none} do not hold here."]
+    failed = [f"{g['name']} ({g['question']}, {g['plan']})" for g in gates if g["status"] == "fail"]
+    if gates:
+        says.append(
+            f"{len(gates)} gates were checked, {len(failed)} failed"
+            + (": " + "; ".join(failed) if failed else "")
+            + "."
+        )
+    return says
+
+
+def _analysis(question: Question, run: Asked, work: Work) -> tuple[pd.DataFrame, Sheet]:
+    lab, options = run.labs[0], {k: v for k, v in question.options.items() if k != "seeds" or question.do == "transfer"}
+    match question.do:
+        case "stress":
+            return whole.stress(run.labs, work)
+        case "direction":
+            return whole.direction(lab, work)
+        case "outliers":
+            return whole.outliers(lab, work)
+        case "transfer":
+            return whole.transfer(lab, work, **options)
+    return whole.ood(lab, work, **options)
+
+
+def _lab(plan: Mapping[str, Any], store: Path, **changes: Any) -> Lab:
+    return checked(load_plan(plan, **changes), store)
+
+
+def _placed(plan: Mapping[str, Any], data: Path) -> dict[str, Any]:
+    """A plan whose images lie in the folder ``data``."""
+    given = plan.get("data")
+    images = dict(given) if isinstance(given, Mapping) else {"path": given}
+    path = str(images.get("path"))
+    if path not in ("phantoms", "phantoms3d"):
+        images["path"] = str(data / path)
+    return {**plan, "data": images}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise expected(f"{path} must be YAML", got=str(error).splitlines()[0], do="correct it") from None
+    if not isinstance(value, dict):
+        raise expected(f"{path} must hold fields", got=type(value).__name__, do="see studies/paper")
+    return value
