@@ -14,6 +14,7 @@ from feathide.attack import Attack
 from feathide.classifier import FeatureClassifier
 from feathide.detectors import Detector, KernelDensity
 from feathide.geometry import Linf
+from feathide.metrics import threshold
 from feathide.objectives import CrossEntropy, Evade
 from feathide.recipes import pgd
 from feathide.study.gates import GATES, Evasion, Gate, _rooted, judge_probes, judge_table
@@ -31,11 +32,11 @@ def images() -> Tensor:
 class Net(nn.Module):
     """A smooth network of two classes, each as likely as the other on ``images``."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 3) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.Conv1d(1, 8, 3, padding=1), nn.Tanh())
         self.head = nn.Linear(8, 2)
-        random = torch.Generator().manual_seed(3)
+        random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=random))
@@ -82,7 +83,17 @@ def trial(
     aware = replace(plain, objective=CrossEntropy() + Evade(tuple(g.detector for g in fitted.values())))
     hidden = {"evade": aware}
     return replace(
-        Trial(classifier, classifier, x, Goal(source, 1 - source), [str(i) for i in range(N)], plain, hidden, fitted),
+        Trial(
+            classifier,
+            classifier,
+            FeatureClassifier(Net(seed=4).eval(), "last"),
+            x,
+            Goal(source, 1 - source),
+            [str(i) for i in range(N)],
+            plain,
+            hidden,
+            fitted,
+        ),
         **fields,
     )
 
@@ -119,6 +130,7 @@ def good() -> Evasion:
             "test": frozenset("gh"),
         },
         clean={"kd": (rng.normal(size=60), rng.normal(size=60))},
+        limits={"kd": (np.arange(60.0), threshold(np.arange(60.0), 0.1), 0.1)},
     )
 
 
@@ -213,14 +225,18 @@ def half(key: str, probes: Mapping[str, np.ndarray]) -> np.ndarray:
 def falling(probes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     steps = np.linspace(1, 0, len(probes["trace"]))[:, None].repeat(N, 1)
     few = np.arange(N) < N - 1
-    return {"trace": steps, "base": few, "single": few, "double": few}
+    return {"trace": steps, "base": few, "single": few, "double": few, "transfer": few}
 
 
 PROBES: dict[str, tuple[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], str]] = {
-    "one step is better": (lambda p: {"base": half("base", p), "double": half("base", p), "trace": 0 * p["trace"]}, "iterative beats one step"),
+    "one step is better": (lambda p: {**dict.fromkeys(("base", "double", "transfer"), half("base", p)), "trace": 0 * p["trace"]}, "iterative beats one step"),
     "noise does as well": (
-        lambda p: {**dict.fromkeys(("noise", "base", "single", "double"), half("base", p)), "trace": 0 * p["trace"]},
+        lambda p: {**dict.fromkeys(("noise", "base", "single", "double", "transfer"), half("base", p)), "trace": 0 * p["trace"]},
         "white box beats noise",
+    ),
+    "another network's attack does better": (
+        lambda p: {**dict.fromkeys(("base", "single", "double"), half("base", p)), "transfer": ~p["noise"], "trace": 0 * p["trace"]},
+        "white box beats transfer",
     ),
     "twice the steps do more": (lambda p: {"base/evade": half("base", p), "double/evade": np.ones(N, bool)}, "converged"),
     "the loss still falls": (falling, "loss at rest"),
@@ -242,6 +258,7 @@ RESULTS: dict[str, tuple[dict[str, Any], str]] = {
     "noise that is no noise": ({"still": 1}, "noise is noise"),
     "duplicated patients": ({"patients": {"fit": frozenset("ab"), "test": frozenset("bc")}}, "no patient twice"),
     "a detector that knows the test images": ({"clean": {"kd": (np.arange(60.0), np.arange(60.0) - 55)}}, "test scores like calibrate scores"),
+    "a threshold tuned on test": ({"limits": {"kd": (np.arange(60.0), threshold(np.arange(60.0) + 9, 0.1), 0.1)}}, "thresholds of the calibrate part"),
 }  # fmt: skip
 
 

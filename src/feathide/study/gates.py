@@ -50,6 +50,8 @@ GATES: dict[str, Gate] = {
              "raise step_size or steps; check the loss"),
         Gate("white box beats noise", "random noise succeeds as often as the attack", "the attack makes no use of what it knows",
              "check the loss, the target and the gradient"),
+        Gate("white box beats transfer", "an attack on another network fools this one more often than an attack on itself",
+             "he who sees all does worse than he who sees nothing: a gradient is masked", "attack with square; look for steps that hide the gradient"),
         Gate("larger budgets", "a larger eps succeeds less often", "every smaller perturbation is allowed in the larger ball",
              "raise the steps at the larger budgets"),
         Gate("converged", "doubling the steps changes the success by a point or more", "the numbers are those of an unfinished attack",
@@ -74,6 +76,8 @@ GATES: dict[str, Gate] = {
              "give the patients' names; remove duplicates"),
         Gate("test scores like calibrate scores", "clean test and clean calibrate images score differently", "thresholds then mean something else there",
              "look for test images or labels that reached the detector or its threshold"),
+        Gate("thresholds of the calibrate part", "a threshold is not the one that the calibrate scores give", "it was chosen to look good on the test part",
+             "take thresholds from calibrate cases only"),
     )
 }  # fmt: skip
 ROOTS = (
@@ -82,7 +86,14 @@ ROOTS = (
     "unbounded attack",
 )  # what makes the attacks' other gates meaningless, gravest first
 FOLLOWS = {
-    *("unbounded attack", "iterative beats one step", "white box beats noise", "larger budgets", "converged"),
+    *(
+        "unbounded attack",
+        "iterative beats one step",
+        "white box beats noise",
+        "white box beats transfer",
+        "larger budgets",
+    ),
+    "converged",
     *("loss at rest", "stable success", "planted point"),
 }
 
@@ -114,7 +125,7 @@ def _rooted(gates: Sequence[Gate]) -> list[Gate]:
 def judge_probes(a: Arrays) -> dict[str, Judged]:
     """The gates that rest on ``probes.measure``. With n images, one image more or less (1 / n) is a warning, more is a failure."""
     n = len(a["base"])
-    share = {name: float(a[name].mean()) for name in ("noise", "single", "base", "double", "whole")}
+    share = {name: float(a[name].mean()) for name in ("noise", "single", "base", "double", "whole", "transfer")}
     blind = float((a["gradient"] <= 0).mean())
     return {
         "deterministic network": _flag(a, "random"),
@@ -123,6 +134,7 @@ def judge_probes(a: Arrays) -> dict[str, Judged]:
         "unbounded attack": _least(share["whole"], 1.0, n, f"{share['whole']:.0%} of {n} images at eps = the whole box"),
         "iterative beats one step": _least(share["base"], share["single"], n, f"{share['base']:.0%} against {share['single']:.0%} of {n} images"),
         "white box beats noise": _above_noise(share["base"], share["noise"], n),
+        "white box beats transfer": _above_transfer(share["base"], share["transfer"], share["noise"], n),
         "converged": _converged(a, n),
         "loss at rest": _at_rest(a),
         "stable success": _stable(a),
@@ -145,6 +157,14 @@ def _least(value: float, least: float, n: int, detail: str) -> Judged:
 def _above_noise(base: float, noise: float, n: int) -> Judged:
     detail = f"{base:.0%} against {noise:.0%} of {n} images"
     return "pass" if base > noise or noise == 1.0 else "warn" if noise == 0.0 else "fail", detail
+
+
+def _above_transfer(base: float, transfer: float, noise: float, n: int) -> Judged:
+    """Fails where transfer does better by more than one image; warns where it does worse than noise: then the surrogate is no stand-in."""
+    status, detail = _least(
+        base, transfer, n, f"{base:.0%} against {transfer:.0%} by transfer and {noise:.0%} by noise of {n} images"
+    )
+    return "warn" if status == "pass" and transfer < noise else status, detail
 
 
 def _converged(a: Arrays, n: int) -> Judged:
@@ -212,7 +232,8 @@ class Evasion:
 
     ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
     for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
-    ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part.
+    ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part; ``limits``: for each detector its calibrate
+    scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
     """
 
     silent: int = 0
@@ -222,6 +243,7 @@ class Evasion:
     patients: Mapping[str, frozenset[str]] = field(default_factory=dict)
     still: int = 0
     clean: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[np.ndarray, float, float]] = field(default_factory=dict)
 
 
 def judge_table(e: Evasion) -> dict[str, Judged]:
@@ -234,6 +256,7 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
         "noise is noise": ("fail" if e.still else "pass", f"{e.still} noisy images equal clean ones"),
         "no patient twice": ("fail" if shared else "pass", f"shared by {', '.join(shared)}" if shared else "none"),
         "test scores like calibrate scores": _alike(e),
+        "thresholds of the calibrate part": _calibrated(e),
     }
 
 
@@ -272,6 +295,16 @@ def _alike(e: Evasion) -> Judged:
     return "pass" if off <= noise else "warn" if off <= 2 * noise else "fail", detail
 
 
+def _calibrated(e: Evasion) -> Judged:
+    """A threshold is the smallest calibrate score above which no more than the rate lie."""
+    bad = [
+        f"{name}: {np.mean(scores > limit):.0%} of the calibrate scores above the threshold for {rate:.0%}"
+        for name, (scores, limit, rate) in e.limits.items()
+        if not np.mean(scores > limit) <= rate + 1e-9 < np.mean(scores >= limit) + 2e-9
+    ]
+    return ("fail", "; ".join(bad)) if bad else ("pass", f"{len(e.limits)} detectors")
+
+
 def _evasion(lab: Lab) -> Evasion:
     found = [found_in(lab, c) for c in cells(lab)]
     plain = [a.name for a in lab.plan.attacks if a.name in ITERATIVE]
@@ -295,7 +328,15 @@ def _evasion(lab: Lab) -> Evasion:
             d: tuple(scores_in(lab, d, lab.budgets[0], "clean", part) for part in ("calibrate", "test"))  # type: ignore[misc]
             for d in lab.plan.detectors
         },
+        limits={
+            d: (_negatives(lab, d), thresholds_of(lab, d, lab.budgets[0])["fpr10"], 0.10) for d in lab.plan.detectors
+        },
     )
+
+
+def _negatives(lab: Lab, detector: str) -> np.ndarray:
+    eps = lab.budgets[0]
+    return np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
 
 
 def _best_of(lab: Lab, detector: str, found: Sequence[Found]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -83,9 +83,9 @@ class Lab:
         s = self.plan.split
         part = three_way(self.cases.patients[held], fractions=(s.fit, s.calibrate, s.test), seed=self.plan.seed)
         rows = {name: held[part == name] for name in PARTS}
-        return {name: r if name == "calibrate" or s.most is None else self._some(r, s.most) for name, r in rows.items()}
+        return {name: r if name == "calibrate" or s.most is None else self.some(r, s.most) for name, r in rows.items()}
 
-    def _some(self, rows: np.ndarray, most: int) -> np.ndarray:
+    def some(self, rows: np.ndarray, most: int) -> np.ndarray:
         """At most ``most`` of ``rows``, chosen by a hash of the id: the same ones whatever else is there."""
         rank = [sha256(f"{self.plan.seed}|{self.cases.ids[r]}".encode()).hexdigest() for r in rows]
         return np.sort(rows[np.argsort(rank)[:most]])
@@ -234,10 +234,10 @@ class Lab:
         mean, std = (tuple(getattr(n, k) or self.about.get(k) or ()) for k in ("mean", "std"))
         model = self._network()
         if self.trains:
-            mean, std = self._trained(model, self.classifier_key)
+            mean, std = self.restored(model, self.classifier_key)
         return self._shown(model, n.layers, mean, std)
 
-    def _trained(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def restored(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Give ``model`` the weights that a task of training has stored; mean and std of what it saw."""
         arrays = self.store.load(key)
         model.load_state_dict(
@@ -296,8 +296,13 @@ class Lab:
     # --- witness ------------------------------------------------------------------------------------------------------
 
     @property
+    def small_arch(self) -> str:
+        """The smallest network of the zoo for these images."""
+        return "tiny" if len(self.cases.shape) == 2 else "tiny3d"
+
+    @property
     def witness_arch(self) -> str:
-        return self.plan.witness.arch or ("tiny" if len(self.cases.shape) == 2 else "tiny3d")
+        return self.plan.witness.arch or self.small_arch
 
     @cached_property
     def adversary(self) -> Adversary:
@@ -316,7 +321,7 @@ class Lab:
     def witness(self) -> FeatureClassifier:
         """A robust network of the same classes, for the guards that ask one."""
         model = self._built(self.witness_arch, self.plan.witness.train.stem)
-        return self._shown(model, "blocks", *self._trained(model, self.witness_key))
+        return self._shown(model, "blocks", *self.restored(model, self.witness_key))
 
     @property
     def sight(self) -> list[str]:

@@ -27,6 +27,7 @@ from feathide.study.lab import PLAIN, Attacker, Lab, lab_of
 from feathide.study.plan import AttackPlan, Cell, ObjectivePlan
 from feathide.study.stages import Arrays, attack_of, needed, weight_of
 from feathide.study.store import Store, digest
+from feathide.study.surrogate import surrogate_key, surrogate_of, surrogate_task
 from feathide.types import ALL, Goal, Outputs, Rows
 
 __all__ = ["FLAGS", "Guard", "Readout", "Trial", "measure", "planted", "probe_key", "probe_tasks", "trial_of"]
@@ -54,7 +55,8 @@ class Trial:
     """Some images that the classifier gets right, the plain ``attack`` of the audit, its ``hidden`` ones and the guards."""
 
     classifier: FeatureClassifier
-    observer: FeatureClassifier  # as the guards read it, with dropout draws where one needs them
+    observer: FeatureClassifier  # as the guards read it, with dropout draws or a witness where one needs them
+    surrogate: FeatureClassifier  # another network for the same images
     x: Tensor
     goal: Goal
     ids: Sequence[str]
@@ -70,7 +72,8 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
     """All probes. Keys, with n images, S steps and m images with a planted point:
 
     ``flag/<name>``: a flag of the network; ``gradient`` (n,): the largest slope of the attack's loss at the clean image; ``noise``, ``single``,
-    ``base``, ``double``, ``whole`` (n,): who was fooled by random noise, one step, the attack, twice its steps, and a budget as large as the box;
+    ``base``, ``double``, ``whole``, ``transfer`` (n,): who was fooled by random noise, one step, the attack, twice its steps, a budget as large as the
+    box, and the attack on the surrogate;
     ``trace`` (S + 1, n); ``kept`` (n,): the share of a small ball that keeps the attack's decision; ``base/<objective>`` and
     ``double/<objective>`` (n,); ``rank/<objective>`` (D,): rank correlation of the hiding loss with each detector's score;
     ``planted`` (m,): who found it; ``batch/<detector>``: how far a score depends on its batch.
@@ -87,6 +90,7 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
         "whole": replace(quick, steps=2 * plain.steps, threat=plain.threat.scaled(_whole(trial))),
     }.items():
         arrays[name] = _run(trial, attack, free=name == "whole")[1]
+    arrays["transfer"] = _run(trial, plain, trial.surrogate)[1]
     arrays |= {"base": base[1], "trace": base[2], "kept": _kept(trial, base[0])}
     for name, attack in trial.hidden.items():
         found = _run(trial, attack, trial.observer)
@@ -264,18 +268,19 @@ def probe_key(lab: Lab) -> str:
     """Where the probes of a lab are stored."""
     p = lab.plan
     parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
-    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, *lab.sight])}"
+    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, surrogate_key(lab), *lab.sight])}"
 
 
 def probe_tasks(lab: Lab) -> list[Task]:
-    """The one task of the probes; none with ``gates: off``."""
+    """The tasks of the probes; none with ``gates: off``."""
     if lab.plan.gates == "off":
         return []
-    needs = list(needed(lab, replace(probe_cell(lab), objective=ObjectivePlan(name="evade"))))
+    surrogate = surrogate_task(lab)
+    needs = [surrogate.key, *needed(lab, replace(probe_cell(lab), objective=ObjectivePlan(name="evade")))]
     for cell in _hidden(lab):
         needs += [*needed(lab, cell), *([lab.tune_key(cell)] if cell.objective.weight == "auto" else [])]
     work = partial(_probe, lab.plan.model_dump_json())
-    return [Task(probe_key(lab), tuple(dict.fromkeys(needs)), work, "check the evaluation", "gates", 60)]
+    return [surrogate, Task(probe_key(lab), tuple(dict.fromkeys(needs)), work, "check the evaluation", "gates", 60)]
 
 
 def _hidden(lab: Lab) -> list[Cell]:
@@ -304,6 +309,7 @@ def trial_of(lab: Lab) -> Trial:
     return Trial(
         lab.classifier,
         lab.observer,
+        surrogate_of(lab),
         x,
         lab.goal(rows),
         lab.ids(rows),

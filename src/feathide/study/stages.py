@@ -26,7 +26,7 @@ from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
 from feathide.study.plan import Cell, TrainPlan
 from feathide.study.store import Store
-from feathide.train import Head, train_classifier
+from feathide.train import Head, TrainResult, train_classifier
 from feathide.types import Box, Outputs
 
 __all__ = ["attack_of", "cells", "decode", "encode", "needed", "observe", "score_tasks", "tasks", "weight_of"]
@@ -203,6 +203,11 @@ def _trained(lab: Lab, arch: str, t: TrainPlan, **how: Any) -> Arrays:
         stem=t.stem, head=head, window=lab.window, seed=lab.plan.seed,
         progress=tell, **how,
     )  # fmt: skip
+    return packed_network(result)
+
+
+def packed_network(result: TrainResult) -> Arrays:
+    """A trained network as arrays for the store; ``Lab.restored`` is the inverse."""
     arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
     arrays |= {"mean": np.asarray(result.mean, np.float64), "std": np.asarray(result.std, np.float64)}
     return arrays | {"val_accuracy": np.asarray(result.val_accuracy), "val_auc": np.asarray(result.val_auc)}
