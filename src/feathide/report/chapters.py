@@ -135,7 +135,7 @@ def _line(rows: pd.DataFrame, name: str, number: int, x: str) -> Style:
     hue, dash = ("--ink", "dot") if number < 0 else (CYCLE[number % len(CYCLE)], "solid")
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if x == "variation" else "markers",
         "name": say(label(name) if name else "success"),
         "legendgroup": name or "success",
         "x": [say(v) for v in rows[x]],

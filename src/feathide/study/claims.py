@@ -122,4 +122,5 @@ def _beside(table: pd.DataFrame, rows: pd.DataFrame, other: Mapping[str, str]) -
 def _named(row: pd.Series, rows: pd.DataFrame, numbers: str) -> str:
     """A row by what tells it from the others."""
     several = [c for c in rows.columns if not c.startswith(NUMBERS) and c != "knowledge" and rows[c].nunique() > 1]
-    return " ".join(str(row[c]) for c in several if str(row[c])) + f": {numbers}"
+    names = (f"{c} {row[c]}" if c in ("seed", "layer", "eps") else str(row[c]) for c in several if str(row[c]))
+    return " ".join(names) + f": {numbers}"
