@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.metrics import paired_difference
+from feathide.study.conditions import METRICS, Condition, Judged, write_junit
 from feathide.study.export import finished
 from feathide.study.plan import load_plan
-from feathide.study.results import CHANGES, METRICS, Condition, Judged, compare, render_again, write_junit
+from feathide.study.results import CHANGES, compare, render_again
 from feathide.study.run import audit
 from feathide.study.stages import cells
 from feathide.study.table import found_in, scores_in, thresholds_of

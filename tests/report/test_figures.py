@@ -12,7 +12,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 from feathide.errors import InputError
 from feathide.report import Run
-from feathide.report.drawing import Figure
+from feathide.report.drawing import Figure, looks
 from feathide.report.figures import figures
 
 ALL = [
@@ -115,3 +115,8 @@ def test_unknown_curves_and_missing_columns_are_refused(make: Callable[..., Run]
         make(count=2, curves={"mixture": pd.DataFrame(columns=["layer", "class", "components"])})
     with pytest.raises(InputError, match="none of seed"):
         make(count=2, table=make(count=2).table.drop(columns="seed"))
+
+
+def test_first_shown_is_one_attack_with_all_its_objectives() -> None:
+    styles = looks(["clean", "noisy", "fgsm+plain", "pgd+plain", "pgd+hfc", "cw+plain"])
+    assert [name for name, style in styles.items() if style["visible"] is True] == ["clean", "pgd+plain", "pgd+hfc"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from feathide.report import Run, render
+from feathide.report import Run, card, render, verdict
 from feathide.report.pictures import Album
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
@@ -116,6 +116,23 @@ def test_first_page_says_what_it_does_not_show(make: Callable[..., Run], page: P
     run = make(count=2)
     blind = render(replace(run, table=run.table[run.table["knowledge"] != "detector-aware"], gates=()))
     assert "No attack knew the guards" in blind and "No gate was computed" in blind
+
+
+def test_model_card_stands_in_the_page(run: Run, page: Page) -> None:
+    made = card(run)
+    worst = verdict(run).findings[0]
+    found = [m for m in made["model-index"][0]["results"][0]["metrics"] if m["args"].get("guard") == worst.detector]
+    assert [m["value"] for m in found] == [rate.value for rate in worst.worst.values()]
+    assert json.dumps(made, indent=1, ensure_ascii=False) in page.text
+
+
+def test_several_budgets_stand_side_by_side(make: Callable[..., Run], page: Page) -> None:
+    assert "The verdict by budget" not in page.text
+    budgets = tuple(4 / 255 * scale for scale in (0.25, 1.0, 2.0))
+    text = Page(render(make(count=2, budgets=budgets))).text
+    assert (
+        "also audited: 1 grey levels, 8 grey levels" in text and "The rest of this page is about 4 grey levels" in text
+    )
 
 
 def test_threat_model_shows_what_it_is_given(make: Callable[..., Run], page: Page) -> None:

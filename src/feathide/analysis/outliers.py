@@ -24,7 +24,7 @@ from feathide.mixture import MixtureBank
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, noisy_at
 from feathide.study.plan import Cell
-from feathide.study.stages import tasks
+from feathide.study.stages import cells, tasks
 from feathide.study.table import found_in
 from feathide.types import Outputs
 
@@ -112,13 +112,13 @@ def normal_of(lab: Lab) -> Normal:
     return Normal.of(bank, train, labels)
 
 
-def conditions(lab: Lab, normal: Normal) -> dict[str, Seen]:
-    """Clean and noisy images, and those that fool the classifier, of the test images that it gets right."""
-    cells = [(c, found_in(lab, c)) for c in first_cells(lab)]
-    rows = cells[0][1].rows
+def conditions(lab: Lab, normal: Normal, eps: float) -> dict[str, Seen]:
+    """Clean and noisy images, and those that fool the classifier at a budget, of the test images that it gets right."""
+    found = [(c, found_in(lab, c)) for c in cells(lab) if c.eps == eps]
+    rows = found[0][1].rows
     wanted: list[tuple[str, str, np.ndarray, Cell | None]] = [("clean", "clean", rows, None)]
-    wanted.append(("noisy", noisy_at(lab.budgets[0]), rows, None))
-    wanted += [(c.name, lab.condition(c), f.rows[f.fooled], c) for c, f in cells if f.fooled.any()]
+    wanted.append(("noisy", noisy_at(eps), rows, None))
+    wanted += [(c.name, lab.condition(c), f.rows[f.fooled], c) for c, f in found if f.fooled.any()]
     seen = {}
     for name, condition, at, cell in wanted:
         out = lab.at(condition, "test", at)
@@ -129,10 +129,10 @@ def conditions(lab: Lab, normal: Normal) -> dict[str, Seen]:
     return seen
 
 
-def curves(lab: Lab) -> dict[str, pd.DataFrame]:
-    """The report's curves "outlierness" (median ``distance`` by layer) and "embedding" of a finished audit, from what it stored."""
+def curves(lab: Lab, eps: float | None = None) -> dict[str, pd.DataFrame]:
+    """The report's curves "outlierness" (median ``distance`` by layer) and "embedding" of a finished audit at a budget, its first unless said, from what it stored."""
     normal = normal_of(lab)
-    seen = conditions(lab, normal)
+    seen = conditions(lab, normal, lab.budgets[0] if eps is None else eps)
     rows = []
     for name, s in seen.items():
         for i, layer in enumerate(normal.bank.layers):
@@ -152,7 +152,7 @@ def outlier_frame(lab: Lab) -> pd.DataFrame:
     normal = normal_of(lab)
     held = Outputs.cat([lab.outputs(c, "calibrate")[0] for c in ("clean", noisy_at(lab.budgets[0]))])
     calibrate = -normal.measure(held)["log_density"].numpy()
-    seen = conditions(lab, normal)
+    seen = conditions(lab, normal, lab.budgets[0])
     entries = []
     for name, s in seen.items():
         named: dict[str, Any] = {"cell": s.cell} if s.cell is not None else {"attack": name}

@@ -41,7 +41,9 @@ def _outlierness(frame: pd.DataFrame) -> Figure:
     for condition, style in looks(dict.fromkeys(frame["condition"])).items():
         part = frame[frame["condition"] == condition]
         values = {"x": [say(v) for v in part["layer"]], "y": part["value"].tolist(), "error_y": errors(part)}
-        traces.append({"type": "scatter", "mode": "lines+markers", **style, **values, "visible": True})
+        traces.append({"type": "scatter", "mode": "lines+markers", **style, **values})
+        if condition == "noisy":
+            traces[-1]["visible"] = True
     return Figure(
         id="outlierness",
         title="How far the features leave the normal range",
@@ -61,7 +63,7 @@ def _embedding(frame: pd.DataFrame) -> Figure:
         part = frame[frame["condition"] == condition]
         marker = {**style["marker"], "opacity": 0.7, "symbol": MARKERS[i % len(MARKERS)]}
         values = {"x": part["x"].tolist(), "y": part["y"].tolist(), "marker": marker}
-        traces.append({"type": "scatter", "mode": "markers", **style, **values, "visible": True})
+        traces.append({"type": "scatter", "mode": "markers", **style, **values})
     hidden = {"showticklabels": False, "ticks": ""}
     return Figure(
         id="embedding",

@@ -93,7 +93,11 @@ def say(text: object) -> str:
 
 
 def looks(conditions: Iterable[str]) -> dict[str, Style]:
-    """Line, marker and visibility of each condition; of each objective only the first attack is shown at first."""
+    """Line, marker and visibility of each condition. Shown at first: clean images, and the attack that was run with most objectives."""
+    conditions = list(conditions)
+    attacks = [c.partition("+")[0] for c in conditions if "+" in c]
+    first = max(attacks, key=attacks.count, default="")
+    later = {c for c in conditions if "+" in c and not c.startswith(f"{first}+")}
     styles: dict[str, Style] = {}
     hues, seen = dict(HUES), dict[str, int]()
     for condition in conditions:
@@ -103,7 +107,7 @@ def looks(conditions: Iterable[str]) -> dict[str, Style]:
         styles[condition] = {
             "line": {"color": hue, "dash": DASHES[turn % len(DASHES)], "width": 2},
             "marker": {"color": hue, "symbol": MARKERS[turn % len(MARKERS)], "size": 6},
-            "visible": "legendonly" if turn or condition == "noisy" else True,
+            "visible": "legendonly" if condition == "noisy" or condition in later else True,
             "name": say(label(condition)),
             "legendgroup": condition,
         }

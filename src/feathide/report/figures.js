@@ -75,13 +75,15 @@ function composed(figure, width) {
   return { layout, traces };
 }
 
+const glyphs = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", cross: "✚", x: "✖", star: "★", hexagon: "⬢" };
+
 /** The sample of a line or marker that stands on a legend button. */
 function swatch(trace) {
   const hue = painted(trace.line?.color ?? trace.marker?.color);
   const svg = make("svg", { width: 22, height: 10, "aria-hidden": "true" });
   const dash = { dash: "5 3", dot: "1.5 2.5", dashdot: "5 2 1.5 2" }[trace.line?.dash] ?? "";
   const shape = trace.type === "bar" ? make("rect", { x: 4, width: 14, height: 10, fill: hue })
-    : trace.mode === "markers" ? make("circle", { cx: 11, cy: 5, r: 4, fill: hue })
+    : trace.mode === "markers" ? make("text", { x: 11, y: 9.5, "text-anchor": "middle", "font-size": 11, fill: hue }, glyphs[trace.marker.symbol])
       : make("line", { x1: 0, x2: 22, y1: 5, y2: 5, stroke: hue, "stroke-width": 2.4, "stroke-dasharray": dash });
   svg.append(shape);
   return svg;

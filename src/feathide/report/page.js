@@ -6,7 +6,7 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
 /** An element with attributes and children; text is never read as HTML. */
 function make(name, attributes = {}, ...children) {
-  const svg = ["svg", "line", "rect", "circle", "path"].includes(name);
+  const svg = ["svg", "line", "rect", "text"].includes(name);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -86,15 +86,16 @@ function csv({ columns, rows }) {
   const quote = (v) => (v === null ? "" : /[",\n\r]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : String(v));
   return [columns, ...rows].map((row) => row.map(quote).join(",")).join("\n") + "\n";
 }
-function save(name, text) {
-  const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  make("a", { href: address, download: `${name}.csv` }).click();
+function save(file, text, type = "text/csv") {
+  const address = URL.createObjectURL(new Blob([text], { type }));
+  make("a", { href: address, download: file }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 for (const button of all("[data-csv]")) {
   const name = button.dataset.csv;
-  button.addEventListener("click", () => save(name, report.csv[name] ?? csv(tables[name])));
+  button.addEventListener("click", () => save(`${name}.csv`, report.csv[name] ?? csv(tables[name])));
 }
+find("#save-card")?.addEventListener("click", () => save("model-card.json", JSON.stringify(report.card, null, 1), "application/json"));
 for (const details of all("details[data-numbers]")) {
   details.addEventListener("toggle", () => {
     const box = find("div", details);

@@ -87,7 +87,8 @@ class Run:
     pixels may change) and ``eps_in_words`` are shown where they are given. ``thresholds`` maps detector -> {"fpr10":
     t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score, fooled. ``curves`` may
     hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are mappings with name, status
-    (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases.
+    (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases. ``cost`` is a table of what the
+    run took, one row a stage. ``budgets`` are all budgets that were audited; ``threat["eps"]`` is the one that the page is about.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -106,6 +107,7 @@ class Run:
     caveats: Sequence[str] = ()
     cases: Mapping[str, Sequence[Case]] = field(default_factory=dict)
     cost: pd.DataFrame | None = None
+    budgets: Sequence[float] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,11 +130,15 @@ class Run:
         native_low, native_high = map(float, self.threat.get("native_box", (0, levels - 1)))
         return Scale(low, high, levels, native_low, native_high, str(self.threat["unit"]))
 
+    def size(self, eps: float) -> str:
+        """A budget (box units) in native units."""
+        return f"{self.scale.native(eps):.3g} {self.scale.unit}"
+
     @property
     def budget(self) -> str:
         """The budget in native units, in words."""
         scale, norm = self.scale, str(self.threat["norm"])
-        size = f"{scale.native(float(self.threat['eps'])):.3g} {scale.unit}"
+        size = self.size(float(self.threat["eps"]))
         where = "at every pixel" if "inf" in norm.lower() else f"over all pixels together ({norm})"
         return f"A change of at most {size} {where}, on a range of {scale.native_high - scale.native_low:.4g}"
 

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from feathide.report.document import document
 from feathide.report.drawing import Figure
-from feathide.report.page import _asset, _json, _script
 
 __all__ = ["Plate", "Sheet", "sheet"]
 
@@ -37,13 +34,5 @@ class Sheet:
 
 def sheet(page: Sheet) -> str:
     """The page as HTML text; it loads nothing and holds its numbers."""
-    scripts = [_script(get_plotlyjs()), *(_script(_asset(name)) for name in SCRIPTS)]
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     data = {"figures": [f.spec() for f in page.figures], "csv": {"results": page.table.to_csv(index=False)}}
-    return env.from_string(_asset("sheet.html.j2")).render(
-        page=page,
-        style=Markup(_asset("page.css")),
-        scripts=[script for script, _ in scripts],
-        hashes=" ".join(f"'sha256-{digest}'" for _, digest in scripts),
-        data=_json(data),
-    )
+    return document("sheet.html.j2", SCRIPTS, data, page=page)

@@ -5,8 +5,8 @@ somebody who knows the guard attacked it, if the attacks do fool the unguarded c
 guard *fails* only if the lower end is high.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,20 @@ import pandas as pd
 from feathide.errors import expected
 from feathide.report.results import Run
 
-__all__ = ["FAILS", "HOLDS", "LEVELS", "STRONG", "WORDS", "Finding", "Rate", "Verdict", "at_budget", "label", "verdict"]
+__all__ = [
+    "FAILS",
+    "HOLDS",
+    "LEVELS",
+    "STRONG",
+    "WORDS",
+    "Finding",
+    "Rate",
+    "Verdict",
+    "at_budget",
+    "by_budget",
+    "label",
+    "verdict",
+]
 
 LEVELS = (10, 5, 1)  # false alarms, per cent
 HOLDS = 0.05  # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every attack
@@ -150,6 +163,12 @@ def verdict(run: Run) -> Verdict:
     )
 
 
+def by_budget(run: Run) -> Iterator[tuple[float, Verdict]]:
+    """The verdict at each audited budget, where there are several; smallest first."""
+    for eps in sorted(run.budgets) if len(run.budgets) > 1 else ():
+        yield eps, verdict(replace(run, threat={**run.threat, "eps": eps}))
+
+
 def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: list[str]) -> Finding | None:
     at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
@@ -220,7 +239,13 @@ def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:
         if a not in ("", "none", "worst")
     ]
     fooled = f" Without a guard the strongest fools the classifier in {success} of the images." if success else ""
-    return f"{run.budget}: {', '.join(names)}.{fooled}"
+    return f"{run.budget}{_others(run)}: {', '.join(names)}.{fooled}"
+
+
+def _others(run: Run) -> str:
+    """Which of several budgets this is."""
+    others = [run.size(e) for e in run.budgets if e != float(run.threat["eps"])]
+    return f" (the budget at which the best guard does worst; also audited: {', '.join(others)})" if others else ""
 
 
 def _slipped(findings: list[Finding]) -> str:

@@ -1,9 +1,17 @@
-"""All tasks of an audit."""
+"""All tasks of an audit, each of which notes how long it took."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
 from feathide.study.probes import probe_tasks
 from feathide.study.stages import tasks
+from feathide.study.store import Store
 from feathide.study.survival import survival_tasks
 
 __all__ = ["audit_tasks"]
@@ -11,4 +19,12 @@ __all__ = ["audit_tasks"]
 
 def audit_tasks(lab: Lab) -> list[Task]:
     """The stages, what becomes of the images in files and archives, and the probes of the evaluation itself."""
-    return [*tasks(lab), *survival_tasks(lab), *probe_tasks(lab)]
+    order = [*tasks(lab), *survival_tasks(lab), *probe_tasks(lab)]
+    return [t if t.stage == "attack" else replace(t, work=partial(_timed, t.key, t.work)) for t in order]
+
+
+def _timed(key: str, work: Callable[[Store], Mapping[str, np.ndarray]], store: Store) -> Mapping[str, np.ndarray]:
+    started = time.perf_counter()
+    arrays = work(store)
+    store.save_json(f"seconds/{key}", time.perf_counter() - started)
+    return arrays

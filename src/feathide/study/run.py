@@ -1,21 +1,17 @@
 """An audit: from a plan to a folder with the table, the images, the plan as run and the report."""
 
-import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
 
-from feathide.analysis.outliers import curves as outlier_curves
-from feathide.catalog import OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import format_eps
 from feathide.errors import InputError
@@ -36,19 +32,17 @@ from feathide.study.table import comparisons_of, table_of
 
 __all__ = ["Audit", "audit", "checked"]
 
-PICTURES = 40  # cases of each condition in the report
-PACKAGES = ("feathide", "torch", "torchvision", "numpy", "scikit-learn", "monai", "lightning")
-
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: its folder, the table, the report's path, its verdict in words and the gates that failed."""
+    """A finished audit: its folder, the table, the report's path, its verdict in words, the gates that failed, and the conditions of ``fail_if``."""
 
     folder: Path
     table: pd.DataFrame
     report: Path
     verdict: Verdict
     failed: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
 
 def checked(plan: Plan, out: Path) -> Lab:
@@ -74,11 +68,13 @@ def audit(
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     reuse: bool = False,
+    fail_if: Sequence[str] = (),
 ) -> Audit:
-    """Run the audit of ``plan`` into the folder ``out`` and give the table and the report.
+    """Run the audit of ``plan`` into ``out``, a folder or an fsspec URL such as s3://bucket/run (``study.remote``), and give the table and the report.
 
     ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several machines on one folder; ``engine`` "ray": on
-    the Ray cluster at ``address``, whose machines see ``out``; ``reuse``: take a folder that holds another plan, where work that both share is kept.
+    the Ray cluster at ``address``, whose machines see ``out``; ``reuse``: take a folder that holds another plan, where work that both share is kept;
+    ``fail_if``: conditions such as "slips_through_fpr10 > 0.05", judged in ``Audit.judged`` and in ``audit.junit.xml``.
 
     Finished work in ``out`` is kept: after an interruption the same call goes on. Raises ``InputError`` before any long work for
     whatever cannot be used, and for a folder that holds a different plan.
@@ -99,10 +95,13 @@ def audit(
     _write_parquet(table, folder / "results.parquet")
     gates = gates_of(lab)
     write_whole(folder / "gates.json", json.dumps(gates, indent=1, ensure_ascii=False).encode() + b"\n")
+    judged = tuple(condition.judge(table) for condition in conditions)
+    write_junit(folder, judged)
     found = run_of(lab, table, gates=gates)
+    write_whole(folder / "model-card.json", json.dumps(card(found), indent=1, ensure_ascii=False).encode() + b"\n")
     write_whole(folder / "report.html", render(found).encode())
     failed = tuple(g["name"] for g in gates if g["status"] == "fail")
-    return Audit(folder, table, folder / "report.html", verdict(found), failed)
+    return Audit(folder, table, folder / "report.html", verdict(found), failed, judged)
 
 
 def write_plan(lab: Lab) -> None:

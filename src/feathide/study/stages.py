@@ -5,6 +5,7 @@
 ``tasks(lab)`` lists them; a task's work is a module-level function with plain arguments, so that it can run in another process.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -251,10 +252,13 @@ def _mixtures(json: str, store: Store) -> Arrays:
 
 def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Arrays:
     lab = lab_of(json, store)
+    started = time.perf_counter()
     rows = lab.batch(part, index)
     clean = store.load(lab.outputs_key("clean", part, index))
     rows = rows[clean["logits"].argmax(1) == lab.labels[rows]]  # only what the attacked classifier gets right
-    return attack_rows(lab, cell, rows)
+    arrays = attack_rows(lab, cell, rows)
+    store.save_json(f"seconds/{lab.images_key(lab.condition(cell), part, index)}", time.perf_counter() - started)
+    return arrays
 
 
 def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None = None) -> dict[str, np.ndarray]:

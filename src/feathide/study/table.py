@@ -59,12 +59,12 @@ def found_in(lab: Lab, cell: Cell, part: str = "test") -> Found:
     keys = [lab.images_key(condition, part, i) for i in range(lab.batches(part))]
     names = ("rows", "id", "label", "target", "prediction", "linf", "first", "gradients", "forwards")
     loaded = [lab.store.load(key) for key in keys]
-    seconds = sum(_seconds(lab, key) for key in keys)
+    seconds = sum(seconds_of(lab, key) for key in keys)
     return Found(cell, **{n: np.concatenate([a[n] for a in loaded]) for n in names}, seconds=seconds)
 
 
-def _seconds(lab: Lab, key: str) -> float:
-    """What an attack took; NaN where the note of it is lost, for which nobody attacks again."""
+def seconds_of(lab: Lab, key: str) -> float:
+    """What a task took; NaN where the note of it is lost, for which nobody does it again."""
     try:
         return float(lab.store.load_json(f"seconds/{key}"))
     except InputError:

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -55,6 +57,27 @@ def verify(run: str | Path, *, sample: int = 64) -> Verified:
     made again from the stored scores. A file or source that cannot be read is a difference. Raises ``InputError`` for a folder that
     holds no finished audit.
     """
+    with _at_hand(near(run)) as folder:
+        return _verified(folder, sample)
+
+
+@contextmanager
+def _at_hand(folder: Path) -> Iterator[Path]:
+    """The run's folder; of a run elsewhere a whole copy that is fetched now, since a near copy says nothing about its home."""
+    home = home_of(folder)
+    if home is None:
+        yield folder
+        return
+    with TemporaryDirectory() as place:
+        for name in home.names():
+            path = Path(place, name)
+            if path.resolve().is_relative_to(Path(place).resolve()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(home.get(home.folder / name) or b"")
+        yield Path(place)
+
+
+def _verified(run: Path, sample: int) -> Verified:
     found = finished(run)
     lab = Lab(found.plan, found.store)  # nothing that this process remembers
     files, damaged = _files(lab.store)

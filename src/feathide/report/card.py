@@ -1,0 +1,50 @@
+"""``card``: the results of an audit as a model card, in the form that Hugging Face calls ``model-index``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from feathide.report.results import Run
+from feathide.report.verdict import LEVELS, Finding, Rate, label, verdict
+
+__all__ = ["card"]
+
+METRICS = {level: f"Slips through at {level} % false alarms" for level in LEVELS}
+
+
+def card(run: Run) -> dict[str, Any]:
+    """The model card: one result with the metrics of every guard under its worst attack, and the success of the strongest attack without a guard.
+
+    Shares are in [0, 1]; ``args`` holds the interval at 95 %, the number of images, the guard, the attack and the budget. It can stand in the
+    header of a model's ``README.md`` as YAML.
+    """
+    found = verdict(run)
+    classifier, data = (", ".join(dict.fromkeys(run.table[c].astype(str))) for c in ("classifier", "dataset"))
+    metrics = (
+        []
+        if found.success is None
+        else [_metric(run, "attack_success_rate", "Attack success, no guard", found.success)]
+    )
+    metrics += [m for finding in found.findings for m in _guard(run, finding)]
+    result = {
+        "task": {"type": "image-classification", "name": "Adversarial robustness of a guarded classifier"},
+        "dataset": {"type": data, "name": data},
+        "metrics": metrics,
+        "source": {"name": f"feathide {run.versions.get('feathide', '')}".strip()},
+    }
+    return {
+        "model-index": [{"name": classifier, "results": [result]}],
+        "verdict": {d.detector: d.word for d in found.findings},
+        "headline": found.headline,
+        "tags": ["synthetic data"] if run.synthetic else [],
+    }
+
+
+def _guard(run: Run, finding: Finding) -> Iterator[dict[str, Any]]:
+    for level, rate in finding.worst.items():
+        name = f"{METRICS[level]}, {label(finding.detector)}, worst attack"
+        yield _metric(run, f"slips_through_fpr{level}", name, rate, guard=finding.detector, attack=finding.attack)
+
+
+def _metric(run: Run, kind: str, name: str, rate: Rate, **more: str) -> dict[str, Any]:
+    args = {**more, "low": rate.low, "high": rate.high, "n": rate.n, "budget": run.size(float(run.threat["eps"]))}
+    return {"type": kind, "name": name, "value": rate.value, "args": args}

@@ -1,0 +1,110 @@
+"""Conditions on the numbers of an audit, and its gates and conditions as JUnit XML, for build servers."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import ge, gt, le, lt
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+import pandas as pd
+
+from feathide.errors import expected, unknown
+from feathide.study.lab import FALSE_ALARMS
+from feathide.study.store import write_whole
+
+__all__ = ["METRICS", "Condition", "Judged", "write_junit"]
+
+METRICS = (
+    *("accuracy", "accuracy_train", "accuracy_calibrate", "accuracy_accepted_fpr10"),
+    *("success", "auc", "tpr_at_fpr10", "slips_through_fpr10_all"),
+    *(f"{m}_{rate}" for m in ("slips_through", "false_alarms") for rate in FALSE_ALARMS),
+    *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),
+    *("lost_on_disk", "lost_if_rounded_afterwards"),
+    *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
+)  # fmt: skip
+SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A condition beside the numbers of a run: whether it holds, and the row that decides."""
+
+    text: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``slips_through_fpr10 > 0.05``: a metric of the table, a sign of ``SIGNS`` and a number."""
+
+    metric: str
+    sign: str
+    number: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """The condition that ``text`` says. Raises ``InputError`` for any other form and for a metric that no table has."""
+        found = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", text)
+        try:
+            number = float(found[3]) if found else math.nan
+        except ValueError:
+            number = math.nan
+        if found is None or not math.isfinite(number):
+            do = 'write it as "slips_through_fpr10 > 0.05"'
+            raise expected("a condition must be a metric, one of < <= > >=, and a number", got=repr(text), do=do)
+        if found[1] not in METRICS:
+            raise unknown("metric", found[1], METRICS)
+        return cls(found[1], found[2], number)
+
+    def judge(self, table: pd.DataFrame) -> Judged:
+        """Whether it holds for the worst row: the largest for > and >=, the smallest for < and <=, of all attacks and detectors.
+
+        It holds, too, where the run has no number of that metric: what was not measured cannot pass.
+        """
+        text = f"{self.metric} {self.sign} {self.number:g}"
+        rows = table[(table.metric == self.metric) & table.value.notna()]
+        if rows.empty:
+            return Judged(text, True, f"this run has no {self.metric}")
+        values = rows.value.to_numpy()
+        row = rows.iloc[int(values.argmax() if ">" in self.sign else values.argmin())]
+        place = ", ".join(str(row[c]) for c in ("attack", "objective", "detector") if row[c]) or "clean"
+        detail = f"{row.value:.4g} ({place}), n = {int(row.n)}"
+        return Judged(text, bool(SIGNS[self.sign](row.value, self.number)), detail)
+
+
+def write_junit(run: str | Path, conditions: Sequence[Judged] = ()) -> Path:
+    """``audit.junit.xml`` of a finished audit: a test case per gate and per condition. A warning passes and stands in its output.
+
+    A condition fails its case if it holds, as with ``--fail-if``.
+    """
+    folder = Path(run)
+    gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
+    suite = Xml.Element("testsuite", name="feathide audit")
+    for gate in gates:
+        reason = f"{gate['detail']}\nraised if {gate['raised_if']}; {gate['why']}; {gate['do']}"
+        _case(suite, "gates", gate["name"], gate["status"] == "fail", reason, loud=gate["status"] != "pass")
+    for judged in conditions:
+        _case(suite, "fail-if", judged.text, judged.holds, judged.detail, loud=True)
+    failures = sum(case.find("failure") is not None for case in suite)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(failures))
+    path = folder / "audit.junit.xml"
+    write_whole(path, Xml.tostring(suite, encoding="utf-8", xml_declaration=True))
+    return path
+
+
+def _case(suite: Xml.Element, group: str, name: str, failed: bool, text: str, *, loud: bool) -> None:
+    case = Xml.SubElement(suite, "testcase", classname=f"feathide.{group}", name=_legal(name))
+    if failed:
+        Xml.SubElement(case, "failure", message=_legal(text.splitlines()[0] if text else "")).text = _legal(text)
+    elif loud:
+        Xml.SubElement(case, "system-out").text = _legal(text)
+
+
+def _legal(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
