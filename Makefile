@@ -25,7 +25,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/detectors.py
 
 survive: .venv/installed
-	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_survival.py
+	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_endurance.py
 
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feathide.ending import said
+from feathide.study.remote import near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,9 @@ __all__ = ["explain", "ood"]
 explain = typer.Typer(help="Why attacks are caught: the analyses of an audit.", no_args_is_help=True)
 
 PlanFile = Annotated[Path, typer.Argument(help="The YAML plan of the audit.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the audit, or a new one.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", parser=near, metavar="PATH", help="Folder or URL of the audit, or a new one.")
+]
 Workers = Annotated[int, typer.Option(help="Processes that work side by side.")]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feathide.ending import said
+from feathide.study.remote import near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,9 @@ __all__ = ["duel"]
 def duel(
     plan: Annotated[Path, typer.Argument(help="The YAML plan of the audit.")],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the audit, or a new one.")] = Path("runs/audit"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=near, metavar="PATH", help="Folder or URL of the audit, or a new one.")
+    ] = Path("runs/audit"),
     rounds: Annotated[int, typer.Option(min=1, help="At most so many rounds; fewer if nothing moves any more.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side.")] = 1,
 ) -> None:

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from feathide.ending import said
+from feathide.study.remote import near
 
 __all__ = ["export"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
+    run: Annotated[Path, typer.Argument(parser=near, metavar="RUN", help="The folder or URL of a finished audit.")],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder; nothing is overwritten.")],
     attack: Annotated[str | None, typer.Option(help="Only this attack, such as pgd.")] = None,

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feathide.ending import said
+from feathide.study.remote import near
 
 if TYPE_CHECKING:
     from feathide.study.results import Comparison
 
 __all__ = ["compare", "report", "verify"]
 
+Run = Annotated[Path, typer.Argument(parser=near, metavar="RUN", help="The folder or URL of a finished audit.")]
 
-def report(run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")]) -> None:
+
+def report(run: Run) -> None:
     """Make report.html of a finished audit again, without attacking anything."""
     with said():
         from feathide.study.results import render_again
@@ -22,8 +25,8 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished au
 
 
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
-    run_b: Annotated[Path, typer.Argument(help="Another one.")],
+    run_a: Run,
+    run_b: Annotated[Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")],
     *,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
 ) -> None:
@@ -39,7 +42,7 @@ def compare(
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished audit.")],
+    run: Run,
     *,
     sample: Annotated[int, typer.Option(min=0, help="So many stored adversarial images are predicted again.")] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,

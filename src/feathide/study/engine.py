@@ -168,7 +168,7 @@ def missing_of(order: Sequence[Task], store: Store, progress: Progress) -> set[s
                 key
             ) as mine:  # this also clears the claim of a process that was killed right after its work
                 if mine and not store.sound(key):
-                    store.path(key).unlink(missing_ok=True)
+                    store.remove(key)
                     progress.say(f"{key} is damaged and is computed anew")
     return missing
 

@@ -19,8 +19,9 @@ from feathide.data.files import is_picture
 from feathide.errors import expected, unknown
 from feathide.study.lab import Lab, lab_of
 from feathide.study.plan import Cell, load_plan, slug
+from feathide.study.remote import near
 from feathide.study.stages import cells, decode, encode, observe
-from feathide.study.store import Store, write_whole
+from feathide.study.store import Store, refresh, write_whole
 from feathide.study.table import Found, found_in, scores_in, thresholds_of
 
 __all__ = ["export_images", "finished"]
@@ -43,7 +44,8 @@ class Choice:
 
 def finished(run: str | Path) -> Lab:
     """The lab of a finished audit. Raises ``InputError`` for a folder without one."""
-    folder = Path(run)
+    folder = near(run)
+    refresh(folder)
     if not (folder / "plan.yaml").is_file() or not (folder / "results.csv").is_file():
         do = "give the folder of an audit that has ended"
         raise expected(f"{run} must hold plan.yaml and results.csv", got="not both", do=do)

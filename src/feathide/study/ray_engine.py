@@ -1,4 +1,4 @@
-"""The same tasks on a Ray cluster, into the same folder: every node must see it under the same path."""
+"""The same tasks on a Ray cluster, into the same folder or URL: every node must see it under the same path."""
 
 import os
 import time
@@ -21,6 +21,7 @@ from feathide.study.engine import (
     missing_of,
     ordered,
 )
+from feathide.study.remote import home_of, near
 from feathide.study.store import Store
 
 __all__ = ["run_on_ray"]
@@ -82,12 +83,14 @@ def _drive(
     ray: Any, step: Any, order: Sequence[Task], missing: set[str], store: Store, progress: Progress
 ) -> tuple[str, ...]:
     frontier, clock = Frontier(order, missing), Clock(order, missing, progress)
+    home = home_of(store.folder)
+    place = home.url if home else str(store.folder)  # a near copy is in another place on every machine
     running: dict[Any, Task] = {}
     computed: list[str] = []
     while frontier.ready or running:
         room = max(64, 2 * int(ray.cluster_resources().get("CPU", 0))) - len(running)
         for task in [frontier.ready.popleft() for _ in range(min(room, len(frontier.ready)))]:
-            running[step.remote(task, store, torch.get_num_threads())] = task
+            running[step.remote(task, place, torch.get_num_threads())] = task
         ray.wait(list(running), timeout=1.0)
         finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         for reference in finished:
@@ -100,8 +103,9 @@ def _drive(
     return tuple(computed)
 
 
-def _step(task: Task, store: Store, threads: int) -> tuple[str, str]:
+def _step(task: Task, place: str, threads: int) -> tuple[str, str]:
     """Runs on a worker. Errors come back as sentences, since not every exception survives the way."""
+    store = Store(near(place))
     torch.set_num_threads(threads)
     try:
         while (found := attempt(task, store)) == "busy":

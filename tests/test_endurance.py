@@ -41,7 +41,7 @@ PLAN: dict[str, Any] = {
 
 def contents(run: Path) -> dict[str, bytes]:
     """What may not depend on how often a run was interrupted: everything but the seconds that were measured."""
-    kept = [p for p in run.rglob("*.npz")] + [run / n for n in ("comparisons.csv", "gates.json", "plan.yaml")]
+    kept = [*run.rglob("*.npz"), *(run / n for n in ("comparisons.csv", "gates.json", "plan.yaml"))]
     found = {p.relative_to(run).as_posix(): p.read_bytes() for p in kept}
     lines = (run / "results.csv").read_bytes().splitlines()
     return found | {"results.csv": b"\n".join(line for line in lines if b"seconds_per_image" not in line)}
