@@ -27,8 +27,8 @@ class Witness(Detector):
     inner: Detector = field(default_factory=MaxSoftmax)
 
     def fit(self, evidence: Evidence) -> "Witness":
-        seen = {n: testimony(getattr(evidence, n)) for n in ("train", "clean", "noisy", "adversarial")}
-        return replace(self, inner=self.inner.fit(replace(evidence, **seen)))
+        train, *trials = map(testimony, (evidence.train, evidence.clean, evidence.noisy, evidence.adversarial))
+        return replace(self, inner=self.inner.fit(Evidence(train, evidence.train_labels, *trials)))
 
     def score(self, out: Outputs) -> Tensor:
         return self.inner.score(testimony(out))

@@ -232,8 +232,8 @@ class Evasion:
 
     ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
     for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
-    ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part; ``limits``: for each detector its calibrate
-    scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
+    ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part;
+    ``limits``: for each detector its calibrate scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
     """
 
     silent: int = 0
