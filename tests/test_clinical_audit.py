@@ -167,7 +167,7 @@ def test_deidentified_export_names_nobody(dicom: Lab, tmp_path: Path) -> None:
     table = export_images(dicom.store.folder, tmp_path / "e", attack="fgsm", deidentify=True)
     for row in table.itertuples():
         new = pydicom.dcmread(tmp_path / "e" / row.file)
-        assert "P0" not in new.PatientID and str(new.PatientName) == ""
+        assert "P0" not in new.PatientID and str(new.PatientName) == "REMOVED"
     known = set(dicom.cases.ids)
     assert not known & set(table.id) and not any(Path(f).name in known for f in table.file)
 

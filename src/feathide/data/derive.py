@@ -25,22 +25,10 @@ STALE = (  # what no longer holds for other pixels
 PALETTE = tuple(
     f"{c}PaletteColorLookupTable{part}" for c in ("Red", "Green", "Blue") for part in ("Data", "Descriptor")
 )
-TEXTS = (
-    "AE",
-    "AS",
-    "DA",
-    "DT",
-    "LO",
-    "LT",
-    "PN",
-    "SH",
-    "ST",
-    "TM",
-    "UC",
-    "UN",
-    "UR",
-    "UT",
+REMOVED: dict[str, str | bytes] = dict.fromkeys(
+    ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"), "REMOVED"
 )  # may tell who the patient is
+REMOVED |= {"AS": "000Y", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "UN": b""}
 NEEDED = (  # texts that say how to read the pixels or what was scanned
     "CodeMeaning",
     "CodeValue",
@@ -110,8 +98,9 @@ def _put_pixels(head: Dataset, stored: np.ndarray) -> None:
 def deidentified(head: Dataset) -> Dataset:
     """``head`` without names, dates, free text, private elements, overlays and curves, and with hashed UIDs and patient id.
 
-    A text stays only if it is needed to read the pixels. Text burnt into the pixels stays: nothing here looks at
-    them. Changes ``head``; this is careful, but no certified profile of PS3.15.
+    What stood in them becomes a word or date that says nothing, since many elements must not be empty. A text stays only if
+    it is needed to read the pixels. Text burnt into the pixels stays: nothing here looks at them. Changes ``head``; this
+    is careful, but no certified profile of PS3.15.
     """
     patient = str(head.get("PatientID", "") or "")
     head.remove_private_tags()
@@ -128,8 +117,8 @@ def deidentified(head: Dataset) -> Dataset:
 
 
 def _anonymise(_: Dataset, element: DataElement) -> None:
-    if element.VR in TEXTS and element.keyword not in NEEDED:
-        element.value = b"" if element.VR == "UN" else ""
+    if element.VR in REMOVED and element.keyword not in NEEDED:
+        element.value = REMOVED[element.VR] if element.value else element.value
     elif element.VR == "UI" and element.value:
         given = [element.value] if isinstance(element.value, str) else list(element.value)
         new = [u if u.startswith("1.2.840.10008.") else generate_uid(entropy_srcs=[str(u)]) for u in given]
