@@ -66,7 +66,7 @@ class Problem:
         self.classifier.names(self.x)
         self.net.seen.clear()
         attack(self.classifier, self.x, Goal(self.source, self.target), ids="abcdef")
-        return self.net.seen[1:]  # the clean pass comes first
+        return [*self.net.seen]
 
     def torchattacks(self, attack: Any, *, targeted: bool = True) -> list[Tensor]:
         """Every iterate of theirs."""
