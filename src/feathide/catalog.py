@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from feathide import recipes
+from feathide.addon import Foreign, attack_named, detector_named
 from feathide.attack import Attack
 from feathide.detectors import DETECTORS as OUR_DETECTORS
 from feathide.detectors import Detector
@@ -109,6 +110,6 @@ OUR_OBJECTIVES: dict[str, Hiding] = {
     "orthogonal": Hiding(_evade(), "detector-aware", 1.0, Orthogonal(), needs="detectors"),
 }
 
-ATTACKS: Mapping[str, Callable[..., Attack | Ensemble]] = with_plugins("attacks", OUR_ATTACKS)
+ATTACKS: Mapping[str, Callable[..., Attack | Ensemble | Foreign]] = with_plugins("attacks", OUR_ATTACKS, attack_named)
 OBJECTIVES: Mapping[str, Hiding] = with_plugins("objectives", OUR_OBJECTIVES)
-DETECTORS: Mapping[str, Callable[[], Detector]] = with_plugins("detectors", OUR_DETECTORS)
+DETECTORS: Mapping[str, Callable[[], Detector]] = with_plugins("detectors", OUR_DETECTORS, detector_named)

@@ -1,7 +1,8 @@
 """The command line. torch is imported inside a verb only, so that ``--help`` is instant.
 
 Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence; 3 a gate failed, with
-``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not); 5 ``verify`` found a difference; 130 stopped with Ctrl-C, finished work kept.
+``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not), or a law is broken; 5 ``verify`` found a difference;
+130 stopped with Ctrl-C, finished work kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feathide.cli_analysis import explain, ood
+from feathide.cli_attack import attack, bench
 from feathide.cli_duel import duel
 from feathide.cli_export import export
+from feathide.cli_laws import laws
 from feathide.cli_results import compare, report, verify
 from feathide.cli_study import study
 from feathide.ending import said
@@ -204,7 +207,12 @@ def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for -
 
 
 app.command(epilog="Example: `feathide study paper --scale small --data images --out runs/study`")(study)
+app.command(
+    epilog="Example: `feathide attack chest.npz --network resnet18 --weights chest.safetensors --recipe pgd --eps 4/255`"
+)(attack)
+app.command(epilog="Example: `feathide bench`")(bench)
 app.command(epilog="Example: `feathide duel plan.yaml --out runs/chest --rounds 3`")(duel)
+app.command(epilog="Example: `feathide laws my_package.detectors:MyDetector`")(laws)
 app.command(epilog="Example: `feathide export runs/chest --out exported --attack pgd --objective hfc`")(export)
 app.command(epilog="Example: `feathide report runs/chest`")(report)
 app.command(epilog="Example: `feathide compare runs/chest runs/chest-more-steps`")(compare)
@@ -307,12 +315,12 @@ def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
     shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for name in ("attack", "eps", "success", *detectors):
         shown.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
-    for (attack, objective, eps), part in rows.groupby(["attack", "objective", "eps"], sort=False):
+    for (name, hidden, eps), part in rows.groupby(["attack", "objective", "eps"], sort=False):
         value = part.set_index("detector").value
-        fooled = success.get((attack, objective, eps))
-        name = "worst of all" if attack == "worst" else f"{attack}+{objective}"
+        fooled = success.get((name, hidden, eps))
+        shown_as = "worst of all" if name == "worst" else f"{name}+{hidden}"
         cells = [f"{value[d]:.2f}" if d in value else "-" for d in detectors]
-        shown.add_row(name, f"{eps:.3g}", "-" if fooled is None else f"{fooled:.2f}", *cells)
+        shown.add_row(shown_as, f"{eps:.3g}", "-" if fooled is None else f"{fooled:.2f}", *cells)
     return shown
 
 

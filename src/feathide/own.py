@@ -14,7 +14,7 @@ from typing import Any
 
 from feathide.errors import InputError, expected, unknown
 
-__all__ = ["called", "importable", "load_callable", "load_object", "source_digest"]
+__all__ = ["called", "check_arguments", "importable", "load_callable", "load_object", "source_digest"]
 
 
 def load_object(spec: str, *, trust: bool) -> Any:
@@ -47,14 +47,21 @@ def load_callable(spec: str, *, trust: bool) -> Callable[..., Any]:
 
 def called(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any], *args: Any) -> Any:
     """``entry(*args, **kwargs)``; arguments that it does not take are an ``InputError`` that lists those it takes."""
+    check_arguments(entry, spec, kwargs, *args)
+    return entry(*args, **kwargs)
+
+
+def check_arguments(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any], *args: Any) -> None:
+    """Raise ``InputError`` if ``entry`` does not take these arguments."""
+    taken = inspect.signature(entry)
     try:
-        taken = inspect.signature(entry)
         taken.bind(*args, **kwargs)
     except TypeError as error:
         raise expected(
-            f"{spec} must accept the arguments {dict(kwargs)}", got=str(error), do=f"it takes {taken}"
+            f"{spec} must accept the arguments {dict(kwargs)}",
+            got=str(error),
+            do=f"it takes {', '.join(taken.parameters)}",
         ) from error
-    return entry(*args, **kwargs)
 
 
 @lru_cache

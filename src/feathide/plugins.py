@@ -8,7 +8,7 @@ A package adds a detector by a line of its ``pyproject.toml``::
 Importing this package reads the names only; the object is imported when its row is used.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from feathide.errors import choose, expected
 
 __all__ = ["GROUPS", "Table", "with_plugins"]
 
-GROUPS = ("attacks", "objectives", "detectors")
+GROUPS = ("attacks", "objectives", "detectors", "models", "datasets")
 T = TypeVar("T")
 
 
@@ -24,14 +24,24 @@ class Table(Mapping[str, T]):
     """The rows of one table of the catalogue: our own, which are at hand, and the plug-ins, which are imported on use.
 
     ``group``: one of ``GROUPS``. A plug-in cannot take the place of a row of ours, nor of another package's: where two have the same name, the plug-in
-    is listed as ``<package>.<name>``.
+    is listed as ``<package>.<name>``. ``named``: what makes a row of a name with a colon, ``library:Name`` or ``package.module:name``, which are not listed.
     """
 
-    def __init__(self, group: str, own: Mapping[str, T], plugins: Mapping[str, EntryPoint]) -> None:
-        self.group, self.own, self.plugins = group, own, plugins
+    def __init__(
+        self,
+        group: str,
+        own: Mapping[str, T],
+        plugins: Mapping[str, EntryPoint],
+        named: Callable[[str], T] | None = None,
+    ) -> None:
+        self.group, self.own, self.plugins, self.named = group, own, plugins, named
 
     def __getitem__(self, name: str) -> T:
-        return self.own[name] if name in self.own else _load(self.group, self.plugins[name])
+        if name in self.own:
+            return self.own[name]
+        if name not in self.plugins and self.named is not None and ":" in name:
+            return self.named(name)
+        return _load(self.group, self.plugins[name])
 
     def __iter__(self) -> Iterator[str]:
         yield from self.own
@@ -41,11 +51,12 @@ class Table(Mapping[str, T]):
         return len(self.own) + len(self.plugins)
 
     def __contains__(self, name: object) -> bool:  # without importing the plug-in
-        return name in self.own or name in self.plugins
+        known = name in self.own or name in self.plugins
+        return known or (self.named is not None and isinstance(name, str) and ":" in name)
 
 
-def with_plugins(group: str, own: Mapping[str, T]) -> Table[T]:
-    """``own`` and the rows that installed packages add to it by the entry-point group ``feathide.<group>``.
+def with_plugins(group: str, own: Mapping[str, T], named: Callable[[str], T] | None = None) -> Table[T]:
+    """``own`` and the rows that installed packages add to it by the entry-point group ``feathide.<group>``; ``named`` as in ``Table``.
 
     Raises ``InputError`` when a plug-in that cannot be imported is used; a broken package does no harm to anything else.
     """
@@ -53,7 +64,7 @@ def with_plugins(group: str, own: Mapping[str, T]) -> Table[T]:
     found = sorted(entry_points(group=f"feathide.{group}"), key=lambda e: (e.name, _package(e)))
     names = [e.name for e in found]
     taken = {name for name in names if names.count(name) > 1} | set(own)
-    return Table(group, own, {f"{_package(e)}.{e.name}" if e.name in taken else e.name: e for e in found})
+    return Table(group, own, {f"{_package(e)}.{e.name}" if e.name in taken else e.name: e for e in found}, named)
 
 
 def _load(group: str, plugin: EntryPoint) -> T:  # type: ignore[type-var]

@@ -7,6 +7,8 @@ of those libraries, which they import.
 from feathide.addon.foreign import Foreign, foreign_attack
 from feathide.addon.foreign_detectors import PytorchOODDetector, SklearnDetector
 from feathide.addon.guided import HOSTS, with_objective
+from feathide.addon.named import attack_named
+from feathide.addon.named_detectors import detector_named
 from feathide.addon.outliers import OutlierDetector
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "OutlierDetector",
     "PytorchOODDetector",
     "SklearnDetector",
+    "attack_named",
+    "detector_named",
     "foreign_attack",
     "with_objective",
 ]

@@ -21,7 +21,7 @@ from feathide.objectives import CrossEntropy, Objective
 from feathide.rules import Rule, Setting, Step
 from feathide.types import Goal
 
-__all__ = ["Foreign", "ForeignAttack", "foreign_attack"]
+__all__ = ["Foreign", "ForeignAttack", "borrowed_seed", "foreign_attack"]
 
 ForeignAttack = Callable[[FeatureClassifier, Tensor, Goal, Sequence[str], int], Tensor]
 
@@ -65,12 +65,14 @@ class Foreign:
 
     Its images are brought into the ball of ``threat``, into the box, onto the grid and into the mask, and then judged: ``fooled``, ``margin`` and ``hide``
     are those of ``objective`` (``AwayFrom()`` for an untargeted attack), the trace has the clean image and the attack's, and where the attack did worse
-    than nothing, the clean image is kept. ``gradients`` and ``forwards`` are means over the batch, rounded up.
+    than nothing, the clean image is kept. ``gradients`` and ``forwards`` are means over the batch, rounded up. ``passes``: about how many iterates it makes,
+    for estimates of the time.
     """
 
     attack: ForeignAttack
     threat: ThreatModel
     objective: Objective = CrossEntropy()
+    passes: int = 40
 
     def __call__(
         self,
@@ -169,18 +171,25 @@ def _seeded(attack: Callable[[FeatureClassifier, Tensor, Goal], Tensor]) -> Fore
     """``attack`` with the global generators set by the seed, and put back afterwards."""
 
     def run(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
-        python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (the libraries draw from these)
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-                return attack(classifier, x, goal).detach()
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)  # noqa: NPY002
+        with borrowed_seed(seed):
+            return attack(classifier, x, goal).detach()
 
     return run
+
+
+@contextmanager
+def borrowed_seed(seed: int) -> Iterator[None]:
+    """The global generators of torch, numpy and Python, from which the libraries draw, set by ``seed`` for the block and put back afterwards."""
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class SupportVectors(Detector):
         z, y, image = ((x - centre) / scale).cpu().numpy(), np.repeat([0, 0, 1], images), np.tile(np.arange(images), 3)
         some = np.isin(image, np.random.default_rng(self.seed).permutation(images)[: self.search])
         grid = {"C": self.costs, "gamma": [w / z.shape[1] for w in self.widths]}
-        machine = SVC(kernel="rbf", class_weight="balanced", random_state=0)  # else it draws from the global generator
+        machine = SVC(kernel="rbf", class_weight="balanced", random_state=0)  # nothing from the global generator
         search = GridSearchCV(machine, grid, scoring="roc_auc", cv=GroupKFold(3), refit=False)
         best = search.fit(z[some], y[some], groups=image[some]).best_params_
         machine.set_params(**best).fit(z, y)

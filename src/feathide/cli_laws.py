@@ -1,0 +1,56 @@
+"""The verb ``feathide laws``: what a new attack, detector or objective must obey, one line per law."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feathide.ending import said
+
+if TYPE_CHECKING:
+    from feathide.laws import Verdict
+
+__all__ = ["laws"]
+
+MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "red"), "none": ("n/a ", "yellow")}
+
+
+def laws(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Code that is run: package.module:Name, package.module.Name or file.py:Name; or a row of the catalogue."
+        ),
+    ],
+    *,
+    kind: Annotated[
+        str | None, typer.Option(help="detector, attack or objective, where the name does not tell.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave out the law of this name; may be repeated.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+) -> None:
+    """Hold the laws against your own attack, detector or objective; exit with 4 if one is broken."""
+    with said():
+        from feathide.laws import check
+
+        found: list[Verdict] = []
+        for verdict in check(name, kind=kind, skip=skip or ()):
+            found.append(verdict)
+            if not json:
+                _show(verdict)
+        if json:
+            _print_json(name, found)
+        if any(v.status == "fail" for v in found):
+            raise typer.Exit(4)
+
+
+def _show(verdict: "Verdict") -> None:
+    mark, colour = MARKS[verdict.status]
+    typer.echo(f"{typer.style(mark, fg=colour)}  {verdict.law}" + (f": {verdict.detail}" if verdict.detail else ""))
+
+
+def _print_json(name: str, found: "list[Verdict]") -> None:
+    import json
+    from dataclasses import asdict
+
+    passed = all(v.status != "fail" for v in found)
+    typer.echo(json.dumps({"name": name, "passed": passed, "laws": [asdict(v) for v in found]}))

@@ -1,0 +1,49 @@
+"""Names with arguments, as plans spell them: ``torchattacks:PGD(steps=20)``. The whole name is the identity of a row in tables and keys."""
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from feathide.errors import expected
+
+__all__ = ["parsed", "separated", "spelled"]
+
+CALL = re.compile(r"^(?P<name>[^()]+)\((?P<arguments>.*)\)$", re.DOTALL)
+
+
+def spelled(name: str, options: Mapping[str, Any]) -> str:
+    """``spelled("art:Square", {"eps": 0.1})`` is ``"art:Square(eps=0.1)"``; arguments in the name already stay, unless they are given anew."""
+    base, own = parsed(name)
+    arguments = ", ".join(f"{k}={v!r}" for k, v in sorted({**own, **options}.items()))
+    return f"{base}({arguments})" if arguments else base
+
+
+def parsed(name: str) -> tuple[str, dict[str, Any]]:
+    """The name without its arguments, and these: keywords with literal values. Nothing is evaluated."""
+    match = CALL.match(name.strip())
+    if match is None:
+        return name.strip(), {}
+    try:
+        call = ast.parse(f"_({match['arguments']})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords):
+            raise SyntaxError
+        return match["name"].strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise expected(
+            f"the arguments of {match['name']} must be keywords with plain values",
+            got=match["arguments"],
+            do="write them as in torchattacks:PGD(steps=20, random_start=False)",
+        ) from None
+
+
+def separated(text: str) -> list[str]:
+    """``a, b(c=1, d=2)`` -> ``["a", "b(c=1, d=2)"]``: commas within brackets do not separate."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
