@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.cli import app
+from feathide.ood import HARMLESS
 from feathide.study.gates import GATES
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
@@ -99,6 +100,20 @@ def test_all_test_cases_count(out: Path) -> None:
     n = int(table.n[table.metric == "accuracy"].iloc[0])
     assert len(whole) == (right.attack != "worst").sum() and set(whole.n.astype(int)) == {n}
     assert "false_alarms_fpr10_noise" in set(table.metric)
+
+
+def test_harmless_shifts_are_part_of_the_table(out: Path) -> None:
+    """A guard may mind them; that the classifier hardly does is what makes them harmless."""
+    table = pd.read_csv(out / "results.csv", keep_default_na=False)
+    accuracy = table[table.metric == "accuracy"].value.astype(float).item()
+    for shift in HARMLESS:
+        alarms = table[table.metric == f"false_alarms_fpr10_shifted_{shift}"]
+        assert (
+            list(alarms.detector) == CHANGES["detectors"]
+            and (alarms.n == table.n[table.metric == "accuracy"].item()).all()
+        )
+        assert table[table.metric == f"accuracy_shifted_{shift}"].value.astype(float).item() > accuracy - 0.2
+    assert len(set(table[table.metric.str.contains("fpr10_shifted") & (table.detector == "kd")].value)) > 1
 
 
 def test_the_duel_begins_where_the_audit_ends(plan: Path, out: Path, slips: pd.DataFrame) -> None:

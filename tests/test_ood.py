@@ -6,7 +6,18 @@ import torch
 
 from feathide.errors import InputError
 from feathide.metrics import auc
-from feathide.ood import OOD_SCORES, SHIFTS, VirtualLogit, blur, clean_evidence, contrast, gamma, noise
+from feathide.ood import (
+    HARMLESS,
+    OOD_SCORES,
+    SHIFTS,
+    VirtualLogit,
+    blur,
+    clean_evidence,
+    contrast,
+    gamma,
+    noise,
+    rotation,
+)
 from feathide.types import Outputs
 
 W = torch.randn((3, 6), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -78,9 +89,11 @@ def test_vim_is_differentiable() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (3, 12, 10), (1, 8, 7, 6)])
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", [*SHIFTS, *HARMLESS])
 def test_shifts_stay_in_the_box_and_know_no_batch(name: str, shape: tuple[int, ...]) -> None:
-    _, change = SHIFTS[name]
+    if name == "rotation" and len(shape) < 3:
+        pytest.skip("a line cannot be turned")
+    change = HARMLESS[name] if name in HARMLESS else SHIFTS[name][1]
     x = 4 * torch.rand((3, *shape), generator=torch.Generator().manual_seed(0)) - 1
     found = change(x, ["a", "b", "c"], 0, (-1.0, 3.0))
     assert found.shape == x.shape and float(found.amin()) >= -1 and float(found.amax()) <= 3
@@ -100,3 +113,14 @@ def test_shifts_do_what_they_say() -> None:
     ramp = torch.linspace(0.2, 0.8, 20).expand(1, 1, 20, 20)
     assert torch.allclose(contrast(0.6)(ramp, ["a"], 0, (0.0, 1.0)), 0.5 + 0.6 * (ramp - 0.5), atol=1e-6)
     assert torch.allclose(gamma(2.0)(4 * ramp - 2, ["a"], 0, (-2.0, 2.0)), 4 * ramp**2 - 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 15), (3, 9, 15)])
+def test_a_rotation_turns_pixels_in_the_last_plane_about_the_centre(shape: tuple[int, ...]) -> None:
+    """By a quarter, whatever the sides: (row, column) = (r, c) from the centre comes to lie at (-c, r)."""
+    x = torch.zeros(1, 1, *shape)
+    x[..., 4 + 1, 7 + 3] = 1.0  # one down, three to the right
+    turned = rotation(90)(x, ["a"], 0, (0.0, 1.0))
+    expected = torch.zeros_like(x)
+    expected[..., 4 - 3, 7 + 1] = 1.0
+    assert torch.allclose(turned, expected, atol=1e-4)

@@ -1,6 +1,8 @@
-"""Out-of-distribution scores and harmless or harmful shifts of an image: what else the guard's score sees (``OOD_SCORES``, ``SHIFTS``).
+"""Out-of-distribution scores and harmless or harmful shifts of an image: what else the guard's score sees (``OOD_SCORES``, ``SHIFTS``,
+``HARMLESS``).
 
-The scores are detectors that never see an adversarial example. A shift is a function ``(x, ids, seed, box) -> x`` of images (N, C, *S).
+The scores are detectors that never see an adversarial example. A shift is a function ``(x, ids, seed, box) -> x`` of images (N, C, *S);
+lesions also take ``mask``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import affine_grid, conv1d, grid_sample, pad
 
 from feathide.detectors import Detector, FreeEnergy, Mahalanobis, MaxSoftmax, MixtureEnergy, NearestNeighbours
 from feathide.detectors.base import features, fitted, layer_names, spread
@@ -18,9 +20,9 @@ from feathide.geometry import Noise
 from feathide.lesions import SIZES, Lesions
 from feathide.types import Box, Evidence, Outputs
 
-__all__ = ["OOD_SCORES", "SHIFTS", "Shift", "VirtualLogit", "clean_evidence"]
+__all__ = ["HARMLESS", "OOD_SCORES", "SHIFTS", "Shift", "VirtualLogit", "clean_evidence"]
 
-Shift = Callable[[Tensor, Sequence[str], int, Box], Tensor]
+Shift = Callable[..., Tensor]
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -95,9 +97,14 @@ def clean_evidence(train: Outputs, labels: Tensor, held: Outputs) -> Evidence:
 # --- shifts ----------------------------------------------------------------------------------------------------------
 
 
-def lesions(size: str) -> Shift:
-    """One to six generated lesions of a size of ``SIZES``."""
-    return lambda x, ids, seed, box: Lesions(radius=SIZES[size])(x, ids, seed=seed, box=box)
+def lesions(size: str, count: tuple[int, int] = (1, 6)) -> Shift:
+    """So many generated lesions of a size of ``SIZES``; inside ``mask`` (N or 1, *S), where the shift is given one."""
+    spots = Lesions(radius=SIZES[size], count=count)
+
+    def change(x: Tensor, ids: Sequence[str], seed: int, box: Box, mask: Tensor | None = None) -> Tensor:
+        return spots(x, ids, seed=seed, box=box, mask=mask)
+
+    return change
 
 
 def noise(sigma: float) -> Shift:
@@ -144,8 +151,30 @@ def gamma(power: float) -> Shift:
     )
 
 
+def rotation(degrees: float) -> Shift:
+    """A turn in the plane of the last two axes about the centre, in pixels; the border is repeated. For images and volumes."""
+
+    def change(x: Tensor, ids: Sequence[str], seed: int, box: Box) -> Tensor:
+        angle, axes = torch.deg2rad(torch.tensor(degrees)), x.ndim - 2
+        turn = torch.eye(axes, axes + 1)  # rows and columns run from the last axis to the first
+        wide = x.shape[-2] / x.shape[-1]
+        turn[0, 0] = turn[1, 1] = angle.cos()
+        turn[0, 1], turn[1, 0] = -angle.sin() * wide, angle.sin() / wide
+        grid = affine_grid(turn.expand(len(x), -1, -1).to(x), list(x.shape), align_corners=False)
+        return grid_sample(x, grid, padding_mode="border", align_corners=False).clamp(*box)
+
+    return change
+
+
+HARMLESS: Mapping[str, Shift] = {  # what a guard should not mind
+    "noise": noise(0.01),
+    "contrast": contrast(0.9),
+    "gamma": gamma(1.1),
+    "rotation": rotation(3),
+}
 SHIFTS: Mapping[str, tuple[str, Shift]] = {
     **{f"{size} lesions": ("lesion", lesions(size)) for size in SIZES},
+    **{f"{n} medium": ("lesion", lesions("medium", (n, n))) for n in (1, 6)},
     **{f"noise {s:g}": ("acquisition", noise(s)) for s in (0.02, 0.05, 0.1)},
     **{f"blur {s:g} px": ("acquisition", blur(s)) for s in (0.7, 1.5)},
     **{f"contrast {c:g}": ("acquisition", contrast(c)) for c in (0.6, 1.4)},

@@ -40,6 +40,7 @@ METRICS = {
 UNITS = {
     **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
     **{f"false_alarms_fpr{k}_noise": f"On noise, at {k} %" for k in LEVELS},
+    **{f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %" for s in ("noise", "contrast", "gamma", "rotation")},
     "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
     "seconds_per_image": "Seconds per image",
     "gradients_per_image": "Gradients per image",

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as Xml
 import pandas as pd
 
 from feathide.errors import expected, unknown
+from feathide.ood import HARMLESS
 from feathide.study.lab import FALSE_ALARMS
 from feathide.study.store import write_whole
 
@@ -22,6 +23,7 @@ METRICS = (
     *("success", "auc", "tpr_at_fpr10", "slips_through_fpr10_all"),
     *(f"{m}_{rate}" for m in ("slips_through", "false_alarms") for rate in FALSE_ALARMS),
     *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),
+    *(f"{m}_shifted_{shift}" for m in ("accuracy", "false_alarms_fpr10") for shift in HARMLESS),
     *("lost_on_disk", "lost_if_rounded_afterwards"),
     *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
 )  # fmt: skip

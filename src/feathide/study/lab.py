@@ -22,7 +22,7 @@ from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
 from feathide.models import Stem, build, check_network, load_network
 from feathide.study.mask import Region, load_region
-from feathide.study.plan import Cell, ObjectivePlan, Plan, slug
+from feathide.study.plan import Cell, DataPlan, ObjectivePlan, Plan, slug
 from feathide.study.store import Store, digest
 from feathide.types import Box, Evidence, Goal, Outputs
 from feathide.weights import load_weights, read_about, weights_digest
@@ -47,7 +47,7 @@ class Lab:
     @cached_property
     def cases(self) -> Cases:
         """The images, checked: no patient and no image stands in two splits."""
-        return load_cases(**self.plan.data.model_dump(), seed=self.plan.seed)
+        return _cases(self.plan.data, self.plan.seed)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -121,6 +121,12 @@ class Lab:
         """Where pixels may change; None for everywhere."""
         plan = self.plan
         return None if plan.mask is None else load_region(plan.mask, self.cases, trust=plan.network.trust)
+
+    @cached_property
+    def organ(self) -> Region | None:
+        """Where generated lesions may lie; None for everywhere."""
+        plan = self.plan
+        return None if plan.organ is None else load_region(plan.organ, self.cases, trust=plan.network.trust)
 
     def mask(self, x: Tensor) -> Tensor | None:
         """Which pixels of the images ``x`` may change, (N or 1, C or 1, *S); None for all of them."""
@@ -347,7 +353,7 @@ class Lab:
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
         p = self.plan
-        if condition.startswith(("clean", "noisy-")):
+        if condition.startswith(("clean", "noisy-", "shifted-")):
             norm = p.norm if condition.startswith("noisy-") else ""
             condition = f"{condition}-{digest([self.base, norm, p.split, p.batch_size])}"
         sight = f"-{digest(self.sight)}" if self.sight else ""
@@ -480,6 +486,12 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     extra = {n: torch.from_numpy(arrays[n]) for n in ("stochastic", "others") if n in arrays}
     seen = {k.removeprefix("witness/"): v for k, v in arrays.items() if k.startswith("witness/")}
     return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
+
+
+@lru_cache(maxsize=2)
+def _cases(data: DataPlan, seed: int) -> Cases:
+    """The cases of a plan; plans that differ in other things share them."""
+    return load_cases(**data.model_dump(), seed=seed)
 
 
 @lru_cache(maxsize=2)

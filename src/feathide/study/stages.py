@@ -22,6 +22,7 @@ from feathide.ensemble import Ensemble
 from feathide.errors import expected
 from feathide.geometry import Grid
 from feathide.mixture import MixtureBank
+from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
@@ -62,6 +63,8 @@ def tasks(lab: Lab) -> list[Task]:
         )
         network += (lab.witness_key,)
     found += _extract_tasks(lab, json, "clean", ("train", "fit", "calibrate", "test"), network)
+    for shift in HARMLESS:
+        found += _extract_tasks(lab, json, f"shifted-{shift}", ("test",), network)
     if any(OBJECTIVES[o.kind].needs == "bank" for o in lab.plan.objectives):
         needs = _outputs(lab, "clean", "train")
         found.append(Task(lab.mixture_key, needs, partial(_mixtures, json), "fit the mixtures", "", 10))
@@ -77,6 +80,7 @@ def tasks(lab: Lab) -> list[Task]:
         found += _cell_tasks(lab, json, cell, "test")
     for eps in lab.budgets:
         wanted = [(c, p) for c in ("clean", noisy_at(eps)) for p in ("calibrate", "test")]
+        wanted += [(f"shifted-{shift}", "test") for shift in HARMLESS]
         found += score_tasks(lab, eps, [*wanted, *((lab.condition(c), "test") for c in cells(lab) if c.eps == eps)])
     return found
 
@@ -219,7 +223,10 @@ def _extract(json: str, condition: str, part: str, index: int, store: Store) -> 
     rows = lab.batch(part, index)
     x = lab.images(rows)
     lab.classifier.check(x)
-    if condition != "clean":
+    if condition.startswith("shifted-"):
+        shifted = HARMLESS[condition.removeprefix("shifted-")](x, lab.ids(rows), lab.plan.seed, lab.cases.box)
+        x = decode(encode(shifted, lab.grid, lab.cases.box), lab.grid, lab.cases.box).to(x)
+    elif condition != "clean":
         eps = next(e for e in lab.budgets if noisy_at(e) == condition)
         x = _noisy(lab, x, rows, eps)
     return packed(observe(lab.observer, x), rows)

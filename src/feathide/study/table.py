@@ -13,12 +13,23 @@ import pandas as pd
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
 from feathide.metrics import Interval, auc, bootstrap, paired_difference, proportion, threshold
+from feathide.ood import HARMLESS
 from feathide.study.lab import FALSE_ALARMS, PLAIN, Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 from feathide.study.survival import archived, archives, rounding_key
 
-__all__ = ["COLUMNS", "COMPARED", "Found", "comparisons_of", "found_in", "seconds_of", "slips_in", "table_of", "thresholds_of"]
+__all__ = [
+    "COLUMNS",
+    "COMPARED",
+    "Found",
+    "comparisons_of",
+    "found_in",
+    "seconds_of",
+    "slips_in",
+    "table_of",
+    "thresholds_of",
+]
 
 COLUMNS = (
     *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
@@ -150,6 +161,10 @@ def _accuracy(lab: Lab) -> Iterator[Row]:
         right = out.predicted.numpy() == lab.labels[rows]
         interval = proportion(right, groups=lab.cases.patients[rows])
         yield _row(None, "accuracy" if part == "test" else f"accuracy_{part}", interval)
+    for shift in HARMLESS:
+        out, rows = lab.outputs(f"shifted-{shift}", "test")
+        right = out.predicted.numpy() == lab.labels[rows]
+        yield _row(None, f"accuracy_shifted_{shift}", proportion(right, groups=lab.cases.patients[rows]))
     for codec in archives(lab):
         out, rows = lab.outputs(archived("clean", codec), "test")
         right = out.predicted.numpy() == lab.labels[rows]
@@ -157,7 +172,7 @@ def _accuracy(lab: Lab) -> Iterator[Row]:
 
 
 def _guards(lab: Lab, eps: float) -> Iterator[Row]:
-    """False alarms of each detector on clean test cases, all of them, at the thresholds of the calibrate part."""
+    """False alarms of each detector on clean test cases, all of them, at the thresholds of the calibrate part: as they are, noisy and harmlessly shifted."""
     for detector in lab.plan.detectors:
         out, rows = lab.outputs("clean", "test")
         score = scores_in(lab, detector, eps, "clean", "test")
@@ -173,6 +188,9 @@ def _guards(lab: Lab, eps: float) -> Iterator[Row]:
                         scores_in(lab, detector, eps, archived("clean", codec), "test") > t, groups=groups
                     )
                     yield _row(None, f"false_alarms_fpr10_{codec.name}", alarms, detector=detector, eps=eps)
+            for shift in HARMLESS if name == "fpr10" else ():
+                alarms = proportion(scores_in(lab, detector, eps, f"shifted-{shift}", "test", rows) > t, groups=groups)
+                yield _row(None, f"false_alarms_fpr10_shifted_{shift}", alarms, detector=detector, eps=eps)
             if name == "fpr10" and (kept := score <= t).any():
                 accuracy = proportion(right[kept], groups=groups[kept])
                 yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
