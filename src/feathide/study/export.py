@@ -24,7 +24,7 @@ from feathide.study.stages import cells, decode, encode, observe
 from feathide.study.store import Store, refresh, write_whole
 from feathide.study.table import Found, found_in, scores_in, thresholds_of
 
-__all__ = ["export_images", "finished"]
+__all__ = ["Choice", "check_format", "export_images", "file_name", "finished", "writer_of"]
 
 
 class Writer(Protocol):
@@ -80,7 +80,7 @@ def export_images(
         raise expected("the JPEG quality must be 1 to 100", got=jpeg, do="95 is common")
     how = Choice(slipped_only, deidentify, jpeg)
     chosen = _chosen(lab, attack, objective)
-    _check_format(lab, how)
+    check_format(lab, how)
     rows: list[dict[str, object]] = []
     for cell in chosen:
         place = folder / (f"{slug(cell.name)}-{cell.eps:.4g}" if len(lab.budgets) > 1 else slug(cell.name))
@@ -115,7 +115,7 @@ def _cell(lab: Lab, cell: Cell, place: Path, how: Choice) -> Iterator[dict[str, 
     """The rows of one attack, batch by batch as it was stored."""
     found = found_in(lab, cell)
     accepted = _accepted(lab, cell, found)
-    write = _writer(lab, place, how)
+    write = writer_of(lab, place, how)
     where = {int(r): i for i, r in enumerate(found.rows)}
     for index in range(lab.batches("test")):
         stored = lab.store.load(lab.images_key(lab.condition(cell), "test", index))
@@ -125,7 +125,7 @@ def _cell(lab: Lab, cell: Cell, place: Path, how: Choice) -> Iterator[dict[str, 
         if not keep:
             continue
         rows = stored["rows"][keep]
-        names = [_name(str(lab.cases.ids[r]), how.deidentify) for r in rows]
+        names = [file_name(str(lab.cases.ids[r]), how.deidentify) for r in rows]
         files = [write(int(r), images[k], n) for r, k, n in zip(rows, keep, names, strict=True)]
         again = np.stack([read_back(f, box=lab.plan.data.box) for f in files])
         prediction = observe(lab.classifier, torch.from_numpy(again).to(lab.device)).predicted.numpy()
@@ -151,7 +151,7 @@ def _accepted(lab: Lab, cell: Cell, found: Found) -> list[list[str]]:
     return [[d for d in names if passes[d][i]] for i in range(len(found.rows))]
 
 
-def _name(case: str, deidentify: bool) -> str:
+def file_name(case: str, deidentify: bool) -> str:
     """A file name, without ending, of its own for each id."""
     if deidentify:
         return sha256(case.encode()).hexdigest()[:16]
@@ -162,7 +162,7 @@ def _name(case: str, deidentify: bool) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _check_format(lab: Lab, how: Choice) -> None:
+def check_format(lab: Lab, how: Choice) -> None:
     """Refuse what cannot be written before anything is."""
     cases = lab.cases
     if how.quality is not None:
@@ -174,7 +174,7 @@ def _check_format(lab: Lab, how: Choice) -> None:
         raise expected(what, got=f"{cases.channels} channels of {cases.shape}", do="keep them in the audit's own files")
 
 
-def _writer(lab: Lab, place: Path, how: Choice) -> Writer:
+def writer_of(lab: Lab, place: Path, how: Choice) -> Writer:
     if lab.cases.paths:
         return partial(_like_source, lab, place, how)
     kind = _png(lab)
