@@ -67,8 +67,8 @@ class ArtFeatureDetector(Detector):
     """A detector of ART that works on the activations of a layer, here the features (N, C) of ``layer``, each channel standardised by the training images.
 
     ``BinaryActivationDetector`` learns clean and noisy against adversarial with a network of one hidden layer of ``width``, score = the difference of its two
-    logits. ``SubsetScanningDetector`` sees clean training images only, score = that of the most anomalous subset of channels, each
-    of which stands there twice, with both signs, since ART looks at large activations only. Scores have no gradient.
+    logits. ``SubsetScanningDetector`` sees clean training images only, score = that of the most anomalous subset of channels, each of which stands there
+    twice, with both signs, since ART looks at large activations only. Scores have no gradient.
     """
 
     kind: type
@@ -96,11 +96,11 @@ class ArtFeatureDetector(Detector):
             if self._binary:
                 parts = [shown(part) for part in trials(evidence)]
                 labels = np.repeat([0, 1], [len(part) for part in parts])
-                learnt = self.kind(_Shown(), self._network(x.shape[1]), layer="features")
+                learnt: Any = self.kind(_Given(), self._network(x.shape[1]), layer="features")
                 learnt.fit(np.concatenate(parts), labels, nb_epochs=self.nb_epochs)
             else:
                 scoring = self.scoring_function
-                learnt = self.kind(_Shown(), shown(evidence.train), "features", scoring_function=scoring, verbose=False)
+                learnt = self.kind(_Given(), shown(evidence.train), "features", scoring_function=scoring, verbose=False)
         return replace(self, learnt_=(layer, mean, std, learnt))
 
     def score(self, out: Outputs) -> Tensor:
@@ -122,8 +122,8 @@ class ArtFeatureDetector(Detector):
         return PyTorchClassifier(network, nn.CrossEntropyLoss(), (channels,), 2, optimizer=optimiser, device_type="cpu")
 
 
-class _Shown:
-    """What ART asks of a classifier whose activations are given: they are the input."""
+class _Given:
+    """What ART asks of a classifier, where the activations are given: they are the input."""
 
     layer_names: ClassVar[Sequence[str]] = ("features",)
 
@@ -131,107 +131,7 @@ class _Shown:
         return x
 
 
-DETECTOR_LIBRARIES:
-        return partial(_own, base, name, options)
-    make, table = DETECTOR_LIBRARIES[library]
-    cls = choose(f"detector of {library}", what, table())
-    return partial(make, cls, name, options)
-
-
-def _own(base: str, name: str, options: Mapping[str, Any]) -> Detector:
-    entry = load_object(base, trust=True)
-    found = called(entry, base, options) if callable(entry) and not isinstance(entry, Detector) else entry
-    return found if isinstance(found, Detector) else SklearnDetector(found, name=name)
-
-
-def _sklearn(cls: type, name: str, options: Mapping[str, Any]) -> Detector:
-    arguments = {k: v for k, v in options.items() if k != "layers"}
-    if "random_state" in inspect.signature(cls).parameters:
-        arguments = {"random_state": 0, **arguments}
-    return SklearnDetector(called(cls, name, arguments), name=name, layers=options.get("layers", "last"))
-
-
-def _pytorch_ood(cls: type, name: str, options: Mapping[str, Any]) -> Detector:
-    arguments = {k: v for k, v in options.items() if k != "layer"}
-    return PytorchOODDetector(called(cls, name, arguments, None), name=name, layer=options.get("layer", "last"))
-
-
-def _art(cls: type, name: str, options: Mapping[str, Any]) -> Detector:
-    return called(partial(ArtFeatureDetector, cls, name), name, options)
-
-
-@dataclass(frozen=True, eq=False)
-class ArtFeatureDetector(Detector):
-    """A detector of ART that works on the activations of a layer, here the features (N, C) of ``layer``, each channel standardised by the training images.
-
-    ``BinaryActivationDetector`` learns clean and noisy against adversarial with a network of one hidden layer of ``width``, score = the difference of its two
-    logits. ``SubsetScanningDetector`` sees clean training images only, score = that of the most anomalous subset of channels, each
-    of which stands there twice, with both signs, since ART looks at large activations only. Scores have no gradient.
-    """
-
-    kind: type
-    name: str = ""
-    layer: str = "last"
-    width: int = 32
-    nb_epochs: int = 20
-    scoring_function: str = "BerkJones"
-    learnt_: tuple[str, Tensor, Tensor, Any] | None = field(default=None, repr=False)
-
-    @property
-    def _binary(self) -> bool:
-        return self.kind.__name__ == "BinaryActivationDetector"
-
-    def fit(self, evidence: Evidence) -> "ArtFeatureDetector":
-        layer = layer_names(evidence.train, self.layer)[0]
-        x = features(evidence.train, [layer])[0].detach().double()
-        mean, std = x.mean(0), spread(x, layer)
-        std = std.where(std > 0, 1.0)
-
-        def shown(out: Outputs) -> np.ndarray:
-            return self._shown(features(out, [layer])[0], mean, std)
-
-        with borrowed_seed(0):
-            if self._binary:
-                parts = [shown(part) for part in trials(evidence)]
-                labels = np.repeat([0, 1], [len(part) for part in parts])
-                learnt = self.kind(_Shown(), self._network(x.shape[1]), layer="features")
-                learnt.fit(np.concatenate(parts), labels, nb_epochs=self.nb_epochs)
-            else:
-                scoring = self.scoring_function
-                learnt = self.kind(_Shown(), shown(evidence.train), "features", scoring_function=scoring, verbose=False)
-        return replace(self, learnt_=(layer, mean, std, learnt))
-
-    def score(self, out: Outputs) -> Tensor:
-        layer, mean, std, learnt = fitted(self.learnt_, self)
-        with borrowed_seed(0):  # ART draws from the global generator even where nothing is random
-            report, _ = learnt.detect(self._shown(features(out, [layer])[0], mean, std))
-        values = report["scores"] if "scores" in report else np.diff(report["predictions"], axis=1)[:, 0]
-        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(out.logits)
-
-    def _shown(self, f: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-        z = ((f.detach().double().cpu() - mean.cpu()) / std.cpu()).float().numpy()
-        return z if self._binary else np.concatenate([z, -z], 1)
-
-    def _network(self, channels: int) -> Any:
-        from art.estimators.classification import PyTorchClassifier
-
-        network = nn.Sequential(nn.Linear(channels, self.width), nn.ReLU(), nn.Linear(self.width, 2))
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
-        return PyTorchClassifier(network, nn.CrossEntropyLoss(), (channels,), 2, optimizer=optimiser, device_type="cpu")
-
-
-class _Shown:
-    """What ART asks of a classifier whose activations are given: they are the input."""
-
-    layer_names: ClassVar[Sequence[str]] = ("features",)
-
-    def get_activations(self, x: np.ndarray, *_: object) -> np.ndarray:
-        return x
-
-
-def _standardised(f: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-    return ((f.detach().double().cpu() - mean.cpu()) / std.cpu()).float().numpy()
-
+ART = ("BinaryActivationDetector", "SubsetScanningDetector")  # the others look at images, and outputs hold none
 
 DETECTOR_LIBRARIES: dict[str, tuple[Callable[..., Detector], Callable[[], dict[str, type]]]] = {
     "sklearn": (
@@ -250,7 +150,7 @@ DETECTOR_LIBRARIES: dict[str, tuple[Callable[..., Detector], Callable[[], dict[s
         _art,
         lambda: classes_of(
             "art.defences.detector.evasion",
-            lambda c: c.__name__ in ("BinaryActivationDetector", "SubsetScanningDetector"),
+            lambda c: c.__name__ in ART,
             install="adversarial-robustness-toolbox",
         ),
     ),
