@@ -10,6 +10,7 @@ from .arrays import read_npz
 from .cases import Cases
 from .folder import read_folder
 from .manifest import read_manifest
+from .originals import ORIGINALS
 from .phantoms import phantoms
 from .reading import Reading
 from .select import of_classes, slices
@@ -17,7 +18,10 @@ from .split import check_classes, check_split, thin, without_copies
 
 __all__ = ["Kind", "load_cases"]
 
-Kind = Literal["auto", "npz", "folder", "manifest", "phantoms"]
+Kind = Literal[
+    "auto", "npz", "folder", "manifest", "phantoms", "aptos2019", "aptos2019-binary", "kermany", "kermany-resplit", "medmnist",
+    "rsna-haemorrhage", "rsna-haemorrhage-findings", "ct-ich",
+]  # fmt: skip
 
 
 def load_cases(
@@ -39,7 +43,8 @@ def load_cases(
     skip_bad: bool = False,
     keep_patient_ids: bool = False,
 ) -> Cases:
-    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV manifest, or "phantoms".
+    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV manifest, "phantoms",
+    or a public set as its own page gives it (``kind``, see ``data.originals``).
 
     Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM series, and NIfTI
     (all three in their own units).
@@ -89,7 +94,7 @@ def load_cases(
     return cases
 
 
-_READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest}
+_READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest, **ORIGINALS}
 
 
 def _kind(path: str | Path) -> str:
