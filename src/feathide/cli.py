@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from feathide.data import Cases
     from feathide.study.plan import Plan
     from feathide.study.run import Audit
 
@@ -54,6 +55,9 @@ Network = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="Weights: .pt state dict, .safetensors or a Lightning checkpoint.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that --network names.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and count and name them.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
 
@@ -63,6 +67,7 @@ def audit(
     *,
     out: Out = Path("runs/audit"),
     data: Data = None,
+    skip_bad: SkipBad = False,
     network: Network = None,
     weights: Weights = None,
     trust: Trust = False,
@@ -101,7 +106,12 @@ def audit(
             from feathide.errors import unknown
 
             raise unknown("engine", engine, ("local", "ray"))
-        chosen = _plan(plan, data=data, network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
+        put = None
+        if track is not None:
+            from feathide.study.track import tracker
+
+            put = tracker(track)
+        chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
         found = _audit(
             chosen,
@@ -131,14 +141,14 @@ def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
 
 @app.command(epilog="Example: `feathide check plan.yaml`")
 def check(
-    plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, network: Network = None,
+    plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, skip_bad: SkipBad = False, network: Network = None,
     weights: Weights = None, trust: Trust = False,
 ) -> None:  # fmt: skip
     """Check a plan and its data, run one step of each attack on two images, and estimate the time."""
     with said():
         from feathide.study.check import check_plan
 
-        chosen = _plan(plan, data=data, network=_network(network, weights, trust, None, None))
+        chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, None, None))
         for line in check_plan(chosen, out):
             typer.echo(line)
 
@@ -164,6 +174,11 @@ def train(
     ] = None,
     stem: Annotated[str, typer.Option(help="standard, or small for images below 64 pixels.")] = "standard",
     size: Annotated[int | None, typer.Option(help="Resize images to this many pixels.")] = None,
+    box: Annotated[
+        tuple[float, float] | None, typer.Option(help="Legal values in the images' own units: -1024 3071.")
+    ] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(help="The part of the box that the network sees.")] = None,
+    skip_bad: SkipBad = False,
     seed: int = 0,
 ) -> None:
     """Train a classifier on the training split, with early stopping on validation."""
@@ -175,10 +190,11 @@ def train(
         from feathide.data import load_cases
         from feathide.train import train_classifier
 
-        cases = load_cases(data, size=size, seed=seed)
+        cases = load_cases(data, size=size, box=box, skip_bad=skip_bad, seed=seed)
+        _tell_skipped(cases)
         with _bar() as bar:
             result = train_classifier(cases, arch, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, head=head,  # type: ignore[arg-type]
-                                      stem=stem, seed=seed, out=out, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+                                      stem=stem, window=window, seed=seed, out=out, progress=bar)  # type: ignore[arg-type]  # fmt: skip
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
         )
@@ -187,12 +203,15 @@ def train(
 
 
 @app.command(epilog="Example: `feathide datasets chest.npz`")
-def datasets(path: Annotated[str, typer.Argument(help="Data to look at, as for --data.")]) -> None:
+def datasets(
+    path: Annotated[str, typer.Argument(help="Data to look at, as for --data.")], *, skip_bad: SkipBad = False
+) -> None:
     """Say what is in a data set: images, classes, splits, patients, range."""
     with said():
         from feathide.data import load_cases
 
-        cases = load_cases(path)
+        cases = load_cases(path, skip_bad=skip_bad)
+        _tell_skipped(cases)
         typer.echo(
             f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"
         )
@@ -236,6 +255,16 @@ def _plan(source: Path | None, **changes: Any) -> "Plan":
     if source is None and "data" not in given:
         raise InputError("an audit needs images, got neither a plan nor --data; give one of them")
     return load_plan(merged(source or {}, given))
+
+
+def _data(path: str | None, skip_bad: bool) -> dict[str, Any] | None:
+    given = {"path": path, "skip_bad": skip_bad or None}
+    return {k: v for k, v in given.items() if v is not None} or None
+
+
+def _tell_skipped(cases: "Cases") -> None:
+    for skipped in cases.skipped:
+        typer.secho(f"left out {skipped.path}: {skipped.reason}", err=True, fg="yellow")
 
 
 def _network(

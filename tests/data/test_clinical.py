@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from feathide.data import load_cases
+from feathide.data import folder, load_cases
 from feathide.data.files import read_image
 from feathide.errors import InputError
 
@@ -86,6 +86,31 @@ def test_all_ways_of_storing_one_picture_read_alike(shared: Path) -> None:
         np.testing.assert_array_equal(first, other)
 
 
+ELSEWHERE = {  # what MONAI's readers make of these files, and why these do not use them
+    "OBXXXX1A_rle.dcm": "the indices of a palette",
+    "RG1_J2KI.dcm": "MONOCHROME1 as stored, dark for bright",
+    "RG3_J2KI.dcm": "MONOCHROME1 as stored, dark for bright",
+    "RG3_J2KR.dcm": "MONOCHROME1 as stored, dark for bright",
+    "eCT_Supplemental.dcm": "stored numbers: the slope of multi-frame files stands in their functional groups",
+}
+
+
+def test_values_are_those_of_monai(shared: Path) -> None:
+    """MONAI's readers agree wherever they read the same thing; they give no stored numbers, which writing back needs."""
+    from monai.data import NibabelReader, PydicomReader
+
+    compared = 0
+    for path in sorted([*shared.glob("dicom/*.dcm"), *shared.glob("nifti/*.nii*")]):
+        if path.name in NOT_IMAGES or path.name in ELSEWHERE:
+            continue
+        reader = PydicomReader(swap_ij=False) if path.suffix == ".dcm" else NibabelReader()
+        theirs, ours = reader.get_data(reader.read(str(path)))[0], read_image(path).values
+        theirs = np.moveaxis(theirs, -1, 0) if len(ours) == 3 else theirs[None]
+        np.testing.assert_allclose(ours, theirs.astype(np.float64), rtol=1e-6, err_msg=path.name)
+        compared += 1
+    assert compared >= 24
+
+
 # series
 
 
@@ -148,6 +173,45 @@ def test_single_dicom_files_are_single_cases_and_bad_ones_are_listed(tmp_path: P
     with refuses("ill/2 must hold pixels that can be decoded", "less than expected"):
         load_cases(tmp_path / "set")
     assert [s.path for s in load_cases(tmp_path / "set", skip_bad=True).skipped] == [str(bad)]
+
+
+@pytest.fixture
+def scans(tmp_path: Path, make_series) -> Path:
+    for i in range(4):
+        make_series(tmp_path / "set" / "test" / ("ill", "well")[i % 2] / f"scan{i}", slices=9, seed=i, patient=f"P{i}")
+    return tmp_path / "set"
+
+
+def test_a_broken_slice_costs_its_own_volume_only(scans: Path) -> None:
+    bad = scans / "test" / "ill" / "scan0" / "0.dcm"
+    bad.write_bytes(b"broken")
+    with refuses("ill/scan0/0.dcm must be"):
+        load_cases(scans)
+    left = load_cases(scans, skip_bad=True)
+    assert left.shape == (9, 6, 5) and left.ids.tolist() == ["test/ill/scan2", "test/well/scan1", "test/well/scan3"]
+    assert [s.path for s in left.skipped] == [str(bad.parent)] and "0.dcm" in left.skipped[0].reason
+
+
+def test_slices_of_two_series_are_no_pictures(scans: Path) -> None:
+    mixed = scans / "test" / "ill" / "scan0"
+    for path in (scans / "test" / "ill" / "scan2").iterdir():
+        shutil.copy(path, mixed / f"x{path.name}")
+    with refuses("scan0 must hold one series", "got 2"):
+        load_cases(scans)
+    assert [s.path for s in load_cases(scans, skip_bad=True).skipped] == [str(mixed)]
+
+
+def test_the_first_error_of_a_huge_folder_comes_before_the_others_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(folder, "is_image", lambda path: not seen.append(path))
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"broken")
+    with refuses("1.png must be a readable picture"):
+        load_cases(tmp_path)
+    assert len(seen) == 1
 
 
 # NIfTI

@@ -42,11 +42,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether the DICOM files of a folder are the slices of one volume: one series, each with a position in space."""
+    """Whether the DICOM files of a folder are slices: several, each of a series and with a position in space.
+
+    Whether they make one volume is for ``read_series`` to say: slices of two series, or a broken one, must not pass as pictures.
+    """
     files = series_files(folder)
-    heads = [_header(path) for path in (files[0], files[-1])] if len(files) > 1 else []
-    series = {head.get("SeriesInstanceUID") for head in heads}
-    return len(series) == 1 and None not in series and all("ImagePositionPatient" in head for head in heads)
+    heads = [head for path in (files[0], files[-1]) if (head := _header(path))] if len(files) > 1 else []
+    return bool(heads) and all("SeriesInstanceUID" in head and "ImagePositionPatient" in head for head in heads)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -106,7 +108,11 @@ def read_series(folder: Path) -> StoredImage:
     heads = [open_dicom(path) for path in files]
     series = sorted({str(head.get("SeriesInstanceUID", "none")) for head in heads})
     if len(series) > 1:
-        raise expected(f"{folder} must hold one series", got=len(series), do="give each series a folder of its own")
+        raise expected(
+            f"{folder} must hold one series",
+            got=len(series),
+            do="give each series a folder of its own or list the files in a manifest",
+        )
     order, gap = _order(heads, folder)
     slices = [_stored_image(heads[i], files[i]) for i in order]
     for i, image in zip(order, slices, strict=True):

@@ -17,9 +17,10 @@ from .reading import Reading, first_line
 from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
-__all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "read_image"]
+__all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "load", "read_image"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")  # whatever the name says: no format that starts programs
 
 OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
 
@@ -207,8 +208,9 @@ def _scan(entries: Sequence[Entry], how: Reading) -> tuple[list[tuple[Entry, Fac
 
 
 def _facts(path: Path, how: Reading) -> Facts:
-    image = load(path, how)
-    values = image.values
+    image = _read(path, how.box).on(how.size, how.channels)
+    with np.errstate(all="ignore"):  # what overflows is not finite
+        values = image.values
     if not np.isfinite(values).all():
         got = f"{np.count_nonzero(~np.isfinite(values))} voxels of NaN or infinity"
         raise expected(f"{path} must be finite", got=got, do="repair it or pass skip_bad=True")

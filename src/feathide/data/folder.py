@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import expected, unknown
 from .cases import Cases
 from .dicom import is_dicom, is_series
-from .files import Entry, cases_of_files, is_image
+from .files import Entry, cases_of_files, is_image, load
 from .reading import Reading, patient_in, read_table
 
 __all__ = ["read_folder"]
@@ -45,10 +45,12 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     known = (
         {row["id"]: row["patient"] for row in read_table(how.patients, needs=("id", "patient"))} if how.patients else {}
     )
-    entries = []
+    entries: list[Entry] = []
     for top in tops:
         for folder in _folders(top) if split_of else [top]:
             for path in _images(folder):
+                if not entries and not how.skip_bad:
+                    load(path, how)  # what is wrong with the first is told before the others are listed
                 id = path.relative_to(root).as_posix()
                 patient = known.get(id, "") or (patient_in(id, how.patient_pattern) if how.patient_pattern else "")
                 entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
@@ -66,6 +68,10 @@ def _folders(root: Path) -> list[Path]:
 def _images(folder: Path) -> Iterator[Path]:
     for where, below, files in os.walk(folder):
         below.sort()
-        images = [Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f))]
-        volume = len(images) > 1 and is_dicom(images[0]) and Path(where) != folder and is_series(Path(where))
-        yield from [Path(where)] if volume else images
+        images = (Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f)))
+        if Path(where) == folder:
+            yield from images  # one by one: there may be a million
+            continue
+        found = list(images)
+        volume = len(found) > 1 and is_dicom(found[0]) and is_series(Path(where))
+        yield from [Path(where)] if volume else found

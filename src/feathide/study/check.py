@@ -23,6 +23,8 @@ def check_plan(plan: Plan, out: Path) -> Iterator[str]:
     """Sentences about a plan that could run as it is; raises ``InputError`` with what is wrong otherwise. Nothing is written."""
     lab = checked(plan, out)
     yield f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}"
+    if lab.cases.skipped:
+        yield f"left out: {len(lab.cases.skipped)} files, the first because {lab.cases.skipped[0].reason}"
     yield "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items())
     classifier = _classifier(lab)
     yield f"classifier: {plan.network.arch}, {len(classifier.names(lab.images(lab.rows('train')[:1])))} feature layers"
