@@ -1,7 +1,5 @@
 """Images in memory: a study from plain arrays, and the npz files of the MedMNIST layout."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +9,8 @@ import numpy as np
 from ..errors import expected
 from ..types import Box
 from .cases import SPLITS, Cases, few
-from .reading import Reading, first_line, read_table
+from .guard import first_line, guarded, load_arrays, names_up_to
+from .reading import Reading, read_table
 from .split import thin
 from .stored import box_of, content_hash, grid_of, resize, to_values, with_channels
 
@@ -66,7 +65,7 @@ def cases_of_arrays(
         labels=labels,
         patients=ids if patients is None else np.asarray(patients, dtype=str),
         splits=np.asarray(splits, dtype=str),
-        class_names=tuple(class_names) if class_names else tuple(map(str, range(k))),
+        class_names=tuple(class_names) if class_names else names_up_to(k),
         box=box_of(to_values(np.array([[images.min(), images.max()]]), slope, 0.0), legal, name),
         step=slope if images.dtype.kind in "ui" else 0.0,
         unit=unit,
@@ -81,7 +80,8 @@ def _as_labels(raw: np.ndarray) -> np.ndarray:
     labels = np.asarray(raw)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or labels.dtype.kind not in "uibf" or (labels != np.floor(labels)).any():
+    numbers = labels.ndim in (1, 2) and labels.dtype.kind in "uibf" and bool(np.isfinite(labels).all())
+    if not numbers or (labels != np.floor(labels)).any():
         got = f"{labels.dtype} of shape {labels.shape}"
         raise expected(
             "labels must be whole numbers (N,), (N, 1) or (N, findings)", got=got, do="number the classes 0, 1, ..."
@@ -124,13 +124,15 @@ def read_npz(path: Path, name: str, how: Reading) -> Cases:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise expected(
-            f"{path} must be a readable npz file of plain arrays", got=first_line(error), do="save it again"
-        ) from error
+    def read() -> dict[str, np.ndarray]:
+        try:
+            with path.open("rb") as stream:
+                return load_arrays(stream)
+        except Exception as error:  # the readers raise whatever they happen to meet
+            what = f"{path} must be a readable npz file of plain arrays"
+            raise expected(what, got=first_line(error), do="save it again") from error
+
+    return guarded(path, read)
 
 
 def _column(arrays: dict[str, np.ndarray], present: list[str], key: str, path: Path) -> np.ndarray:
@@ -166,5 +168,8 @@ def _patients(
         return ids
     rows = read_table(sidecar, needs=("split", "index"))
     column = "patient" if "patient" in rows[0] else "group"
+    for row in rows:
+        if not row["index"].strip().isdecimal() or len(row["index"]) > 12:
+            raise expected(f"index in {sidecar} must be a number", got=repr(row["index"]), do="count each split from 0")
     known = {f"{row['split']}-{int(row['index']):05d}": row.get(column) or "" for row in rows}
     return np.array([known.get(i) or i for i in ids])

@@ -5,17 +5,20 @@ Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), PS3.5 (enco
 
 import hashlib
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_color_lut
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import InputError, expected
 from .cases import few
-from .reading import first_line
+from .guard import LARGEST, check_size, first_line, guarded
 from .stored import StoredImage
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+START = 144  # preamble, mark and the length of the file meta information, which follows
 BAD = "replace it or pass skip_bad=True"
 
 
@@ -37,6 +41,8 @@ def is_dicom(path: Path) -> bool:
     """Whether a file says that it is DICOM: by its ending or, where it has none, by the mark at byte 128."""
     if path.suffix:
         return path.suffix.lower() in SUFFIXES
+    if not path.is_file():  # a pipe would never answer
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -61,8 +67,12 @@ def patient_of(path: Path, *, keep: bool = False) -> str:
 
     The hash keeps names out of results; it is no protection against somebody who can try all ids of a hospital.
     """
-    files = series_files(path) if path.is_dir() else [path]
-    patient = str(_header(files[0]).get("PatientID", "") or "").strip() if files else ""
+
+    def read() -> str:
+        files = series_files(path) if path.is_dir() else [path]
+        return str(_header(files[0]).get("PatientID", "") or "").strip() if files else ""
+
+    patient = guarded(path, read)
     return patient if keep or not patient else hashlib.sha256(patient.encode()).hexdigest()[:12]
 
 
@@ -79,11 +89,27 @@ def open_dicom(path: Path, *, pixels: bool = True) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _check_deflated(path)
             return dcmread(path, stop_before_pixels=not pixels)
+    except InputError:
+        raise
     except InvalidDicomError as error:
         raise expected(f"{path} must be a DICOM file", got="no DICOM header", do=BAD) from error
     except Exception as error:  # broken elements raise whatever their parser happens to meet
         raise expected(f"{path} must be a readable DICOM file", got=first_line(error), do=BAD) from error
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a data set that is packed as a whole and larger than an image may be; pydicom would unpack it in one go."""
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpack, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(START + int(meta.get("FileMetaInformationGroupLength", 0)))
+        while size <= LARGEST and (part := unpack.unconsumed_tail or file.read(2**16)):
+            size += len(unpack.decompress(part, 2**24))
+    check_size(path, (size,), 1)
 
 
 def read_dicom(path: Path) -> StoredImage:
@@ -183,9 +209,13 @@ def pixels_of(head: Dataset, path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            claimed = (head.get(k) or 1 for k in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
+            check_size(path, [int(n) for n in claimed], int(head.get("BitsAllocated") or 8) / 8)
             pixels = head.pixel_array
             if head.PhotometricInterpretation == "PALETTE COLOR":
                 pixels = apply_color_lut(pixels, head)
+    except InputError:
+        raise
     except RuntimeError as error:
         got = f"{head.file_meta.TransferSyntaxUID.name}, which no installed decoder can read"
         do = "install pylibjpeg[all] or python-gdcm, or replace the file"

@@ -1,19 +1,22 @@
 """Images on disk: each file is read once, checked and hashed, and read again when it is asked for."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import InputError, expected
 from ..types import Box
 from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
+from .guard import first_line, guarded
 from .nifti import is_nifti, read_nifti
-from .reading import Reading, first_line
+from .reading import Reading
 from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
@@ -77,6 +80,10 @@ def read_image(path: Path, box: Box | None = None) -> StoredImage:
     ``box`` declares the legal values, for pictures in stored numbers. Raises InputError, with the file's name, if it
     is missing, truncated or no image.
     """
+    return guarded(path, lambda: _read(path, box))
+
+
+def _read(path: Path, box: Box | None) -> StoredImage:
     if not path.exists():
         raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
     if is_picture(path):
@@ -88,7 +95,8 @@ def read_image(path: Path, box: Box | None = None) -> StoredImage:
 def read_picture(path: Path, box: Box | None = None) -> StoredImage:
     """A PNG, JPEG, TIFF, ... as it is stored: grey (1, H, W) or colour (3, H, W) of 8 or 16 bits, shown in [0, 1]."""
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
+            warnings.simplefilter("ignore")  # of large pictures; Pillow refuses too large ones
             file.load()
             if file.mode in ("I;16", "I;16B", "I;16L", "I"):
                 pixels = np.array(file)
@@ -96,7 +104,7 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
                 pixels = np.array(file.convert("L"))
             else:
                 pixels = np.array(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever they happen to meet
         raise expected(
             f"{path} must be a readable picture", got=first_line(error), do="replace it or pass skip_bad=True"
         ) from error
@@ -114,7 +122,7 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
 
 def load(path: Path, how: Reading) -> StoredImage:
     """One file with the channels and size that were asked for."""
-    return read_image(path, how.box).on(how.size, how.channels)
+    return guarded(path, lambda: _read(path, how.box).on(how.size, how.channels))
 
 
 def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence[str], how: Reading) -> Cases:
@@ -190,7 +198,7 @@ def _scan(entries: Sequence[Entry], how: Reading) -> tuple[list[tuple[Entry, Fac
     skipped: list[Skipped] = []
     for entry in entries:
         try:
-            found.append((entry, _facts(entry.path, how)))
+            found.append((entry, guarded(entry.path, partial(_facts, entry.path, how))))
         except InputError as error:
             if not how.skip_bad:
                 raise

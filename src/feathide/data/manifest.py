@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import expected
 from .cases import Cases, few
 from .files import Entry, cases_of_files
+from .guard import names_up_to
 from .reading import Reading, patient_in, read_table
 
 __all__ = ["read_manifest"]
@@ -36,10 +37,12 @@ def read_manifest(path: Path, name: str, how: Reading) -> Cases:
 def _classes(path: Path, rows: Sequence[Row], class_names: Sequence[str] | None) -> Labelled:
     """The class names, and each row's class: by number where the labels are numbers and the names are not."""
     texts = [row["label"].strip() for row in rows]
-    numbered = all(t.isdecimal() for t in texts) and not (class_names and set(texts) <= set(class_names))
+    numbered = all(t.isdecimal() and len(t) < 10 for t in texts) and not (
+        class_names and set(texts) <= set(class_names)
+    )
     if numbered:
         numbers = [int(t) for t in texts]
-        return list(class_names or map(str, range(max(numbers) + 1))), numbers
+        return list(class_names or names_up_to(max(numbers) + 1)), numbers
     names = list(class_names or sorted(set(texts)))
     wrong = sorted(set(texts) - set(names) | (set(texts) & {""}))
     if wrong:

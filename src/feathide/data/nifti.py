@@ -11,7 +11,7 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
 
 from ..errors import expected
-from .reading import first_line
+from .guard import check_size, first_line
 from .stored import StoredImage
 
 __all__ = ["is_nifti", "open_nifti", "read_nifti"]
@@ -50,6 +50,7 @@ def read_nifti(path: Path) -> StoredImage:
     if len(shape) not in (2, 3):
         what = f"{path} must be a picture or one volume"
         raise expected(what, got=f"shape {tuple(image.shape)}", do="take one time point out, or pass skip_bad=True")
+    check_size(path, shape, image.get_data_dtype().itemsize)
     try:
         raw = np.asanyarray(image.dataobj.get_unscaled())
     except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:

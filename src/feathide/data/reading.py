@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..errors import expected, unknown
 from ..types import Box
+from .guard import first_line, guarded
 
-__all__ = ["Reading", "first_line", "patient_in", "read_table"]
+__all__ = ["Reading", "patient_in", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,37 @@ class Reading:
 
 def read_table(path: Path, *, needs: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file with a header that has at least the columns ``needs``."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise expected(f"{path} must be a readable CSV file", got=first_line(error), do="check the path") from error
+
+    def read() -> tuple[list[str], list[dict[str, str]]]:
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, restval="")
+                return list(reader.fieldnames or ()), list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise expected(f"{path} must be a readable CSV file", got=first_line(error), do="check the path") from error
+
+    columns, rows = guarded(path, read)
     for column in needs:
         if column not in columns:
             raise unknown(f"table {path} without the column", column, columns)
     if not rows:
         raise expected(f"{path} must have rows", got="a header only", do="list the images")
+    long = next((i for i, row in enumerate(rows, start=2) if None in row), None)
+    if long is not None:
+        raise expected(
+            f"row {long} of {path} must have {len(columns)} cells", got="more", do="put texts with commas in quotes"
+        )
     return rows
 
 
 def patient_in(path: str, pattern: str) -> str:
     """The patient that ``pattern`` finds in a file's path."""
-    found = re.search(pattern, path)
+    try:
+        found = re.search(pattern, path)
+    except re.error as error:
+        raise expected(
+            "patient_pattern must be a regular expression", got=f"{pattern!r}: {error}", do="correct it"
+        ) from None
     if found is None:
         raise expected(f"patient_pattern {pattern!r} must match every path", got=path, do="correct the pattern")
     return found.group(1) if found.re.groups else found.group()
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as part of a sentence."""
-    text = str(error).strip().splitlines()
-    return text[0].rstrip(".") if text else type(error).__name__

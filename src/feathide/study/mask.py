@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from feathide.data import Cases
 from feathide.data.files import read_image
-from feathide.errors import InputError, expected
+from feathide.data.guard import first_line, load_arrays
+from feathide.errors import expected
 from feathide.own import load_callable
 
 __all__ = ["Region", "load_region"]
@@ -76,12 +76,10 @@ def _from_code(spec: str, trust: bool) -> Region:
 
 def _array(path: Path) -> np.ndarray:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            name = "mask" if "mask" in file.files else file.files[0] if len(file.files) == 1 else None
-            if name is None:
-                raise expected(f"{path} must hold an array 'mask'", got=", ".join(file.files) or "none", do="rename it")
-            return np.asarray(file[name])
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise expected(f"{path} must be a readable npz file", got=str(error), do="save it again") from None
+        with path.open("rb") as stream:
+            arrays = load_arrays(stream)
+    except Exception as error:  # the readers raise whatever they happen to meet
+        raise expected(f"{path} must be a readable npz file", got=first_line(error), do="save it again") from None
+    if "mask" not in arrays and len(arrays) != 1:
+        raise expected(f"{path} must hold an array 'mask'", got=", ".join(arrays) or "none", do="rename it")
+    return arrays.get("mask", next(iter(arrays.values())))

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from feathide.catalog import ATTACKS, DETECTORS, MODELS, OBJECTIVES
+from feathide.data.guard import first_line
 from feathide.errors import InputError, expected, unknown
 
 AIMED = ("evade", "selective", "orthogonal")
@@ -80,7 +81,10 @@ class TrainPlan(Part):
 
 
 class NetworkPlan(Part):
-    """The classifier: a name of the zoo, trained here unless ``weights`` are given, or the user's own ``package.module:callable``."""
+    """The classifier: a name of the zoo, trained here unless ``weights`` are given, or the user's own ``package.module:callable``.
+
+    ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
+    """
 
     arch: str = "resnet18"
     weights: str | None = None
@@ -92,6 +96,8 @@ class NetworkPlan(Part):
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
     train: TrainPlan = TrainPlan()
+    seed: int | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def own(self) -> bool:
@@ -104,6 +110,8 @@ class NetworkPlan(Part):
             raise unknown("architecture", self.arch, [*MODELS, "package.module:callable"])
         if (self.mean is None) != (self.std is None):
             raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
+        if self.seeds and (self.own or self.weights is not None):
+            raise expected("seeds are those of a network that is trained here", got=f"seeds {self.seeds}", do="leave them out")
         return self
 
 
@@ -216,8 +224,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class Plan(Part):
-    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from.
-    ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``).
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from; ``held_out``:
+    a further table in which they learn from each attack in turn (``study.variants``).
+    ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``);
+    ``organ``: the same, for where ``feathide ood`` puts lesions.
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not."""
 
@@ -226,6 +236,7 @@ class Plan(Part):
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
     mask: str | None = None
+    organ: str | None = None
     archive: Names = ()
     attacks: Attacks = tuple(AttackPlan(name=n) for n in ("fgsm", "bim", "pgd", "cw"))
     objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
@@ -234,6 +245,7 @@ class Plan(Part):
     detectors: Names = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
     witness: WitnessPlan = WitnessPlan()
     train_attack: str = "pgd"
+    held_out: bool = False
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2)
     batch_size: int = Field(32, ge=1)
@@ -319,9 +331,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.stat().st_size > 1_000_000:
         raise expected("a plan is a small file", got=f"{path.stat().st_size} bytes", do="is this the right file?")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise expected(f"{path} must be YAML", got=str(error).splitlines()[0], do="correct it") from None
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise expected(f"{path} must be written out", got="an alias (*name)", do="repeat what it stands for")
+        value = yaml.safe_load(text)
+    except InputError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise whatever they happen to meet
+        raise expected(f"{path} must be YAML", got=first_line(error), do="correct it") from None
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         raise expected(
             f"{path} must hold fields such as data: ...", got=type(value).__name__, do="see the README's plan"
@@ -340,7 +357,8 @@ def _explained(error: ValidationError, where: str) -> InputError:
         return InputError(f"{where}: {unknown('field', str(first['loc'][-1]), known)}")
     if first["type"] == "value_error":
         return InputError(f"{where}: {field}: {message}")
-    return InputError(f"{where}: {field}: {message}, got {first['input']!r}; correct this field")
+    got = repr(first["input"])
+    return InputError(f"{where}: {field}: {message}, got {got[:200]}{'...' * (len(got) > 200)}; correct this field")
 
 
 def _fields(model: Any, path: tuple[int | str, ...]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from feathide.data.guard import guarded
 from feathide.errors import expected
 from feathide.metrics import Interval, auc, paired_difference
 from feathide.report import render
@@ -20,14 +21,15 @@ from feathide.study.lab import Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 from feathide.study.store import write_whole
-from feathide.study.table import Found, found_in, scores_in, slips_in
+from feathide.study.table import COLUMNS, Found, found_in, scores_in, slips_in
 
-__all__ = ["CHANGES", "Comparison", "compare", "render_again"]
+__all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again"]
 
 CHANGES = (
     *("attack", "objective", "eps_a", "eps_b", "detector", "metric"),
     *("a", "b", "difference", "low", "high", "n", "paired"),
 )  # fmt: skip
+GATE = ("name", "status", "detail", "raised_if", "why", "do")
 
 
 # --- the report again ---------------------------------------------------------------------------------------------------------------
@@ -41,14 +43,14 @@ def render_again(run: str | Path) -> Path:
     lab = finished(run)
     folder = lab.store.folder
     _same_images(lab)
-    gates = folder / "gates.json"
-    found = run_of(lab, _table(folder), gates=json.loads(gates.read_text()) if gates.is_file() else ())
+    found = run_of(lab, _table(folder), gates=_gates(folder / "gates.json"))
     write_whole(folder / "report.html", render(found).encode())
     return folder / "report.html"
 
 
 def _same_images(lab: Lab) -> None:
-    seen, now = _document(lab.store.folder)["record"]["data"]["digest"], lab.cases.digest
+    place = lab.store.folder / "plan.yaml"
+    seen, now = guarded(place, lambda: str(_document(lab.store.folder)["record"]["data"]["digest"])), lab.cases.digest
     if seen != now:
         do = "put back the images, or audit the new ones into another folder"
         raise expected(f"{lab.store.folder} must find the images that it attacked (digest {seen})", got=now, do=do)
@@ -56,12 +58,24 @@ def _same_images(lab: Lab) -> None:
 
 def _document(folder: Path) -> dict[str, Any]:
     """``plan.yaml``: the plan and the record of the run."""
-    document: dict[str, Any] = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))
-    return document
+    path = folder / "plan.yaml"
+    return guarded(path, lambda: dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def _table(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "results.parquet")
+    path = folder / "results.parquet"
+    table = guarded(path, lambda: pd.read_parquet(path))
+    if tuple(table.columns) != COLUMNS or not all(
+        table[c].dtype.kind in "fi" for c in ("eps", "value", "low", "high", "n")
+    ):
+        raise expected(f"{path} must be a table of an audit", got="other columns", do="audit again into this folder")
+    return table
+
+
+def _gates(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    return guarded(path, lambda: [{k: str(g[k]) for k in GATE} for g in json.loads(path.read_text(encoding="utf-8"))])
 
 
 # --- two runs -----------------------------------------------------------------------------------------------------------------------
@@ -96,15 +110,16 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
 
 
 def _fields(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
-    left, right = (dict(_flat(_document(f))) for f in (a, b))
+    left, right = (dict(flat(_document(f))) for f in (a, b))
     names = [*left, *(n for n in right if n not in left)]
     return {n: (left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)}
 
 
-def _flat(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping, under dotted names."""
     for name, inner in value.items():
         if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{head}{name}.")
+            yield from flat(inner, f"{head}{name}.")
         else:
             yield head + name, inner
 

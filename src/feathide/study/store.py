@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import BaseModel
 from torch import Tensor, uint8
 
+from feathide.data.guard import first_line, load_arrays
 from feathide.errors import InputError, expected
 from feathide.study.remote import home_of, near
 
@@ -139,8 +140,12 @@ class Store:
 
     def load(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of ``key``. Raises ``InputError`` if the file is missing or does not match its checksum."""
-        with np.load(io.BytesIO(self._checked(key)), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name != META}
+        raw = io.BytesIO(self._checked(key))
+        try:
+            return load_arrays(raw)
+        except Exception as error:  # a checksum says nothing of who made it
+            do = "remove it and run the same command again: it is computed anew"
+            raise expected(f"{self.path(key)} must hold plain arrays", got=first_line(error), do=do) from error
 
     def meta(self, key: str) -> dict[str, Any]:
         """The ``meta`` that was saved with ``key``, {} if none was."""
