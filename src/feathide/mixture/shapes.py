@@ -121,6 +121,10 @@ class LowRank(Shape):
         return self.gains[:, 0].square() * (plain - (along.square() * weights).sum(2))
 
     def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.means) == 1:  # no copy of U for each sample
+            d, u, scale = z - self.means, self.factors[0], self.gains[0, 0].square()
+            gradient = torch.addmm(d, (d @ u) * self._expanded[2], u.T, alpha=-1).mul_(scale)
+            return torch.linalg.vecdot(d, gradient), gradient
         d, u = z - self.means[k], self.factors[k]  # (N, C), (N, C, R)
         along = torch.bmm(d[:, None], u) * self._expanded[2][k][:, None]  # (N, 1, R)
         gradient = (d - torch.bmm(along, u.mT)[:, 0]) * self.gains[k, :1].square()
