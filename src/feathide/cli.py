@@ -92,6 +92,9 @@ def audit(
         list[str] | None,
         typer.Option(help="Exit with 4 if this holds for any attack and guard: 'slips_through_fpr10 > 0.05'."),
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Also put the numbers and the report into tensorboard or mlflow (extras of these names).")
+    ] = None,
     reuse: Annotated[
         bool,
         typer.Option(
@@ -123,6 +126,8 @@ def audit(
             reuse=reuse,
             fail_if=fail_if or (),
         )
+        if put is not None:
+            put(found)
         _show(found, json)
         if strict and found.failed:
             typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
@@ -142,15 +147,21 @@ def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
 @app.command(epilog="Example: `feathide check plan.yaml`")
 def check(
     plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, skip_bad: SkipBad = False, network: Network = None,
-    weights: Weights = None, trust: Trust = False,
+    weights: Weights = None, trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
-    """Check a plan and its data, run one step of each attack on two images, and estimate the time."""
+    """Check a plan and its data, try a few attack steps, and estimate time and memory."""
     with said():
         from feathide.study.check import check_plan
 
         chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, None, None))
-        for line in check_plan(chosen, out):
-            typer.echo(line)
+        forecast = check_plan(chosen, out)
+        if json:
+            from json import dumps
+
+            told = {"seconds": forecast.seconds, "stages": dict(forecast.stages), "mebibytes": forecast.mebibytes}
+            typer.echo(dumps({**told, "says": forecast.says}))
+            return
+        typer.echo("\n".join(forecast.says))
 
 
 @app.command(epilog="Example: `feathide train --data chest.npz --arch resnet18 --out chest.safetensors`")

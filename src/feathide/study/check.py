@@ -1,41 +1,73 @@
 """A look before a long run: one step of each attack on two images, the number of tasks and an estimate of the time."""
 
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from feathide.classifier import FeatureClassifier
 from feathide.recipes import pgd
+from feathide.study.engine import Task
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
+from feathide.study.probes import CASES
 from feathide.study.run import checked
-from feathide.study.stages import attack_of, cells
+from feathide.study.stages import TUNE_CASES, attack_of, cells
 
-__all__ = ["check_plan"]
+__all__ = ["Forecast", "check_plan"]
 
 TRIED = 8  # images of the trial
+SMALL = 0.05  # seconds of a task that fits or scores
 
 
-def check_plan(plan: Plan, out: Path) -> Iterator[str]:
-    """Sentences about a plan that could run as it is; raises ``InputError`` with what is wrong otherwise. Nothing is written."""
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan will cost: ``says`` in sentences, ``stages`` (seconds by stage of one process), ``mebibytes`` of memory for each process."""
+
+    says: tuple[str, ...]
+    stages: Mapping[str, float]
+    mebibytes: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+
+def check_plan(plan: Plan, out: Path) -> Forecast:
+    """What a plan that could run as it is will cost; raises ``InputError`` with what is wrong otherwise. Nothing is written."""
     lab = checked(plan, out)
-    yield f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}"
-    if lab.cases.skipped:
-        yield f"left out: {len(lab.cases.skipped)} files, the first because {lab.cases.skipped[0].reason}"
-    yield "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items())
     classifier = _classifier(lab)
-    yield f"classifier: {plan.network.arch}, {len(classifier.names(lab.images(lab.rows('train')[:1])))} feature layers"
     order = audit_tasks(lab)
-    done = sum(lab.store.done(t.key) for t in order)
-    yield f"tasks: {len(order)}, {done} of them done already"
     step, grown = _step_seconds(lab, classifier)
-    seconds = _seconds(lab, step)
-    training = " and the training of the classifier" if lab.trains and not lab.store.done(lab.classifier_key) else ""
-    yield f"one attack step: {step * 1000:.1f} ms an image; all attacks: about {seconds / 60:.1f} minutes on this machine{training}"
-    yield f"memory: about {grown / 2**20:.0f} MiB more for a batch of {plan.batch_size}"
+    left = [t for t in order if not lab.store.done(t.key)]
+    stages, mebibytes = _stages(lab, left, step), _peak() + grown / 2**20
+    shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
+    layers = len(classifier.names(lab.images(lab.rows("train")[:1])))
+    says = (
+        f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
+        "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
+        f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
+        f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
+        f"memory: about {mebibytes:.0f} MiB for each process",
+    )
+    return Forecast(says, stages, mebibytes)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _peak() -> float:
+    """What this process has taken up to now, at its peak, in MiB: program, data and network; training needs its own libraries."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _classifier(lab: Lab) -> FeatureClassifier:
@@ -67,12 +99,26 @@ def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float
     return seconds, held[0] * lab.plan.batch_size * 1.5
 
 
-def _seconds(lab: Lab, step: float) -> float:
-    total = 0.0
-    for cell in cells(lab):
-        attack = attack_of(lab, cell, None)
-        total += len(lab.rows("test")) * attack.passes * step
-    learnt = next((c for c in cells(lab) if c.attack == lab.plan.learnt_from), None)
-    if learnt is not None:
-        total += len(lab.rows("fit")) * attack_of(lab, learnt, None).passes * step * len(lab.budgets)
-    return total
+def _stages(lab: Lab, order: Sequence[Task], step: float) -> dict[str, float]:
+    """Seconds by stage of the tasks that are left, from those of one attack step for one image.
+
+    Attacks and probes are counted in steps. Training takes about one step an image, a forward pass half of one; what has no image in it is small.
+    """
+    size = min(lab.plan.batch_size, len(lab.rows("test")))
+    walk = attack_of(lab, cells(lab)[-1], None).passes
+    tuned = max((len(o.weights) + 1 for o in lab.plan.objectives), default=1)
+    training = 5 + step * lab.plan.network.train.epochs * len(lab.rows("train"))
+    each = {
+        "train the classifier": lambda task: training,
+        "train the witness": lambda task: training * (1 + lab.plan.witness.steps),
+        "train a surrogate": lambda task: training / 2,
+        "extract": lambda task: size * step / 2,
+        "attack": lambda task: size * step * task.weight,
+        "tune lambda on the fit part": lambda task: TUNE_CASES * tuned * walk * step,
+        "round afterwards": lambda task: size * step,
+        "check the evaluation": lambda task: CASES * (4 + 2 * len(lab.plan.objectives)) * walk * step,
+    }
+    found: dict[str, float] = {}
+    for task in order:
+        found[task.stage] = found.get(task.stage, 0.0) + each.get(task.stage, lambda task: SMALL)(task)
+    return found
