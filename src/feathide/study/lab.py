@@ -176,12 +176,17 @@ class Lab:
         """Whether the classifier is trained here."""
         return not self.plan.network.own and self.plan.network.weights is None
 
+    @property
+    def network_seed(self) -> int:
+        seed = self.plan.network.seed
+        return self.plan.seed if seed is None else seed
+
     @cached_property
     def network_digest(self) -> str:
         """What the classifier is: the recipe of its training, or the content of its weights."""
         n = self.plan.network
         if self.trains:
-            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.plan.seed])
+            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed])
         return digest([FORMAT, n.arch, n.arguments, weights_digest(self._network())])
 
     @cached_property

@@ -9,9 +9,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from feathide.addon import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
 from feathide.catalog import ATTACKS, DETECTORS, MODELS, OBJECTIVES
 from feathide.data.guard import first_line
 from feathide.errors import InputError, expected, unknown
+from feathide.packaged import is_packaged
+from feathide.spelling import parsed, separated, spelled
+from feathide.zoos import ZOOS
 
 AIMED = ("evade", "selective", "orthogonal")
 
@@ -42,10 +46,23 @@ def named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def called(value: Any) -> Any:
+    """``{name: art:X, options: {a: 1}}`` is long for ``{name: art:X(a=1)}``: the arguments are a part of the name."""
+    if not isinstance(value, Mapping) or "options" not in value:
+        return named(value)
+    return {k: v for k, v in value.items() if k != "options"} | {"name": spelled(value.get("name", ""), value["options"])}
+
+
+def called_name(value: Any) -> Any:
+    """The name of a detector, which may be given as ``{name: ..., options: {...}}``."""
+    value = called(value)
+    return value["name"] if isinstance(value, Mapping) and set(value) == {"name"} else value
+
+
 def listed(value: Any) -> Any:
     """``pgd`` is short for ``[pgd]``, and ``fgsm, pgd`` for ``[fgsm, pgd]``."""
     if isinstance(value, str):
-        return [v.strip() for v in value.split(",")]
+        return separated(value)
     return [value] if isinstance(value, int | float | Mapping) else value
 
 
@@ -81,7 +98,8 @@ class TrainPlan(Part):
 
 
 class NetworkPlan(Part):
-    """The classifier: a name of the zoo, trained here unless ``weights`` are given, or the user's own ``package.module:callable``.
+    """The classifier: a name of the zoo or of a library (``timm:resnet26``), trained here unless ``weights`` are given; the user's own
+    ``package.module:callable``; or a file with a network (``feathide.packaged``). ``arguments``: of the library's network, or of the callable.
 
     ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
     """
@@ -102,12 +120,20 @@ class NetworkPlan(Part):
     @property
     def own(self) -> bool:
         """Whether it is the user's own network."""
-        return ":" in self.arch
+        return self.arch.partition(":")[0] not in ZOOS and (":" in self.arch or is_packaged(self.arch))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """The arguments of a library's network are a part of its name."""
+        if isinstance(value, Mapping) and str(value.get("arch")).partition(":")[0] in ZOOS and value.get("arguments"):
+            return {**value, "arch": spelled(value["arch"], value["arguments"]), "arguments": {}}
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> "NetworkPlan":
         if not self.own and self.arch not in MODELS:
-            raise unknown("architecture", self.arch, [*MODELS, "package.module:callable"])
+            raise unknown("architecture", self.arch, [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"])
         if (self.mean is None) != (self.std is None):
             raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
         if self.seeds and (self.own or self.weights is not None):
@@ -136,7 +162,8 @@ class WitnessPlan(Part):
 
 
 class AttackPlan(Part):
-    """An attack of the catalogue and its walk. ``step_size`` is a fraction of eps."""
+    """An attack and its walk. ``name``: of the catalogue; or ``torchattacks:PGD``, ``foolbox:LinfPGD``, ``art:ProjectedGradientDescent`` or the user's own
+    ``package.module:callable``, with ``options`` as arguments, among which is their walk. ``step_size`` is a fraction of eps."""
 
     name: str
     steps: int | None = Field(None, ge=1)
@@ -150,6 +177,13 @@ class AttackPlan(Part):
         if name not in ATTACKS:
             raise unknown("attack", name, ATTACKS)
         return name
+
+    @model_validator(mode="after")
+    def _walks(self) -> "AttackPlan":
+        given = [n for n in ("steps", "step_size", "decay", "restarts") if getattr(self, n) is not None]
+        if ":" in self.name and given:
+            raise expected(f"the walk of {self.name} stands in its options", got=", ".join(given), do="use options: {...}")
+        return self
 
 
 class ObjectivePlan(Part):
@@ -218,14 +252,15 @@ class SplitPlan(Part):
         return self
 
 
-Attacks = Annotated[tuple[Annotated[AttackPlan, BeforeValidator(named)], ...], BeforeValidator(listed)]
+Attacks = Annotated[tuple[Annotated[AttackPlan, BeforeValidator(called)], ...], BeforeValidator(listed)]
 Objectives = Annotated[tuple[Annotated[ObjectivePlan, BeforeValidator(named)], ...], BeforeValidator(listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Detectors = Annotated[tuple[Annotated[str, BeforeValidator(called_name)], ...], BeforeValidator(listed)]
 
 
 class Plan(Part):
-    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from; ``held_out``:
-    a further table in which they learn from each attack in turn (``study.variants``).
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from;
+    ``held_out``: one more table, in which they learn from each attack in turn (``study.variants``).
     ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``);
     ``organ``: the same, for where ``feathide ood`` puts lesions.
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
@@ -242,7 +277,7 @@ class Plan(Part):
     objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
     walk: WalkPlan = WalkPlan()
     mixture: MixturePlan = MixturePlan()
-    detectors: Names = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
+    detectors: Detectors = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
     witness: WitnessPlan = WitnessPlan()
     train_attack: str = "pgd"
     held_out: bool = False
@@ -259,6 +294,7 @@ class Plan(Part):
                 raise unknown("detector", name, DETECTORS)
         if self.train_attack not in ATTACKS:
             raise unknown("attack", self.train_attack, ATTACKS)
+        self._check_trust()
         for what, values in (
             ("attacks", self.attacks),
             ("objectives", self.objectives),
@@ -272,6 +308,16 @@ class Plan(Part):
             if len(set(keys)) < len(keys):
                 raise expected(f"{what} must differ", got=", ".join(keys), do="leave out the repeated one")
         return self
+
+    def _check_trust(self) -> None:
+        """The user's own attacks and detectors are code, which is run only if it is trusted."""
+        attacks, detectors = (*(a.name for a in self.attacks), self.train_attack), (*self.detectors, *(d for o in self.objectives for d in o.aim))
+        for names, libraries in ((attacks, ATTACK_LIBRARIES), (detectors, DETECTOR_LIBRARIES)):
+            for name in names:
+                library, colon, _ = parsed(name)[0].partition(":")
+                if colon and library not in libraries and not self.network.trust:
+                    known = ", ".join(f"{n}:" for n in libraries)
+                    raise expected(f"{name} must begin with {known} or be code that is trusted", got="network.trust: false", do="say network: {trust: true} if you know this code")
 
     @property
     def learnt_from(self) -> AttackPlan:
@@ -295,7 +341,7 @@ class Cell:
 
 def slug(name: str) -> str:
     """A name as part of a key."""
-    return re.sub(r"[^a-z0-9+-]", "-", name.lower())
+    return re.sub(r"[^a-z0-9+-]+", "-", name.lower()).strip("-")[:80]
 
 
 def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:

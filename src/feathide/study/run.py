@@ -29,6 +29,7 @@ from feathide.study.remote import near
 from feathide.study.store import Store, digest, open_folder, write_whole
 from feathide.study.survival import check_archives
 from feathide.study.table import comparisons_of, table_of
+from feathide.study.variants import held_out_of, seeds_of
 
 __all__ = ["Audit", "audit", "checked"]
 
@@ -48,7 +49,7 @@ class Audit:
 def checked(plan: Plan, out: Path) -> Lab:
     """Everything that can be refused is refused here, before any long work: data, network, layers, budgets."""
     lab = lab_of(plan.model_dump_json(), Store(Path(out)))
-    _ = lab.budgets, lab.parts, lab.class_names, lab.region
+    _ = lab.budgets, lab.parts, lab.class_names, lab.region, lab.organ
     check_archives(lab)
     _check_head(lab)
     if lab.trains:
@@ -92,6 +93,10 @@ def audit(
     folder = lab.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
     write_whole(folder / "comparisons.csv", comparisons_of(lab).to_csv(index=False).encode())
+    if plan.network.seeds:
+        write_whole(folder / "seeds.csv", seeds_of(lab, table).to_csv(index=False).encode())
+    if plan.held_out:
+        write_whole(folder / "held_out.csv", held_out_of(lab).to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
     gates = gates_of(lab)
     write_whole(folder / "gates.json", json.dumps(gates, indent=1, ensure_ascii=False).encode() + b"\n")

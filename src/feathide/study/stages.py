@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feathide.addon import Foreign
 from feathide.attack import Attack
 from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, WALKS
 from feathide.classifier import FeatureClassifier
@@ -31,7 +32,18 @@ from feathide.study.store import Store
 from feathide.train import Head, TrainResult, train_classifier
 from feathide.types import Box, Outputs
 
-__all__ = ["attack_of", "cells", "decode", "encode", "needed", "observe", "score_tasks", "tasks", "weight_of"]
+__all__ = [
+    "attack_of",
+    "cell_tasks",
+    "cells",
+    "decode",
+    "encode",
+    "needed",
+    "observe",
+    "score_tasks",
+    "tasks",
+    "weight_of",
+]
 
 Arrays = Mapping[str, np.ndarray]
 TUNE_CASES = 32
@@ -71,13 +83,13 @@ def tasks(lab: Lab) -> list[Task]:
     for eps in lab.budgets:
         found += _extract_tasks(lab, json, noisy_at(eps), ("fit", "calibrate", "test"), network)
         learnt = Cell(lab.plan.learnt_from, PLAIN, eps)
-        found += _cell_tasks(lab, json, learnt, "fit")
+        found += cell_tasks(lab, learnt, "fit")
     for cell in cells(lab):
         if cell.objective.weight == "auto" and lab.tune_key(cell) not in {t.key for t in found}:
             needs = (*needed(lab, cell), *_outputs(lab, "clean", "fit"))
             work = partial(_tune, json, lab.tuned(cell))
             found.append(Task(lab.tune_key(cell), needs, work, "tune lambda on the fit part", cell.objective.name, 60))
-        found += _cell_tasks(lab, json, cell, "test")
+        found += cell_tasks(lab, cell, "test")
     for eps in lab.budgets:
         wanted = [(c, p) for c in ("clean", noisy_at(eps)) for p in ("calibrate", "test")]
         wanted += [(f"shifted-{shift}", "test") for shift in HARMLESS]
@@ -85,8 +97,9 @@ def tasks(lab: Lab) -> list[Task]:
     return found
 
 
-def _cell_tasks(lab: Lab, json: str, cell: Cell, part: str) -> list[Task]:
-    condition, found = lab.condition(cell), []
+def cell_tasks(lab: Lab, cell: Cell, part: str) -> list[Task]:
+    """One attack on a part, and what the guards see of it."""
+    json, condition, found = lab.plan.model_dump_json(), lab.condition(cell), []
     before = needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
     for i in range(lab.batches(part)):
         images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
@@ -162,7 +175,7 @@ def needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble:
+def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble | Foreign:
     """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
     walk, a = lab.plan.walk, cell.attack
     fields: dict[str, Any] = {"confidence": walk.confidence}
@@ -192,12 +205,12 @@ def weight_of(lab: Lab, cell: Cell) -> float:
 
 def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    return _trained(lab, lab.plan.network.arch, lab.plan.network.train)
+    return _trained(lab, lab.plan.network.arch, lab.plan.network.train, seed=lab.network_seed)
 
 
 def _train_witness(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    return _trained(lab, lab.witness_arch, lab.plan.witness.train, adversary=lab.adversary)
+    return _trained(lab, lab.witness_arch, lab.plan.witness.train, seed=lab.plan.seed, adversary=lab.adversary)
 
 
 def _trained(lab: Lab, arch: str, t: TrainPlan, **how: Any) -> Arrays:
@@ -205,8 +218,7 @@ def _trained(lab: Lab, arch: str, t: TrainPlan, **how: Any) -> Arrays:
     head: Head | None = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
     result = train_classifier(
         lab.cases, arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
-        stem=t.stem, head=head, window=lab.window, seed=lab.plan.seed,
-        progress=tell, **how,
+        stem=t.stem, head=head, window=lab.window, progress=tell, **how,
     )  # fmt: skip
     return packed_network(result)
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,9 @@ COMPARED = (
     *("objective", "against", "value", "low", "high", "n", "seed"),
 )  # fmt: skip
 KNOWING = ("none", "oblivious", "transfer", "feature-aware", "detector-aware")  # from least to most
+
+
+Row = tuple[str, str, str, float, str, str, float, float, float, int]
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,15 @@ def table_of(lab: Lab) -> pd.DataFrame:
         rows += _guards(lab, eps)
         rows += _rounded(lab, eps)
     for cell in cells(lab):
-        rows += _cell(lab, cell)
+        rows += cell_rows(lab, cell)
         rows += _survivors(lab, cell)
     for eps in lab.budgets:
         rows += _worst(lab, eps)
+    return framed(lab, rows)
+
+
+def framed(lab: Lab, rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows of one lab as a table. Columns: ``COLUMNS``."""
     frame = pd.DataFrame(
         rows, columns=["attack", "objective", "knowledge", "eps", "detector", "metric", "value", "low", "high", "n"]
     )
@@ -137,9 +145,6 @@ def comparisons_of(lab: Lab) -> pd.DataFrame:
                 head = (lab.cases.name, lab.plan.network.arch, ours.attack.name, ours.eps, detector)
                 rows.append((*head, "slips_through_fpr10", *names, d.value, d.low, d.high, d.n, lab.plan.seed))
     return pd.DataFrame(rows, columns=list(COMPARED))
-
-
-Row = tuple[str, str, str, float, str, str, float, float, float, int]
 
 
 def _row(cell: Cell | None, metric: str, interval: Interval, *, detector: str = "", eps: float = float("nan")) -> Row:
@@ -196,7 +201,8 @@ def _guards(lab: Lab, eps: float) -> Iterator[Row]:
                 yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
 
 
-def _cell(lab: Lab, cell: Cell) -> Iterator[Row]:
+def cell_rows(lab: Lab, cell: Cell) -> Iterator[Row]:
+    """What one attack achieves, by itself and past each detector."""
     found = found_in(lab, cell)
     n, groups = len(found.rows), lab.cases.patients[found.rows]
     if n == 0:
