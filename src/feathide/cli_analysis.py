@@ -63,14 +63,23 @@ def stress(
 
 
 @explain.command(epilog="Example: `feathide explain outliers plan.yaml --out runs/chest`")
-def outliers(plan: PlanFile, *, out: Out = Path("runs/audit"), workers: Workers = 1) -> None:
+def outliers(
+    plan: PlanFile,
+    *,
+    out: Out = Path("runs/audit"),
+    picture: Annotated[str, typer.Option(help="pca, or umap (the extra umap).")] = "pca",
+    workers: Workers = 1,
+) -> None:
     """How far do attacked features lie from the clean model, and which layer catches them?"""
     with said():
+        from feathide.analysis.outliers import PICTURES
         from feathide.analysis.whole import outliers as whole
+        from feathide.errors import choose
 
+        choose("picture", picture, PICTURES)
         lab = _lab(_plan(plan), out)
         with _working(workers) as work:
-            _write(out, "outliers", *whole(lab, work))
+            _write(out, "outliers", *whole(lab, work, picture=picture))
 
 
 @explain.command(epilog="Example: `feathide explain transfer plan.yaml --networks tiny,resnet18 --seeds 0,1`")

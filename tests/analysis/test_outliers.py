@@ -1,6 +1,9 @@
 """Outlierness: the measures against scipy and loops; the picture is a rotation that keeps distances."""
 
+import warnings
+
 import numpy as np
+import pytest
 import torch
 from scipy.stats import multivariate_normal
 
@@ -66,3 +69,17 @@ def test_picture_shows_the_plane_of_largest_spread() -> None:
     points = torch.tensor(frame[["x", "y"]].to_numpy())
     gap = points[50:].mean(0) - points[:50].mean(0)
     assert abs(float(gap.norm()) - float((groups["pgd+plain"].mean(0) - clean.mean(0)).norm())) < 0.5
+
+
+def test_umap_is_an_extra_that_gives_the_same_columns() -> None:
+    pytest.importorskip("umap", reason="needs the extra umap")
+    groups = {"clean": torch.randn(30, 4, generator=torch.Generator().manual_seed(0))}
+    groups["far"] = groups["clean"] + 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = embedding(groups, how="umap")
+    assert (
+        frame.columns.tolist() == ["condition", "x", "y"] and frame.condition.tolist() == ["clean"] * 30 + ["far"] * 30
+    )
+    near, far = (frame[frame.condition == c][["x", "y"]].mean() for c in ("clean", "far"))
+    assert float(((near - far) ** 2).sum()) > 10

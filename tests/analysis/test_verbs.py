@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from feathide.analysis.outliers import curves
 from feathide.analysis.rows import COLUMNS
+from feathide.analysis.strangers import ood_tasks, shifted
 from feathide.cli_analysis import explain, ood
 from feathide.report.results import CURVES
 from feathide.study.lab import Lab, lab_of
@@ -183,3 +184,20 @@ def test_another_plan_is_refused_in_the_folder_of_an_audit(folder: Path, tmp_pat
         app, ["explain", "outliers", str(tmp_path / "other.yaml"), "--out", str(folder / "out")]
     )
     assert (result.exit_code == 2 and "different plan" in result.output) or "holds the plan" in result.output
+
+
+def test_lesions_lie_inside_the_organ(tmp_path: Path) -> None:
+    organ = np.zeros((16, 16), np.uint8)
+    organ[4:12, 2:9] = 1
+    np.savez(tmp_path / "organ.npz", mask=organ)
+    plan = {"data": str(write_npz(tmp_path / "left.npz")), **PLAN}
+    free = lab_of(load_plan(plan).model_dump_json(), Store(tmp_path / "out"))
+    bound = Lab(load_plan(plan, organ=str(tmp_path / "organ.npz")), free.store)
+    rows = bound.rows("test")[:6]
+    for name in ("large lesions", "6 medium"):
+        inside = shifted(bound, name, rows).numpy() != bound.cases.images(rows)
+        assert inside.any() and not (inside & (organ == 0)).any()
+        assert ((shifted(free, name, rows).numpy() != free.cases.images(rows)) & (organ == 0)).any()
+    assert {t.key for t in ood_tasks(bound, ()) if t.stage == "shift the images"}.isdisjoint(
+        t.key for t in ood_tasks(free, ())
+    )

@@ -6,7 +6,7 @@ For layer l and predicted class c, with the mixture and the training features of
     neighbour   = Euclidean distance to the nearest training feature of c, over its median among clean test images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from feathide.analysis.rows import entry, first_cells, frame
 from feathide.detectors.base import per_class
 from feathide.detectors.distance import in_chunks, squared
+from feathide.errors import expected
 from feathide.metrics import Interval, auc, bootstrap, proportion, threshold
 from feathide.mixture import MixtureBank
 from feathide.study.engine import Task
@@ -28,7 +29,7 @@ from feathide.study.stages import cells, tasks
 from feathide.study.table import found_in
 from feathide.types import Outputs
 
-__all__ = ["Normal", "curves", "embedding", "outlier_frame", "outlier_tasks"]
+__all__ = ["PICTURES", "Normal", "curves", "embedding", "outlier_frame", "outlier_tasks"]
 
 SHOWN = 200  # points of each condition in the picture
 
@@ -66,21 +67,33 @@ class Normal:
         return per_class(out.predicted, of_class)
 
 
-def embedding(groups: Mapping[str, Tensor], *, most: int = SHOWN) -> pd.DataFrame:
-    """The first two principal components of the features (N, C) of all conditions together: condition, x, y.
+def embedding(groups: Mapping[str, Tensor], *, most: int = SHOWN, how: str = "pca") -> pd.DataFrame:
+    """The features (N, C) of all conditions together in two dimensions: condition, x, y. By principal components, or by UMAP (the extra ``umap``).
 
     Channels are divided by their standard deviation over the condition "clean". The sign of a component is such that its largest loading is positive.
     """
     scale = groups["clean"].double().std(0)
     scale = torch.where(scale > 1e-3 * scale.amax(), scale, scale.amax())
     kept = {name: (f[:most].double() / scale).numpy() for name, f in groups.items()}
-    pca = PCA(2, svd_solver="full").fit(np.concatenate(list(kept.values())))
-    sign = np.sign([axis[np.abs(axis).argmax()] for axis in pca.components_])
-    points = [
-        pd.DataFrame({"condition": name, "x": xy[:, 0], "y": xy[:, 1]})
-        for name, xy in ((n, pca.transform(f) * sign) for n, f in kept.items())
-    ]
-    return pd.concat(points, ignore_index=True)
+    xy = PICTURES[how](np.concatenate(list(kept.values())))
+    names = np.repeat(list(kept), [len(f) for f in kept.values()])
+    return pd.DataFrame({"condition": names, "x": xy[:, 0], "y": xy[:, 1]})
+
+
+def _principal(x: np.ndarray) -> np.ndarray:
+    pca = PCA(2, svd_solver="full").fit(x)
+    return pca.transform(x) * np.sign([axis[np.abs(axis).argmax()] for axis in pca.components_])
+
+
+def _umap(x: np.ndarray) -> np.ndarray:
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise expected("the picture by UMAP needs umap-learn", got="none", do="pip install 'feathide[umap]'") from None
+    return np.asarray(UMAP(n_neighbors=min(15, len(x) - 1), random_state=0, n_jobs=1).fit_transform(x))
+
+
+PICTURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"pca": _principal, "umap": _umap}
 
 
 # --- on an audit -----------------------------------------------------------------------------------------------------
@@ -129,8 +142,9 @@ def conditions(lab: Lab, normal: Normal, eps: float) -> dict[str, Seen]:
     return seen
 
 
-def curves(lab: Lab, eps: float | None = None) -> dict[str, pd.DataFrame]:
-    """The report's curves "outlierness" (median ``distance`` by layer) and "embedding" of a finished audit at a budget, its first unless said, from what it stored."""
+def curves(lab: Lab, eps: float | None = None, *, how: str = "pca") -> dict[str, pd.DataFrame]:
+    """The report's curves "outlierness" (median ``distance`` by layer) and "embedding" of a finished audit, from what it stored, at a budget (its first
+    unless said)."""
     normal = normal_of(lab)
     seen = conditions(lab, normal, lab.budgets[0] if eps is None else eps)
     rows = []
@@ -139,7 +153,7 @@ def curves(lab: Lab, eps: float | None = None) -> dict[str, pd.DataFrame]:
             interval = _median(lab, s, s.measures["distance"][:, i])
             rows.append((name, layer, interval.value, interval.low, interval.high))
     lines = pd.DataFrame(rows, columns=["condition", "layer", "value", "low", "high"])
-    return {"outlierness": lines, "embedding": embedding({name: s.last for name, s in seen.items()})}
+    return {"outlierness": lines, "embedding": embedding({name: s.last for name, s in seen.items()}, how=how)}
 
 
 def outlier_frame(lab: Lab) -> pd.DataFrame:

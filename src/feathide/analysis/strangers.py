@@ -60,7 +60,8 @@ def foreign(lab: Lab, path: str, kind: str) -> Foreign:
 
 
 def _shift_key(lab: Lab, name: str, index: int) -> str:
-    return f"ood/{digest([lab.base, lab.plan.split, lab.plan.batch_size, name])}/test-{index:04d}"
+    where = [] if lab.organ is None else [lab.organ.digest]
+    return f"ood/{digest([lab.base, lab.plan.split, lab.plan.batch_size, name, *where])}/test-{index:04d}"
 
 
 def _foreign_key(lab: Lab, data: Foreign) -> str:
@@ -84,9 +85,12 @@ def ood_tasks(lab: Lab, strangers: Sequence[Foreign]) -> list[Task]:
 
 
 def shifted(lab: Lab, name: str, rows: np.ndarray) -> torch.Tensor:
-    """The images of ``rows`` after a shift of ``SHIFTS``, as a file holds them."""
-    _, change = SHIFTS[name]
-    x = change(lab.images(rows), lab.ids(rows), lab.plan.seed, lab.cases.box)
+    """The images of ``rows`` after a shift of ``SHIFTS``, as a file holds them; lesions lie inside the plan's organ."""
+    kind, change = SHIFTS[name]
+    x = lab.images(rows)
+    if kind == "lesion" and lab.organ is not None:
+        change = partial(change, mask=lab.organ.of(x).any(1))
+    x = change(x, lab.ids(rows), lab.plan.seed, lab.cases.box)
     return decode(encode(x, lab.grid, lab.cases.box), lab.grid, lab.cases.box).to(lab.device)
 
 

@@ -52,11 +52,11 @@ def stress(labs: Sequence[Lab], work: Work) -> Done:
     return table, pages.stress_page(table)
 
 
-def outliers(lab: Lab, work: Work) -> Done:
-    """See ``analysis.outliers``."""
+def outliers(lab: Lab, work: Work, *, picture: str = "pca") -> Done:
+    """See ``analysis.outliers``; ``picture``: how the features come into two dimensions."""
     work(lab, o.outlier_tasks(lab))
     table = o.outlier_frame(lab)
-    return table, pages.outlier_page(table, o.curves(lab))
+    return table, pages.outlier_page(table, o.curves(lab, how=picture))
 
 
 def transfer(

@@ -1,5 +1,6 @@
 """The lab: what the tasks of one plan share, made once per process: cases, parts, classifier, stored outputs, mixtures, fitted detectors."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from feathide.addon import identity
 from feathide.adversary import Adversary
 from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.classifier import FeatureClassifier
@@ -199,7 +201,7 @@ class Lab:
 
     @property
     def classifier_key(self) -> str:
-        return f"classifier/{self.plan.network.arch}-{self.network_digest}"
+        return f"classifier/{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', self.plan.network.arch)}-{self.network_digest}"
 
     @cached_property
     def about(self) -> Mapping[str, Any]:
@@ -349,10 +351,12 @@ class Lab:
         parts = [self.base, cell, p.norm, p.walk, p.split, p.batch_size]
         if needs == "bank":
             parts.append(p.mixture)
+        if ":" in cell.attack.name:
+            parts.append(identity(cell.attack.name))
         if cell.attack.name == "cw" and needs:
             parts.append("typical lead")
         if needs == "detectors" or o.weight == "auto":
-            parts += [p.detectors, p.learnt_from]
+            parts += [p.detectors, p.learnt_from, *(identity(d) for d in p.detectors if ":" in d)]
             parts += [self.witness_key] if self.needs("witness") else []
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
 
@@ -376,7 +380,7 @@ class Lab:
         return f"tuning/{self.condition(self.tuned(cell))}"
 
     def scores_key(self, detector: str, eps: float, condition: str, part: str) -> str:
-        parts = [self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector]
+        parts = [self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector, *([identity(detector)] if ":" in detector else [])]
         guard = digest([*parts, *([self.witness_key] if self.needs("witness", [detector]) else [])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 

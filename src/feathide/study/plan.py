@@ -17,6 +17,7 @@ from feathide.packaged import is_packaged
 from feathide.spelling import parsed, separated, spelled
 from feathide.zoos import ZOOS
 
+DEEPEST = 30  # levels of a plan
 AIMED = ("evade", "selective", "orthogonal")
 
 __all__ = [
@@ -311,13 +312,16 @@ class Plan(Part):
 
     def _check_trust(self) -> None:
         """The user's own attacks and detectors are code, which is run only if it is trusted."""
-        attacks, detectors = (*(a.name for a in self.attacks), self.train_attack), (*self.detectors, *(d for o in self.objectives for d in o.aim))
+        aims = (d for o in self.objectives for d in o.aim)
+        attacks, detectors = (*(a.name for a in self.attacks), self.train_attack), (*self.detectors, *aims)
         for names, libraries in ((attacks, ATTACK_LIBRARIES), (detectors, DETECTOR_LIBRARIES)):
-            for name in names:
-                library, colon, _ = parsed(name)[0].partition(":")
+            for library, colon, name in (parsed(n)[0].partition(":") for n in names):
                 if colon and library not in libraries and not self.network.trust:
-                    known = ", ".join(f"{n}:" for n in libraries)
-                    raise expected(f"{name} must begin with {known} or be code that is trusted", got="network.trust: false", do="say network: {trust: true} if you know this code")
+                    raise expected(
+                        f"{library}:{name} must be of {', '.join(libraries)}, or code that is trusted",
+                        got="network.trust: false",
+                        do="say network: {trust: true} if you know this code",
+                    )
 
     @property
     def learnt_from(self) -> AttackPlan:
@@ -378,8 +382,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise expected("a plan is a small file", got=f"{path.stat().st_size} bytes", do="is this the right file?")
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise expected(f"{path} must be written out", got="an alias (*name)", do="repeat what it stands for")
+        _check_growth(path, text)
         value = yaml.safe_load(text)
     except InputError:
         raise
@@ -391,6 +394,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         )
     value.pop("record", None)  # type: ignore[attr-defined]  # what a run wrote below its plan
     return value
+
+
+def _check_growth(path: Path, text: str) -> None:
+    """Refuse what takes more memory or time than its length: aliases, of which a few lines make a billion nodes, and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            got = "an alias (*name)" if depth <= DEEPEST else f"more than {DEEPEST} levels"
+            raise expected(f"{path} must be written out plainly", got=got, do="write every value where it belongs")
 
 
 def _explained(error: ValidationError, where: str) -> InputError:

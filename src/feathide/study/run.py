@@ -20,6 +20,7 @@ from feathide.study.conditions import Condition, Judged, write_junit
 from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
 from feathide.study.findings import run_of, versions
+from feathide.study.fitness import check_fitness
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab, lab_of
 from feathide.study.order import audit_tasks
@@ -56,6 +57,7 @@ def checked(plan: Plan, out: Path) -> Lab:
         _check_layers(lab)
     else:
         lab.check_classifier()
+        check_fitness(lab)
     return lab
 
 
