@@ -20,7 +20,7 @@ from feathide.plugins import with_plugins
 from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.types import Knowledge, Outputs
 
-__all__ = ["ATTACKS", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "WALKS", "Hiding", "Known"]
+__all__ = ["ATTACKS", "BLIND", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "WALKS", "Hiding", "Known"]
 
 OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "fgsm": recipes.fgsm,
@@ -44,6 +44,7 @@ WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that t
     "standard": ("steps",),
 }
 ITERATIVE = tuple(WALKS)  # attacks with steps to hide in
+BLIND = ("square", "noise")  # attacks that ask for no gradient
 
 
 class Known(Protocol):

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from feathide.errors import InputError, expected, unknown
 from feathide.geometry import check_images
+from feathide.memory import in_halves
 from feathide.types import Box, Outputs
 
 __all__ = ["FeatureClassifier", "Pool", "channel_mean", "units"]
@@ -35,12 +37,13 @@ PRESETS = ("conv", "blocks", "stages", "last")
 
 
 def channel_mean(h: Tensor) -> Tensor:
-    """The mean over all spatial axes: (N, C, *S) -> (N, C), for any number of axes; (N, C) stays."""
+    """The mean over all spatial axes: (N, C, *S) -> (N, C), for any number of axes; (N, C) stays. Of half precision in float32: a sum overflows
+    where its mean does not."""
     if h.ndim == 2:
         return h
     flat = h.flatten(2)
     # the gradient of mean would fill memory of the size of h; that of sum is a view
-    return flat.sum(2) / flat.shape[2]
+    return flat.sum(2, dtype=torch.promote_types(h.dtype, torch.float32)) / flat.shape[2]
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Un
         "last": _last(model, seen) or conv[-1:],
     }
     by_name = {u.name: u for u in seen}
+    if spec and not seen:
+        raise expected(
+            "a network whose layers can be watched, to read features",
+            got="none inside, as in TorchScript",
+            do="say layers: [] for attacks and detectors on logits alone, or give the network's Python code and weights",
+        )
     chosen: set[str] = set()
     for item in [spec] if isinstance(spec, str) else spec:
         found = [u.name for u in table[item]] if item in table else [n for n in by_name if fnmatchcase(n, item)]
@@ -166,6 +175,8 @@ class FeatureClassifier:
 
     ``witness``: a second classifier of the same images and classes, whose outputs stand in ``Outputs.witness``; for guards that compare the two.
 
+    ``precision``: "bf16" runs the network under autocast; logits and features come out as float32 either way.
+
     Hooks live only during a call; the network, its gradients and its mode are left as they are. Raises ``InputError`` if the
     network is in training mode, if a layer is unknown or if an image is outside the box (checked by ``check``).
     """
@@ -182,6 +193,7 @@ class FeatureClassifier:
     dropout_rate: float = 0.5
     seed: int = 0
     witness: "FeatureClassifier | None" = None
+    precision: Literal["float32", "bf16"] = "float32"
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -203,6 +215,10 @@ class FeatureClassifier:
 
     def __call__(self, x: Tensor) -> Outputs:
         _refuse_training(self.model)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self._outputs(x)
+
+    def _outputs(self, x: Tensor) -> Outputs:
         z = self.prepared(x)
         names = self._names(z)
         found: dict[str, Tensor] = {}
@@ -238,7 +254,12 @@ class FeatureClassifier:
         """Outputs of many images, without gradient, batch by batch, on the CPU."""
         batches = images.split(batch_size) if isinstance(images, Tensor) else images
         with torch.no_grad():
-            return Outputs.cat([self(b.to(self.device)).to("cpu") for b in batches])
+            return Outputs.cat([self.observe(b) for b in batches])
+
+    def observe(self, x: Tensor) -> Outputs:
+        """Outputs of one batch, without gradient, on the CPU; in halves where memory does not suffice."""
+        with torch.no_grad():
+            return in_halves(lambda part: self(part.to(self.device)).to("cpu"), x, join=Outputs.cat)
 
     def check(self, x: Tensor) -> None:
         """Refuse images that are not finite or outside the box."""
@@ -266,6 +287,7 @@ class FeatureClassifier:
         return z.clone() if z is x else z  # a first layer that works in place must not reach the caller's images
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        raw = _full(raw)
         if raw.ndim == 1:
             raw = raw.unsqueeze(1)
         if self.head == "softmax":
@@ -337,12 +359,17 @@ def _collectors(names: Sequence[str], found: dict[str, Tensor], pool: Pool) -> d
 
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
             if count[0] in calls:
-                found[calls[count[0]]] = pool(output).clone()
+                found[calls[count[0]]] = _full(pool(output).clone())
             count[0] += 1
 
         return hook
 
     return {module: collect(calls) for module, calls in wanted.items()}
+
+
+def _full(value: Tensor) -> Tensor:
+    """``value``, of half precision in float32."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 @contextmanager

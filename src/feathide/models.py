@@ -5,7 +5,6 @@ Every network takes (N, C, *S) and gives logits (N, K); none normalises its inpu
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,10 @@ from torch import Tensor, nn
 
 from feathide.errors import choose, expected, unknown
 from feathide.own import called, importable, load_object
+from feathide.packaged import is_packaged, load_packaged
+from feathide.plugins import with_plugins
 from feathide.weights import load_weights, save_weights, some, start_from, weights_digest
+from feathide.zoos import Arch, arch_named, first_convolution
 
 __all__ = [
     "MODELS",
@@ -34,14 +36,6 @@ __all__ = [
 Stem = Literal["standard", "small"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Arch:
-    """An architecture: the number of spatial axes of its images, and ``make(channels, outputs, small_stem)``."""
-
-    axes: int
-    make: Callable[[int, int, bool], nn.Module]
 
 
 # --- the zoo ---------------------------------------------------------------------------------------------------------
@@ -65,19 +59,10 @@ def _tiny(axes: int) -> Arch:
     return Arch(axes, make)
 
 
-def _first(conv: nn.Module, channels: int, small: bool) -> nn.Module:
-    """The first convolution again, for ``channels`` input channels; a small one has a kernel of 3 and stride 1."""
-    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-    size, stride, padding = (3, 1, 1) if small else (conv.kernel_size, conv.stride, conv.padding)
-    new = type(conv)(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)  # type: ignore[arg-type]
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    return new
-
-
 def _resnet(builder: Callable[..., nn.Module]) -> Arch:
     def make(channels: int, outputs: int, small: bool) -> nn.Module:
         net: Any = builder(weights=None, num_classes=outputs)
-        net.conv1 = _first(net.conv1, channels, small)
+        net.conv1 = first_convolution(net.conv1, channels, small)
         if small:
             net.maxpool = nn.Identity()
         return net
@@ -93,7 +78,7 @@ def _vgg16_bn(channels: int, outputs: int, small: bool) -> nn.Module:
             do="leave it out: its first layer has stride 1 already",
         )
     net = pictures.vgg16_bn(weights=None, num_classes=outputs)
-    net.features[0] = _first(net.features[0], channels, small)
+    net.features[0] = first_convolution(net.features[0], channels, small)
     return net
 
 
@@ -104,7 +89,7 @@ def _densenet121(axes: int) -> Arch:
             if axes == 2
             else volumes.DenseNet121(spatial_dims=3, in_channels=channels, out_channels=outputs)
         )
-        net.features.conv0 = _first(net.features.conv0, channels, small)
+        net.features.conv0 = first_convolution(net.features.conv0, channels, small)
         if small and axes == 2:
             net.features.pool0 = nn.Identity()
         return net
@@ -120,7 +105,7 @@ def _resnet_3d(builder: Callable[..., nn.Module]) -> Arch:
     return Arch(3, make)
 
 
-MODELS: dict[str, Arch] = {
+OUR_MODELS: dict[str, Arch] = {
     "tiny": _tiny(2),
     "resnet18": _resnet(pictures.resnet18),
     "resnet34": _resnet(pictures.resnet34),
@@ -133,6 +118,8 @@ MODELS: dict[str, Arch] = {
     "resnet50_3d": _resnet_3d(volumes.resnet50),
     "densenet121_3d": _densenet121(3),
 }
+
+MODELS: Mapping[str, Arch] = with_plugins("models", OUR_MODELS, arch_named)
 
 
 def build(
@@ -170,7 +157,8 @@ def build(
     with _seeded(seed):
         model = entry.make(channels, outputs, stem == "small")
     if size is not None:
-        _check_size(model.eval(), arch, (channels, *size))
+        first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+        _check_size(model.eval(), arch, (channels if first is None else first.in_channels, *size))
     return model.train()
 
 
@@ -208,9 +196,12 @@ def load_network(
 
     ``spec`` is ``package.module:callable`` or ``path/to/file.py:callable``; the callable is a network class, a function
     that returns a network (both called with ``kwargs``), or a network. Importing it runs the user's code, so nothing
-    happens without ``trust=True``. ``weights`` is a file for ``load_weights``; without it the network comes as made.
+    happens without ``trust=True``. Or ``spec`` is a file that holds a network,
+    or a MONAI bundle (``packaged``). ``weights`` is a file for ``load_weights``; without it the network comes as made.
     Raises ``InputError`` if the code does not import, lacks the name, refuses ``kwargs`` or makes no network.
     """
+    if is_packaged(spec):
+        return load_packaged(spec, weights=weights, trust=trust)
     with _seeded(0), importable(spec):
         entry = load_object(spec, trust=trust)
         made = callable(entry) and not isinstance(entry, nn.Module)

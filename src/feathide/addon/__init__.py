@@ -7,11 +7,13 @@ of those libraries, which they import.
 from feathide.addon.foreign import Foreign, foreign_attack
 from feathide.addon.foreign_detectors import PytorchOODDetector, SklearnDetector
 from feathide.addon.guided import HOSTS, with_objective
-from feathide.addon.named import attack_named
-from feathide.addon.named_detectors import detector_named
+from feathide.addon.named import ATTACK_LIBRARIES, attack_named, identity
+from feathide.addon.named_detectors import DETECTOR_LIBRARIES, detector_named
 from feathide.addon.outliers import OutlierDetector
 
 __all__ = [
+    "ATTACK_LIBRARIES",
+    "DETECTOR_LIBRARIES",
     "HOSTS",
     "Foreign",
     "OutlierDetector",
@@ -20,5 +22,6 @@ __all__ = [
     "attack_named",
     "detector_named",
     "foreign_attack",
+    "identity",
     "with_objective",
 ]

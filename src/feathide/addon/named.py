@@ -6,6 +6,7 @@ The budget of the plan is told in the convention of each library; steps stay the
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,13 +18,20 @@ from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError, choose, expected
 from feathide.geometry import L2, ThreatModel
 from feathide.objectives import Objective
-from feathide.own import called, check_arguments, load_object
+from feathide.own import called, check_arguments, load_object, source_digest
 from feathide.spelling import parsed
 from feathide.types import Goal
 
-__all__ = ["ATTACK_LIBRARIES", "attack_named", "classes_of"]
+__all__ = ["ATTACK_LIBRARIES", "attack_named", "classes_of", "identity"]
 
 Maker = Callable[..., Foreign]
+PACKAGES = {
+    "torchattacks": "torchattacks",
+    "foolbox": "foolbox",
+    "art": "adversarial-robustness-toolbox",
+    "sklearn": "scikit-learn",
+    "pytorch_ood": "pytorch-ood",
+}
 PASSES = 40  # taken for the time estimate where an attack does not say how many steps it makes
 
 
@@ -54,6 +62,13 @@ def attack_named(name: str) -> Maker:
         return Foreign(lambda *args: entry(*args, **more), threat, passes=options.get("steps", PASSES))
 
     return make
+
+
+def identity(name: str) -> str:
+    """What decides the outcome of an attack or detector beyond its name: the version of its library, or a digest of the user's file; "" for ours."""
+    base = parsed(name)[0]
+    library, colon, _ = base.partition(":")
+    return "" if not colon else version(PACKAGES[library]) if library in PACKAGES else source_digest(base)
 
 
 def classes_of(module: str, fits: Callable[[type], bool], *, install: str) -> dict[str, type]:
@@ -117,7 +132,7 @@ def _check_norm(name: str, what: str, parameters: Mapping[str, Any], threat: Thr
 
 
 def _one(threat: ThreatModel) -> float:
-    eps = torch.as_tensor(threat.eps)  # type: ignore[attr-defined]
+    eps = torch.as_tensor(threat.eps)
     if eps.numel() != 1:
         raise expected(
             "one eps for all images", got=f"{eps.numel()} of them", do="attack images of one budget at a time"

@@ -144,5 +144,5 @@ class _OfCallable:
         self.takes_eps = "eps" in inspect.signature(entry).parameters
 
     def __call__(self, threat: ThreatModel) -> Run:
-        told = {"eps": threat.eps} if self.takes_eps else {}  # type: ignore[attr-defined]
+        told = {"eps": threat.eps} if self.takes_eps else {}
         return partial(self.entry, **told, **self.options)

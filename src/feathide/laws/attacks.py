@@ -36,7 +36,7 @@ def images_of(run: Run, w: World, rows: slice | Tensor = slice(None), *, seed: i
 
 def taken(attacks: Attacks) -> Iterator[tuple[World, str, Run]]:
     """Every small world and norm that the attack does not refuse with an ``InputError``; at least one."""
-    refused = []
+    refused: list[str] = []
     for shape in SHAPES:
         for norm, kind in KINDS.items():
             run = partial(_watched, attacks(kind(EPS[norm])), refused)

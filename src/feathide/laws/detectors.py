@@ -183,9 +183,7 @@ def one_class(make: Make) -> None:
 
 def constant_layer(make: Make) -> None:
     """A layer that is the same for all images: a message, or scores that are finite."""
-    e = evidence()
-    parts = {k: changed(torch.ones_like, getattr(e, k)) for k in PARTS}
-    raises_or_scores(make, replace(e, **parts), changed(torch.ones_like, mixed()), "late", "constant")
+    raises_or_scores(make, every(torch.ones_like), changed(torch.ones_like, mixed()), "late", "constant")
 
 
 def constant_channel(make: Make) -> None:
@@ -194,8 +192,7 @@ def constant_channel(make: Make) -> None:
     def flat(f: Tensor) -> Tensor:
         return torch.cat([f[:, :-1], torch.full_like(f[:, :1], 0.7)], 1)
 
-    e = evidence()
-    found = score(make, replace(e, **{k: changed(flat, getattr(e, k)) for k in PARTS}), changed(flat, mixed()))
+    found = score(make, every(flat), changed(flat, mixed()))
     require(found.isfinite().all(), "finite scores beside a dead channel", got="NaN or infinity")
 
 
@@ -203,7 +200,7 @@ def not_a_number(make: Make) -> None:
     """NaN in the evidence or in the outputs: a message, or scores that are finite because they are not read."""
     e = evidence()
     for part in ("train", "clean", "adversarial"):
-        bad = replace(e, **{part: changed(lambda f: f * torch.nan, getattr(e, part))})
+        bad = replace(e, **{part: changed(lambda f: f * torch.nan, getattr(e, part))})  # type: ignore[arg-type]
         raises_or_scores(make, bad, mixed(), "finite", "nan")
     out = changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed())
     raises_or_scores(make, e, out, "finite", "nan")
@@ -250,6 +247,13 @@ def close(what: str, found: Tensor, wanted: Tensor, tolerance: float = 1e-6) -> 
 
 def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+def every(change: Callable[[Tensor], Tensor]) -> Evidence:
+    """The evidence with the late layer of all its parts changed."""
+    e = evidence()
+    train, clean, noisy, adversarial = (changed(change, getattr(e, n)) for n in PARTS)
+    return Evidence(train, e.train_labels, clean, noisy, adversarial)
 
 
 def changed(change: Callable[[Tensor], Tensor], out: Outputs, layer: str = "late") -> Outputs:

@@ -54,10 +54,10 @@ def judge(laws: Mapping[str, Callable[[Any], None]], subject: Any) -> Iterator[V
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
     """Raise ``Broken`` if the block draws from, or seeds, a global generator of torch or numpy."""
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
     yield
-    same = torch.equal(torch.get_rng_state(), torch_state)
-    require(same, "numbers from a generator of its own", got="draws from the global generator of torch")
-    state = np.random.get_state()  # noqa: NPY002
-    same = bool((state[1] == numpy_state[1]).all()) and state[2] == numpy_state[2]
-    require(same, "numbers from a generator of its own", got="draws from the global generator of numpy")
+    for name, same in (
+        ("torch", torch.equal(torch.get_rng_state(), before[0])),
+        ("numpy", repr(np.random.get_state()) == before[1]),  # noqa: NPY002
+    ):
+        require(same, "numbers from a generator of its own", got=f"draws from the global generator of {name}")

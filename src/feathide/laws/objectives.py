@@ -103,7 +103,7 @@ def gradient(make: Make) -> None:
         try:
             torch.autograd.gradcheck(
                 lambda *v, loss=loss, out=out: loss(_outputs(out, *v)), leaves, atol=1e-5, rtol=1e-4
-            )  # type: ignore[misc]
+            )
         except (RuntimeError, ValueError) as error:
             raise Broken(f"expected the gradient of the loss, got another one ({str(error).splitlines()[0]})") from None
 

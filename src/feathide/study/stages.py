@@ -22,6 +22,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.ensemble import Ensemble
 from feathide.errors import expected
 from feathide.geometry import Grid
+from feathide.memory import in_halves
 from feathide.mixture import MixtureBank
 from feathide.ood import HARMLESS
 from feathide.recipes import noise
@@ -281,7 +282,15 @@ def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Array
 
 
 def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None = None) -> dict[str, np.ndarray]:
-    """Attack some cases, write the images as a file holds them, read them back and predict again."""
+    """Attack some cases, write the images as a file holds them, read them back and predict again; in halves where memory does not suffice."""
+
+    def join(halves: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {k: np.concatenate([h[k] for h in halves], axis=int(k == "trace")) for k in halves[0]}
+
+    return in_halves(lambda part: _attack_rows(lab, cell, part, weight), rows, join=join)
+
+
+def _attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, weight: float | None) -> dict[str, np.ndarray]:
     grid, box = lab.grid, lab.cases.box
     if len(rows) == 0:
         shape = (0, lab.cases.channels, *lab.cases.shape)
@@ -360,8 +369,7 @@ def _score(json: str, detector: str, eps: float, condition: str, part: str, stor
 
 def observe(classifier: FeatureClassifier, x: Tensor) -> Outputs:
     """The outputs on ``x`` as the guard reads them, on the CPU."""
-    with torch.no_grad():
-        return classifier(x).to("cpu")
+    return classifier.observe(x)
 
 
 def encode(x: Tensor, grid: Grid | None, box: Box) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""Networks that come as files: TorchScript, ``torch.export`` programs, ONNX, and MONAI bundles."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from feathide.errors import InputError, expected
+from feathide.weights import load_weights
+
+__all__ = ["Scripted", "is_packaged", "load_packaged"]
+
+
+def is_packaged(spec: str) -> bool:
+    """Whether ``spec`` is spelled as a file with a network, or is a folder with a MONAI bundle."""
+    return Path(spec).suffix in READERS or (Path(spec) / "configs").is_dir()
+
+
+def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust: bool = False) -> nn.Module:
+    """The network in a file, in evaluation mode.
+
+    - ``.ts``, ``.pt``, ``.pth``: TorchScript. It holds code, so that it is loaded with ``trust`` only; its layers cannot be watched: ``layers`` must be ().
+    - ``.pt2``: a program of ``torch.export``, exported in evaluation mode and, to take batches, with a dynamic first axis. Needs ``trust`` as well.
+    - ``.onnx``: read by onnx2torch; no code, no ``trust``.
+    - a folder: a MONAI bundle, ``network_def`` of ``configs/inference.json`` or ``.yaml`` with the weights in ``models/model.pt`` or ``.safetensors`` (read
+      without running code), or else ``models/model.ts``. Its configuration may hold Python expressions: needs ``trust``.
+
+    ``weights``: a file for ``load_weights``, in place of those that come along. Raises ``InputError`` for files that cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise expected(
+            "the network must be a file or a bundle's folder", got=f"{path}, which does not exist", do="correct it"
+        )
+    reader = _bundle if path.is_dir() else READERS[path.suffix]
+    if reader is not _onnx and not trust:
+        raise expected(
+            f"{path} holds code and must be trusted to run",
+            got="trust=False",
+            do="pass trust=True if you know where it is from",
+        )
+    try:
+        model = reader(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the readers raise on foreign bytes
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise expected(f"{path} must hold a network", got=got, do=HINTS.get(path.suffix, "export it again")) from error
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+class Scripted(nn.Module):
+    """A TorchScript network, whose inner modules run outside of Python: they are kept out of sight, since no hook of theirs would ever be called."""
+
+    def __init__(self, script: torch.jit.ScriptModule, content: bytes) -> None:
+        super().__init__()
+        self.script = (script.eval(),)
+        self.register_buffer("content", torch.frombuffer(bytearray(sha256(content).digest()), dtype=torch.uint8))
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # says on which device the network is
+
+    def forward(self, x: Tensor) -> Any:
+        return self.script[0].to(x.device)(x)
+
+
+def _script(path: Path) -> nn.Module:
+    return Scripted(torch.jit.load(path, map_location="cpu"), path.read_bytes())
+
+
+def _export(path: Path) -> nn.Module:
+    return torch.export.unflatten(torch.export.load(path))
+
+
+def _onnx(path: Path) -> nn.Module:
+    try:
+        from onnx2torch import convert
+    except ImportError as error:
+        raise expected(
+            "onnx2torch must be installed to read ONNX", got=str(error), do="pip install onnx2torch"
+        ) from None
+    return convert(path)
+
+
+def _bundle(folder: Path) -> nn.Module:
+    from monai.bundle import ConfigParser
+
+    files = [folder / "models" / f"model{s}" for s in (".pt", ".safetensors", ".ts")]
+    found = next((f for f in files if f.is_file()), None)
+    if found is None:
+        raise expected(f"{folder} must hold the weights of its network", got="no models/model.pt", do="add them")
+    if found.suffix == ".ts":
+        return _script(found)
+    configs = [folder / "configs" / f"inference{s}" for s in (".json", ".yaml", ".yml")]
+    config = next((c for c in configs if c.is_file()), None)
+    if config is None:
+        raise expected(f"{folder} must hold configs/inference.json", got="none", do="add the bundle's configuration")
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"] = str(folder)
+    model = parser.get_parsed_content("network_def")
+    load_weights(model, found)
+    return model
+
+
+READERS: dict[str, Callable[[Path], nn.Module]] = {
+    ".ts": _script,
+    ".pt": _script,
+    ".pth": _script,
+    ".pt2": _export,
+    ".onnx": _onnx,
+}
+HINTS = {
+    ".pt": "a state dict belongs under network.weights; TorchScript is written by torch.jit.save",
+    ".pth": "a state dict belongs under network.weights; TorchScript is written by torch.jit.save",
+    ".pt2": "export it again with this version of torch",
+    ".onnx": "export it again with opset_version=17",
+}
