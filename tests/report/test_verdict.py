@@ -61,6 +61,21 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(make: Callable
     assert "Converged" in verdict(make(count=2, table=table_of(good), gates=[gate])).gates
 
 
+@pytest.mark.parametrize(
+    ("objective", "word"),
+    [("evade", "holds"), ("evade:kd", "holds"), ("kde", "holds"), ("evade:svm", "unproven"), ("lid", "unproven")],
+)
+def test_who_knows_another_guard_proves_nothing_for_this_one(
+    make: Callable[..., Run], objective: str, word: str
+) -> None:
+    rows = [
+        (*PLAIN, 0.0, 0.0, 0.02),
+        ("pgd", objective, "detector-aware", "kd", 0.01, 0.0, 0.04),
+        ("worst", "any", "detector-aware", "kd", 0.01, 0.0, 0.04),
+    ]
+    assert verdict(make(count=2, table=table_of(*rows))).word == word
+
+
 def test_only_the_audited_budget_counts(make: Callable[..., Run]) -> None:
     whole_box = table_of((*AWARE, 1.0, 0.98, 1.0), eps=1.0)
     audited = table_of((*AWARE, 0.0, 0.0, 0.02))

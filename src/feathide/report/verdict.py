@@ -40,6 +40,7 @@ WORDS = {
     "leaks": "leaks",
     "fails": "fails",
 }  # best first
+AIMS = {"kde": "kd", "lid": "lid"}  # objectives that are aimed at one detector by name
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
 
@@ -175,10 +176,19 @@ def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: li
     if 10 not in rates:
         return None
     top = at[10].iloc[int(at[10]["value"].fillna(-1.0).argmax())]
-    aware = bool((at[10]["knowledge"] == "detector-aware").any())
+    aware = any(
+        k == "detector-aware" and a != "worst" and _aims_at(str(o), detector)
+        for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
+    )
     word, why = _word(rates[10], aware, success, failed)
     plain = worst(at[10][at[10]["objective"] == "plain"])
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
+
+
+def _aims_at(objective: str, detector: str) -> bool:
+    """Whether who pursues a detector-aware objective knows this detector: ``evade:maha`` knows maha, ``evade`` all of the audit."""
+    kind, _, aim = objective.partition(":")
+    return (aim or AIMS.get(kind, detector)) == detector
 
 
 def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
