@@ -17,6 +17,9 @@ from .stored import box_of, content_hash, grid_of, resize, to_values, with_chann
 __all__ = ["Memory", "cases_of_arrays", "read_npz"]
 
 
+EMPTY = np.zeros(0)
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
     """Images held in memory as stored, (N, C, *S)."""
@@ -97,18 +100,19 @@ def read_npz(path: Path, name: str, how: Reading) -> Cases:
     and patient (or group): ``how.patients``, or ``NAME.meta.csv`` beside the file. Nothing is ever unpickled.
     """
     arrays = _load(path)
-    present = [s for s in SPLITS if len(arrays.get(f"{s}_images", ()))]
+    present = [s for s in SPLITS if arrays.get(f"{s}_images", EMPTY).size]
     if not present:
         raise expected(
             f"{path} must hold train_images, train_labels, ...", got=few(sorted(arrays)), do="rename the arrays"
         )
+    labels, images = _as_labels(_column(arrays, present, "labels", path)), _column(arrays, present, "images", path)
+    _channels_first(images[:1], path)
     lengths = [len(arrays[f"{s}_images"]) for s in present]
     splits = np.repeat(present, lengths)
     ids = np.array([f"{s}-{i:05d}" for s, n in zip(present, lengths, strict=True) for i in range(n)])
-    labels = _as_labels(_column(arrays, present, "labels", path))
     patients = _patients(arrays, present, ids, path, how)
     rows = thin(labels, splits, limit=how.limit, seed=how.seed)
-    images = _channels_first(_column(arrays, present, "images", path)[rows], path)
+    images = _channels_first(images[rows], path)
     if how.size is not None or how.channels is not None:
         images = np.stack([resize(with_channels(image, how.channels), how.size) for image in images])
     return cases_of_arrays(

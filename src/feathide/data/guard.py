@@ -3,7 +3,8 @@
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import BinaryIO, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError, expected
 
-__all__ = ["LARGEST", "MOST_CLASSES", "check_size", "first_line", "guarded", "load_arrays", "names_up_to"]
+__all__ = ["LARGEST", "MOST_CLASSES", "check_size", "first_line", "guarded", "load_arrays", "names_up_to", "told"]
 
 LARGEST = 4 * 2**30  # bytes that one image may have once it is unpacked
 PATIENCE = 120.0  # seconds that the reading of one file may take
@@ -25,27 +26,35 @@ def guarded(path: Path, work: Callable[[], T]) -> T:
     """``work()``, which reads ``path``. Raises ``InputError`` with the file's name for whatever it raises, and after ``PATIENCE`` seconds without
     an end: a pipe, or a drive on a network that is gone. The thread that waits for it then stays behind until the process ends."""
     found: list[T] = []
-    failed: list[Exception] = []
+    failed: list[InputError] = []
 
     def read() -> None:
         try:
-            found.append(work())
-        except Exception as error:  # parsers raise whatever they happen to meet in broken files
+            with told(path):
+                found.append(work())
+        except InputError as error:
             failed.append(error)
 
     thread = Thread(target=read, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    if found:
-        return found[0]
-    if not failed:
+    if failed:
+        raise failed[0]
+    if not found:
         do = "check the disk or network, and whether it is a pipe"
         raise expected(f"{path} must be read within {PATIENCE:g} seconds", got="no end of it", do=do)
-    if isinstance(failed[0], InputError):
-        raise failed[0]
-    raise expected(f"{path} must be readable", got=first_line(failed[0]), do="replace it or leave it out") from failed[
-        0
-    ]
+    return found[0]
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Whatever a parser happens to raise in a broken file is an ``InputError`` with the file's name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise expected(f"{path} must be readable", got=first_line(error), do="replace it or leave it out") from error
 
 
 def check_size(path: Path, shape: Sequence[int], itemsize: float) -> None:

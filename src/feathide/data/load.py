@@ -9,6 +9,7 @@ from ..types import Box
 from .arrays import read_npz
 from .cases import Cases
 from .folder import read_folder
+from .guard import told
 from .manifest import read_manifest
 from .originals import ORIGINALS
 from .phantoms import phantoms
@@ -81,7 +82,8 @@ def load_cases(
         cases = phantoms(shape=shape, channels=channels or 1, seed=seed)
         cases = cases.take(thin(cases.labels, cases.splits, limit=limit, seed=seed))
     elif chosen in _READERS:
-        cases = _READERS[chosen](Path(path), name or Path(path).stem, how)
+        with told(Path(path)):
+            cases = _READERS[chosen](Path(path), name or Path(path).stem, how)
     else:
         raise unknown("kind of data", chosen, get_args(Kind))
     cases = without_copies(cases) if skip_bad else cases

@@ -1,0 +1,263 @@
+"""What a stranger may hand in: spoilt files are refused in one sentence; bombs, pipes and paths that lead elsewhere do no harm."""
+
+import gzip
+import io
+import os
+import pickle
+import resource
+import struct
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import Target, dicom, limited, survives, targets
+
+from feathide.data import guard, load_cases
+from feathide.data.files import read_image
+from feathide.errors import InputError
+from feathide.study.plan import load_plan
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+NAMES = ["plan.yaml", "cases.csv", "cases.npz", "a.dcm", "b.dcm", "a.nii", "b.nii.gz", "a.png", "a.jpeg", "a.tiff", "a.bmp", "a.gif", "a.webp", "stored.npz", "results.parquet", "gates.json", "document.json", ".feathide.json", "w.safetensors", "w.pt"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Target]]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    return folder, {target.name: target for target in targets(folder)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unspoilt_inputs_are_read(name: str, world: tuple[Path, dict[str, Target]]) -> None:
+    folder, known = world
+    assert sorted(known) == sorted(NAMES)
+    (folder / name).write_bytes(known[name].seed)
+    known[name].read(folder / name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spoilt_inputs_are_read_or_refused_in_a_sentence(name: str, world: tuple[Path, dict[str, Target]]) -> None:
+    folder, known = world
+
+    @given(st.integers(0, 2**32))
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def spoilt(seed: int) -> None:
+        survives(known[name], folder, seed)
+
+    spoilt()
+
+
+# --- bombs ---------------------------------------------------------------------------------------------------------
+
+
+def laughs(path: Path) -> None:
+    path.write_text(
+        "a: &a [x, x]\n"
+        + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
+    )
+
+
+def nested(path: Path) -> None:
+    path.write_text("data: " + "[" * 50_000)
+
+
+@pytest.mark.parametrize("make", [laughs, nested])
+def test_plans_that_grow_are_refused(make, tmp_path: Path) -> None:
+    make(tmp_path / "plan.yaml")
+    with limited(), pytest.raises(InputError, match=r"plan.yaml must be written out plainly"):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_plan_runs_no_code(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(f"data: !!python/object/apply:os.mkdir ['{tmp_path}/made']")
+    with pytest.raises(InputError, match=r"must be YAML, got could not determine a constructor"):
+        load_plan(tmp_path / "plan.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def huge_npz(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", header("(100000, 100000, 100000)") + b"123")
+
+
+def hollow_npz(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", header("(100000000000, 0, 8)"))
+
+
+def dense_npz(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("train_images.npy", "w") as file:
+        file.write(header(f"({300 * 2**20}, 1, 1)"))
+        for _ in range(300):
+            file.write(bytes(2**20))
+
+
+def pickled_npz(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        text = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + pickle.dumps([print]))
+
+
+def huge_nifti(path: Path, *, zeros: int = 0) -> None:
+    raw = bytearray(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)).to_bytes())
+    raw[42:48] = struct.pack("<3h", 32767, 32767, 32767)
+    with gzip.open(path, "wb", 9) as file:
+        file.write(bytes(raw))
+        for _ in range(zeros):
+            file.write(bytes(2**20))
+
+
+def huge_dicom(path: Path) -> None:
+    raw = dicom()
+    raw = raw.replace(
+        struct.pack("<HH2sHH", 0x28, 0x10, b"US", 2, 8), struct.pack("<HH2sHH", 0x28, 0x10, b"US", 2, 65535)
+    )
+    raw = raw.replace(
+        struct.pack("<HH2sHH", 0x28, 0x11, b"US", 2, 8), struct.pack("<HH2sHH", 0x28, 0x11, b"US", 2, 65535)
+    )
+    path.write_bytes(raw)
+
+
+def dense_dicom(path: Path) -> None:
+    head = Dataset()
+    head.file_meta = FileMetaDataset()
+    head.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    head.SOPClassUID, head.SOPInstanceUID = CTImageStorage, "1.2.3"
+    out = io.BytesIO()
+    head.save_as(out, enforce_file_format=True)
+    raw = out.getvalue()
+    start = 144 + struct.unpack("<I", raw[140:144])[0]
+    pack = zlib.compressobj(9, wbits=-15)
+    body = b"".join(pack.compress(bytes(2**20)) for _ in range(300)) + pack.flush()
+    path.write_bytes(raw[:start] + body)
+
+
+def huge_png(path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(2**20))) + chunk(b"IEND", b"")
+    )
+
+
+def postscript_png(path: Path) -> None:
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n")
+
+
+BOMBS = {
+    "huge.npz": huge_npz, "hollow.npz": hollow_npz, "dense.npz": dense_npz, "pickled.npz": pickled_npz, "huge.nii.gz": huge_nifti, "huge.dcm": huge_dicom,
+    "dense.dcm": dense_dicom, "huge.png": huge_png, "postscript.png": postscript_png,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_small_and_soon(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BOMBS[name](tmp_path / name)
+    monkeypatch.setattr(guard, "LARGEST", 2**27)
+    monkeypatch.setattr("feathide.data.dicom.LARGEST", 2**27)
+    monkeypatch.setattr(guard, "_memory", lambda: 2**28)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with limited(), pytest.raises(InputError, match=name):
+        load_cases(tmp_path / name) if name.endswith("npz") else read_image(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+    assert time.monotonic() - began < 15
+
+
+# --- what does not answer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.npz", "a.csv"])
+def test_a_reader_that_gets_no_answer_ends_with_the_name_of_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.2)
+    os.mkfifo(tmp_path / name)
+    with limited(), pytest.raises(InputError, match=rf"{name} must be read within 0.2 seconds, got no end of it"):
+        load_cases(tmp_path / name) if name[2:] in ("npz", "csv") else read_image(tmp_path / name)
+
+
+def test_a_pipe_in_a_folder_of_images_is_said_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr(guard, "PATIENCE", 0.3)
+    for k in range(24):
+        place = tmp_path / "ab"[k % 2]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{k}.png")
+    os.mkfifo(tmp_path / "a" / "noending")  # no image by its name: not even opened
+    os.mkfifo(tmp_path / "a" / "zz.png")
+    with limited(), pytest.raises(InputError, match=r"zz.png must be read within 0.3 seconds"):
+        load_cases(tmp_path)
+    with limited():
+        cases = load_cases(tmp_path, skip_bad=True)
+    assert len(cases) == 24 and "zz.png" in cases.skipped[0].path
+
+
+# --- names that lead elsewhere -------------------------------------------------------------------------------------
+
+WILD = [
+    "../../escaped",
+    "/tmp/absolute",
+    "a/../../b",
+    "x" * 300,
+    "naïve \u202e name",
+    "con:|?*<>",
+    "<script>alert(1)</script>",
+    "..",
+    "a\tb",
+    "-rf",
+]
+
+
+def test_ids_and_labels_never_lead_out_of_the_folder(tmp_path: Path) -> None:
+    """An audit and an export of cases whose ids, patients and classes are paths: nothing is written beside the output folders."""
+    from PIL import Image
+
+    from feathide.study.export import export_images
+    from feathide.study.run import audit
+
+    home = tmp_path / "home"
+    home.mkdir()
+    rows, rng = ["path,label,patient,split,id"], np.random.default_rng(0)
+    for k in range(90):
+        image = rng.integers(60, 120, (16, 16), dtype=np.uint8)
+        image[:, 8 * (k % 2) : 8 * (k % 2) + 8] += 60
+        Image.fromarray(image).save(home / f"{k}.png")
+        split = ("train", "train", "test", "test", "val")[k // 2 % 5]
+        name = WILD[k % len(WILD)].replace('"', "") + str(k // len(WILD))
+        rows.append(f'{k}.png,"{("../left", "/etc/right")[k % 2]}","../{name}",{split},"{name}"')
+    (home / "cases.csv").write_text("\n".join(rows))
+    plan = {
+        "data": str(home / "cases.csv"), "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 4, "augment": False}},
+        "eps": "16/255", "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": 2}, "detectors": ["msp"], "gates": "off",
+    }  # fmt: skip
+    before = set(tmp_path.rglob("*"))
+    audit(load_plan(plan), home / "out")
+    export_images(home / "out", home / "exported")
+    new = set(tmp_path.rglob("*")) - before
+    assert all(p.is_relative_to(home / "out") or p.is_relative_to(home / "exported") for p in new)
+    assert not Path("/tmp/escaped0").exists() and not Path("/tmp/absolute1").exists()
+    assert len(list((home / "exported").rglob("*.png"))) > 4
+    page = (home / "out" / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert yaml.safe_load((home / "out" / "plan.yaml").read_text())["seed"] == 0
