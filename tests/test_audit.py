@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -13,7 +14,7 @@ from feathide.cli import app
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of, scored
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
-from feathide.study.stages import cells, decode
+from feathide.study.stages import attack_rows, cells, decode
 from feathide.study.store import Store
 from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
 
@@ -150,6 +151,24 @@ def test_noise_is_noise(lab: Lab) -> None:
     clean, rows = lab.outputs("clean", "test")
     noisy = lab.at(f"noisy-{EPS:.6g}", "test", rows)
     assert (clean.last - noisy.last).abs().amax(1).min() > 0
+
+
+def test_an_attack_goes_on_in_halves_where_memory_does_not_suffice(lab: Lab) -> None:
+    tight, rows, cell = Lab(lab.plan, lab.store), lab.rows("test")[:6], cells(lab)[-1]
+
+    def allocate(_model: object, args: tuple[torch.Tensor]) -> None:
+        if len(args[0]) > 2:
+            raise MemoryError
+
+    tight.classifier.model.register_forward_pre_hook(allocate)
+    with pytest.warns(RuntimeWarning, match="memory does not suffice"):
+        halves = attack_rows(tight, cell, rows, weight=1.0)
+    whole = attack_rows(lab, cell, rows, weight=1.0)
+    assert halves.keys() == whole.keys()
+    for name, value in whole.items():
+        assert halves[name].shape == value.shape
+        assert np.array_equal(halves[name], value) or name in ("image", "trace", "linf")
+    np.testing.assert_allclose(halves["trace"], whole["trace"], rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_command_continues(lab: Lab) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from feathide.classifier import FeatureClassifier, channel_mean
 from feathide.errors import InputError
+from feathide.geometry import Linf
+from feathide.recipes import pgd
+from feathide.types import Goal
 from laws.worlds import SHAPES, TwoConv, images, network, world
 
 
@@ -324,3 +327,28 @@ def test_heads_that_do_not_fit(outputs: int, head: str | tuple[str, int], messag
 def test_images_that_are_refused(x: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         FeatureClassifier(conv_net()).check(x)
+
+
+def test_means_of_half_precision_do_not_overflow() -> None:
+    h = torch.full((2, 3, 64, 64), 60.0, dtype=torch.float16)  # their sum is 245,760, above the largest float16
+    assert channel_mean(h).dtype == torch.float32
+    torch.testing.assert_close(channel_mean(h), torch.full((2, 3), 60.0))
+    for dtype in (torch.float32, torch.float64):
+        assert channel_mean(torch.ones(1, 2, 3, 3, dtype=dtype)).dtype == dtype
+
+
+def test_bf16_changes_outputs_gradients_and_images_a_little_and_decisions_hardly() -> None:
+    net, x = conv_net(inplace=False).float(), images(24, (3, 16, 16), seed=4).float()
+    full, half = (FeatureClassifier(net, ["0", "3"], precision=p) for p in ("float32", "bf16"))  # type: ignore[arg-type]
+    one, two = full.extract(x), half.extract(x)
+    assert {v.dtype for v in (two.logits, *two.features.values())} == {torch.float32}
+    for a, b in ((one.logits, two.logits), *zip(one.features.values(), two.features.values(), strict=True)):
+        assert 0 < float((a - b).abs().max()) < 0.02 * float(a.abs().max())
+    goal = Goal(one.predicted, 1 - one.predicted.clamp_max(1))
+    threat = Linf(0.1)
+    found = [pgd(threat, steps=10)(c, x, goal, ids=[str(i) for i in range(24)]) for c in (full, half)]
+    again = full.extract(found[1].adversarial)
+    assert found[1].adversarial.dtype == torch.float32
+    assert abs(int((again.predicted == goal.target).sum()) - int(found[0].fooled.sum())) <= 1
+    away = (found[0].adversarial - found[1].adversarial).abs().flatten(1).mean(1)
+    assert 0 < float(away.mean()) < 0.05  # of 0.1: bf16 turns the sign of small gradients

@@ -1,0 +1,63 @@
+"""Where memory does not suffice, a batch is halved: the results are the same, and it is said."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feathide.classifier import FeatureClassifier
+from feathide.errors import InputError
+from feathide.memory import in_halves
+
+
+class Tight(nn.Module):
+    """A network for which more than ``most`` images are too many."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error, self.seen = most, error, []  # type: ignore[var-annotated]
+        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise self.error
+        self.seen.append(len(x))
+        return self.head(self.conv(x).flatten(2).mean(2))
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 800000000000 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_extraction_goes_on_in_halves_and_says_so(error: Exception) -> None:
+    net = Tight(3, error).eval()
+    classifier, x = FeatureClassifier(net, ["conv"]), torch.rand(9, 1, 5, 5)
+    with pytest.warns(RuntimeWarning, match="memory does not suffice") as said:
+        out = classifier.extract(x, batch_size=9)
+    assert [str(w.message).partition(" for ")[2] for w in said] == [
+        "9 images at once: going on with 4",
+        "4 images at once: going on with 2",
+        "5 images at once: going on with 2",
+    ]
+    assert net.seen[-4:] == [2, 2, 2, 3]
+    net.most = 9
+    torch.testing.assert_close(out.logits, classifier.extract(x).logits)
+    torch.testing.assert_close(out.features["conv"], classifier.extract(x).features["conv"])
+
+
+def test_other_errors_pass_and_one_image_too_many_is_a_sentence() -> None:
+    x = torch.rand(4, 1, 5, 5)
+    with pytest.raises(RuntimeError, match="shapes"):
+        FeatureClassifier(Tight(3, RuntimeError("shapes differ")).eval(), ()).extract(x)
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(InputError, match="memory does not suffice for one image; use smaller images"),
+    ):
+        in_halves(
+            lambda rows: FeatureClassifier(Tight(0, MemoryError()).eval(), ["conv"])(x[rows]), np.arange(4), join=list
+        )
