@@ -1,5 +1,6 @@
 """DICOM and NIfTI from end to end: files in, an audit, adversarial files out, which outsiders can read."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,15 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from typer.testing import CliRunner
 
+from feathide.classifier import FeatureClassifier
 from feathide.cli import app
-from feathide.data import read_back
+from feathide.data import cases_of_arrays, read_back
 from feathide.data.archive import Codec
 from feathide.errors import InputError
+from feathide.geometry import Grid, Linf
+from feathide.mixture import MixtureBank
+from feathide.objectives import HFC
+from feathide.recipes import bim
 from feathide.study import survival
 from feathide.study.export import export_images
 from feathide.study.lab import Lab, lab_of
@@ -30,7 +36,7 @@ from feathide.study.stages import cells
 from feathide.study.store import Store
 from feathide.study.table import found_in
 from feathide.train import train_classifier
-from feathide.types import Outputs
+from feathide.types import Goal, Outputs
 from test_audit import patches
 
 SPLIT = ["train"] * 20 + ["val"] * 4 + ["test"] * 20
@@ -284,7 +290,13 @@ def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **{f"{s}_{k}": v[np.array(SPLIT) == s] for s in ("train", "val", "test")
                                    for k, v in (("images", images), ("labels", labels))})  # fmt: skip
     network = {"arch": "tiny", "layers": "conv", "train": TRAIN}
-    plan = {"data": str(tmp_path / "a.npz"), "network": network, "eps": 20 / 255, **FAST, "archive": ["jpeg 95", "jpeg 5", "jpeg2000 10"]}
+    plan = {
+        "data": str(tmp_path / "a.npz"),
+        "network": network,
+        "eps": 20 / 255,
+        **FAST,
+        "archive": ["jpeg 95", "jpeg 5", "jpeg2000 10"],
+    }
     lab = run(plan, tmp_path / "run")
     table = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
     value = table.set_index(["attack", "objective", "detector", "metric"]).value
@@ -328,4 +340,53 @@ def test_archives_hold_only_what_they_can(dicom: Lab, tmp_path: Path) -> None:
             audit(plan, tmp_path / "run")
     levels = np.arange(2 * 3 * 16 * 16, dtype=np.uint16).reshape(2, 1, 3, 16, 16)
     back = Codec.parse("jpeg2000 2")(levels)
-    assert back.shape == levels.shape and back.dtype == levels.dtype and 0 < np.abs(back.astype(int) - levels).max() < 50
+    assert (
+        back.shape == levels.shape and back.dtype == levels.dtype and 0 < np.abs(back.astype(int) - levels).max() < 50
+    )
+
+
+def thirds(n: int, shape: tuple[int, int, int], *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Volumes (n, *shape) of three classes: which third along the last axis is bright."""
+    labels, width = np.arange(n) % 3, shape[-1] // 3
+    x = np.random.default_rng(seed).normal(100, 20, (n, *shape))
+    for volume, label in zip(x, labels, strict=True):
+        volume[..., width * label : width * (label + 1)] += 70
+    return x.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("arch", ["resnet10_3d", "resnet18_3d", "resnet50_3d", "densenet121_3d"])
+def test_networks_of_volumes_are_trained_and_attacked(arch: str) -> None:
+    volumes, labels = thirds(6, (16, 16, 18), seed=0)
+    cases = cases_of_arrays(volumes[:, None], labels, splits=["train"] * 3 + ["val"] * 3)
+    result = train_classifier(cases, arch, stem="small", epochs=1, batch_size=3, augment=False)
+    classifier = FeatureClassifier(result.model, "stages", mean=result.mean, std=result.std)
+    x = torch.from_numpy(cases.images([0, 1]))
+    out = classifier.extract(torch.from_numpy(cases.images(range(6))))
+    assert out.logits.shape == (6, 3) and len(out.features) >= 4
+    assert all(f.ndim == 2 and len(f) == 6 and f.std() > 0 for f in out.features.values())
+    bank = MixtureBank.fit(out, torch.from_numpy(labels), covariance="diag")
+    source = out.predicted[:2]
+    goal = Goal(source, (source + 1) % 3)
+    attack = bim(Linf(16 / 255), steps=3, step_size=0.3)
+    plain = attack(classifier, x, goal, ids=["a", "b"], grid=Grid(1 / 255))
+    change = (plain.adversarial - x).flatten(1).abs().amax(1)
+    assert ((change > 0.5 / 255) & (change < 16.5 / 255)).all() and (plain.trace.amin(0) < plain.trace[0]).all()
+    hidden = replace(attack, objective=attack.objective + 0.1 * HFC(bank))
+    assert bool(hidden(classifier, x, goal, ids=["a", "b"], grid=Grid(1 / 255)).hide.isfinite().all())
+
+
+def test_volumes_of_three_classes_from_end_to_end(tmp_path: Path) -> None:
+    parts = {s: thirds(n, (9, 10, 12), seed=k) for k, (s, n) in enumerate((("train", 24), ("val", 6), ("test", 36)))}
+    np.savez(
+        tmp_path / "a.npz",
+        **{f"{s}_{k}": v for s, part in parts.items() for k, v in zip(("images", "labels"), part, strict=True)},
+    )
+    network = {"arch": "tiny3d", "layers": "conv", "train": TRAIN | {"stem": "small"}}
+    plan = {"data": str(tmp_path / "a.npz"), "network": network, "eps": 40 / 255, **FAST, "archive": ["jpeg 90"]}
+    lab = run(plan, tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    assert table.value[table.metric == "accuracy"].item() > 0.8
+    found = found_in(lab, cells(lab)[1])
+    assert set(found.label) == set(found.target) == {0, 1, 2} and found.fooled.any()
+    exported = export_images(lab.store.folder, tmp_path / "e", attack="pgd", objective="hfc")
+    assert (exported.prediction == exported.file_prediction).all() and exported.file.str.endswith(".nii.gz").all()
