@@ -93,7 +93,8 @@ def audit(
         typer.Option(help="Exit with 4 if this holds for any attack and guard: 'slips_through_fpr10 > 0.05'."),
     ] = None,
     track: Annotated[
-        str | None, typer.Option(help="Also put the numbers and the report into tensorboard or mlflow (extras of these names).")
+        str | None,
+        typer.Option(help="Also put the numbers and the report into tensorboard or mlflow (extras of these names)."),
     ] = None,
     reuse: Annotated[
         bool,
@@ -188,7 +189,9 @@ def train(
     box: Annotated[
         tuple[float, float] | None, typer.Option(help="Legal values in the images' own units: -1024 3071.")
     ] = None,
-    window: Annotated[tuple[float, float] | None, typer.Option(help="The part of the box that the network sees.")] = None,
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="The part of the box that the network sees.")
+    ] = None,
     skip_bad: SkipBad = False,
     seed: int = 0,
 ) -> None:
@@ -213,15 +216,28 @@ def train(
         typer.echo(str(out))
 
 
-@app.command(epilog="Example: `feathide datasets chest.npz`")
+@app.command(epilog="Examples: `feathide datasets chest.npz`, `feathide datasets --fetch pneumoniamnist --size 64`")
 def datasets(
-    path: Annotated[str, typer.Argument(help="Data to look at, as for --data.")], *, skip_bad: SkipBad = False
+    path: Annotated[str | None, typer.Argument(help="Data to look at, as for --data.")] = None,
+    *,
+    kind: Annotated[str, typer.Option(help="What it is, such as kermany; docs/datasets.md lists the kinds.")] = "auto",
+    size: Annotated[int | None, typer.Option(help="Resize to this; with --fetch the size to fetch (28).")] = None,
+    fetch: Annotated[str | None, typer.Option(help="Download this set of MedMNIST (extra medmnist).")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is fetched.")] = Path("images"),
+    skip_bad: SkipBad = False,
 ) -> None:
-    """Say what is in a data set: images, classes, splits, patients, range."""
+    """Say what is in a data set: images, classes, splits, patients, range; or fetch one of MedMNIST."""
     with said():
         from feathide.data import load_cases
+        from feathide.data.originals import fetch_medmnist
+        from feathide.errors import expected
 
-        cases = load_cases(path, skip_bad=skip_bad)
+        if fetch is not None:
+            typer.echo(str(fetch_medmnist(fetch, size or 28, out)))
+            return
+        if path is None:
+            raise expected("datasets needs a path, or --fetch and a name", got="neither", do="say which data")
+        cases = load_cases(path, kind=kind, size=size, skip_bad=skip_bad)  # type: ignore[arg-type]
         _tell_skipped(cases)
         typer.echo(
             f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"

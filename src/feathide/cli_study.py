@@ -16,7 +16,7 @@ def study(
     ] = "paper",
     *,
     scale: Annotated[str, typer.Option(help="small: an hour on two cores; full: a day on a GPU.")] = "small",
-    data: Annotated[Path, typer.Option(help="The folder that holds the images; docs/study.md says which.")] = Path(
+    data: Annotated[Path, typer.Option(help="The folder that holds the images; docs/datasets.md says which.")] = Path(
         "data"
     ),
     out: Annotated[

@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from feathide.cli import app
 from feathide.data import Cases, load_cases
 from feathide.data.load import Kind
 from feathide.data.originals import BLEEDINGS, ORIGINALS, fetch_medmnist
@@ -204,3 +206,15 @@ def test_medmnist_is_fetched_by_its_own_package(tmp_path: Path, monkeypatch: pyt
         fetch_medmnist("pneumoniamnist", 65, tmp_path)
     with refuses("pneumoniamnist_64.npz", "no network; download it"):
         fetch_medmnist("pneumoniamnist", 64, tmp_path)
+
+
+def test_the_verb_shows_a_set_and_fetches_one(kermany: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    for words, code, says in (
+        ([str(kermany), "--kind", "kermany", "--size", "8"], 0, "download: 41 images, 1 x 8 x 8"),
+        (["--fetch", "pneumoniamnist", "--size", "64", "--out", str(tmp_path)], 2, "pneumoniamnist_64.npz"),
+        (["--fetch", "pneumonia"], 2, "pneumoniamnist"),
+        ([], 2, "--fetch"),
+    ):
+        result = CliRunner().invoke(app, ["datasets", *words], catch_exceptions=False)
+        assert result.exit_code == code and says in result.output
