@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,3 +90,14 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_the_reference_has_every_public_name() -> None:
     named = re.findall(r"^::: [\w.]+\.(\w+)$", PAGES["api.md"].read_text(), re.MULTILINE)
     assert sorted(named) == sorted(feathide.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("mkdocs") and find_spec("material") and find_spec("mkdocstrings")), reason="needs feathide[docs]"
+)
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "slips through" in (tmp_path / "site" / "report" / "index.html").read_text(encoding="utf-8").lower()

@@ -84,13 +84,14 @@ def search(curves: Curves) -> Iterable[Figure]:
     if "mixture" in curves:
         yield _mixture(curves["mixture"])
     if "lambda" in curves:
+        shown = curves["lambda"][curves["lambda"]["weight"] > 0]  # the axis is logarithmic
         yield Figure(
             id="lambda",
             title="Hiding against fooling",
             caption="What the weight of the hiding term buys and costs; tuned on the fit part only. Bars are 95 % intervals.",
-            panels=[Panel("", _lines(curves["lambda"], "weight", "metric"))],
+            panels=[Panel("", _lines(shown, "weight", "metric"))],
             data=curves["lambda"],
-            x={"title": "weight of the hiding term", **ticks(curves["lambda"]["weight"])},
+            x={"title": "weight of the hiding term", **ticks(shown["weight"])},
             y={**SHARE, "title": "share"},
             height=320,
         )
