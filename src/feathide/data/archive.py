@@ -32,8 +32,8 @@ class Codec:
 
     @property
     def name(self) -> str:
-        """``jpeg90``, ``jpeg2000-10``"""
-        return f"jpeg{self.value}" if self.kind == "jpeg" else f"jpeg2000-{self.value}"
+        """``jpeg90``, ``jpeg2000x10``"""
+        return f"jpeg{self.value}" if self.kind == "jpeg" else f"jpeg2000x{self.value}"
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
         """The whole numbers (N, C, *S), uint8 or uint16, as they come back; volumes are compressed slice by slice along their first axis."""

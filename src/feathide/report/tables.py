@@ -46,6 +46,8 @@ UNITS = {
     "gradients_per_image": "Gradients per image",
     "forwards_per_image": "Forward passes per image",
     "linf_max": "Largest change",
+    "lost_on_disk": "Lost on reading back",
+    "lost_if_rounded_afterwards": "Lost if rounded afterwards",
 }
 
 

@@ -27,6 +27,7 @@ METRICS = (
     *("lost_on_disk", "lost_if_rounded_afterwards"),
     *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
 )  # fmt: skip
+ARCHIVED = re.compile(r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+")  # of the plan's archives
 SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 
@@ -58,7 +59,7 @@ class Condition:
         if found is None or not math.isfinite(number):
             do = 'write it as "slips_through_fpr10 > 0.05"'
             raise expected("a condition must be a metric, one of < <= > >=, and a number", got=repr(text), do=do)
-        if found[1] not in METRICS:
+        if found[1] not in METRICS and not ARCHIVED.fullmatch(found[1]):
             raise unknown("metric", found[1], METRICS)
         return cls(found[1], found[2], number)
 
