@@ -127,9 +127,9 @@ def read_about(path: str | Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get(NOTE)
-    except (OSError, safetensors.SafetensorError) as error:
+        return dict(json.loads(note)) if note else {}
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise expected("weights must be a safetensors file", got=path, do="correct the path") from error
-    return dict(json.loads(note)) if note else {}
 
 
 def some(names: Sequence[str], at_most: int = 4) -> str:

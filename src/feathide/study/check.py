@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from feathide.classifier import FeatureClassifier
+from feathide.memory import activations
 from feathide.recipes import pgd
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.probes import CASES
+from feathide.study.room import check_room
 from feathide.study.run import checked
 from feathide.study.stages import TUNE_CASES, attack_of, cells
 
@@ -54,6 +54,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
+        f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
     )
     return Forecast(says, stages, mebibytes)
@@ -85,18 +86,8 @@ def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float
     attack(classifier, x, goal, **lab.terms(rows, x))
     started = time.perf_counter()
     attack(classifier, x, goal, **lab.terms(rows, x))
-    seconds = (time.perf_counter() - started) / 3.6 / len(rows)  # a clean pass and a last pass stand beside three steps
-    held = [0]
-
-    def count(_module: torch.nn.Module, _args: object, output: object) -> None:
-        held[0] += output.numel() * 4 if isinstance(output, torch.Tensor) else 0
-
-    handles = [m.register_forward_hook(count) for m in classifier.model.modules() if not list(m.children())]
-    with torch.no_grad():
-        classifier(x[:1])
-    for handle in handles:
-        handle.remove()
-    return seconds, held[0] * lab.plan.batch_size * 1.5
+    seconds = (time.perf_counter() - started) / 3.3 / len(rows)  # a last forward pass stands beside three steps
+    return seconds, activations(classifier.model, classifier.prepared(x[:1])) * lab.plan.batch_size
 
 
 def _stages(lab: Lab, order: Sequence[Task], step: float) -> dict[str, float]:

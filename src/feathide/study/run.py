@@ -27,6 +27,7 @@ from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.ray_engine import run_on_ray
 from feathide.study.remote import near
+from feathide.study.room import check_room
 from feathide.study.store import Store, digest, open_folder, write_whole
 from feathide.study.survival import check_archives
 from feathide.study.table import comparisons_of, table_of
@@ -58,7 +59,14 @@ def checked(plan: Plan, out: Path) -> Lab:
     else:
         lab.check_classifier()
         check_fitness(lab)
-    return lab
+    return lab if plan.batch_size else lab_of(_with_batch(lab).model_dump_json(), lab.store)
+
+
+def _with_batch(lab: Lab) -> Plan:
+    """The plan with the batch size that suits its images and network."""
+    model = lab.empty_network().eval().to(lab.device) if lab.trains else lab.classifier.model
+    x = FeatureClassifier(model, (), box=lab.cases.box).prepared(lab.images(lab.rows("train")[:1]))
+    return lab.plan.model_copy(update={"batch_size": batch_for(activations(model, x))})
 
 
 def audit(
@@ -84,9 +92,10 @@ def audit(
     """
     conditions = [Condition.parse(text) for text in fail_if]
     lab = checked(plan, near(out))
-    open_folder(out, digest([plan, lab.cases.digest]), reuse=reuse)
-    write_plan(lab)
     order = audit_tasks(lab)
+    check_room(lab, order)
+    open_folder(out, digest([lab.plan, lab.cases.digest]), reuse=reuse)
+    write_plan(lab)
     if engine == "ray":
         run_on_ray(order, lab.store, address=address, progress=progress)
     else:

@@ -1,0 +1,45 @@
+"""The room that an audit needs on the disk, known before it begins."""
+
+import shutil
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
+
+from feathide.classifier import FeatureClassifier
+from feathide.errors import expected
+from feathide.study.engine import Task
+from feathide.study.lab import Lab
+from feathide.study.stages import encode
+
+__all__ = ["bytes_ahead", "check_room"]
+
+DOCUMENTS = 16 * 2**20  # bytes of report and tables
+
+
+def bytes_ahead(lab: Lab, tasks: Sequence[Task]) -> int:
+    """About how many bytes the tasks that are not done will store: weights, and for each batch its images as files hold them or its features."""
+    trained = lab.trains and not lab.store.done(lab.classifier_key)
+    model: nn.Module = lab.empty_network().eval().to(lab.device) if trained else lab.classifier.model
+    x = lab.images(lab.rows("train")[:1])
+    out = FeatureClassifier(model, lab.plan.network.layers, box=lab.cases.box).extract(x)
+    draws = 1 + lab.plan.dropout_samples * lab.needs("dropout")
+    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
+    image = prod(x.shape) * encode(x, lab.grid, lab.cases.box).itemsize
+    features = 4 * (sum(f.shape[1] for f in out.features.values()) + out.logits.shape[1] * draws)
+    size = {"train": weights, "adversarial": image * lab.plan.batch_size, "outputs": features * lab.plan.batch_size}
+    kinds = [t.key.partition("/")[0].replace("classifier", "train") for t in tasks if not lab.store.done(t.key)]
+    return sum(size.get(kind, 0) for kind in kinds) + DOCUMENTS
+
+
+def check_room(lab: Lab, tasks: Sequence[Task]) -> int:
+    """``bytes_ahead``. Raises ``InputError`` if the disk has less."""
+    folder = lab.store.folder.absolute()
+    place = next(p for p in (folder, *folder.parents) if p.is_dir())
+    need, free = bytes_ahead(lab, tasks), shutil.disk_usage(place).free
+    if free < need:
+        do = "make room, choose another output folder, or attack fewer images (split.most)"
+        raise expected(
+            f"the disk of {folder} must have about {need / 2**20:.0f} MiB free", got=f"{free / 2**20:.0f} MiB", do=do
+        )
+    return need
