@@ -69,7 +69,7 @@ def tasks(lab: Lab) -> list[Task]:
         found.append(
             Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200)
         )
-    network = (lab.classifier_key,) if lab.trains else ()
+    network: tuple[str, ...] = (lab.classifier_key,) if lab.trains else ()
     if lab.needs("witness"):
         found.append(
             Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300)
