@@ -1,6 +1,7 @@
 """What the engine itself costs, and what that means for 1,000 GPUs and 10 million images.
 
     python benchmarks/scale.py [--ray]
+    python benchmarks/scale.py --workers     # whole audits: seconds and memory against images, and the speed-up of two processes
 
 Measures tasks that do nothing (in one process and on Ray), the look at finished files, the speed-up of two processes and the growth of
 memory; then runs the real scheduler (``Frontier``) on the graph of an audit of 10 million images in simulated time on 1,000 workers,
@@ -14,6 +15,7 @@ import resource
 import tempfile
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,44 @@ def growth(folder):
     return peaks[1] - peaks[0]
 
 
+def audit_plan(limit):
+    """A whole audit of phantoms whose work is the attack on ``limit`` held-out images, in batches of 8."""
+    return {
+        "data": {"path": "phantoms", "limit": limit}, "network": {"arch": "resnet18", "layers": "stages", "train": {"epochs": 1, "augment": False}},
+        "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": 10}, "detectors": ["msp", "maha"], "eps": "4/255", "batch_size": 8, "gates": "off",
+    }  # fmt: skip
+
+
+def measured(limit, workers, pipe, folder):
+    """Send (images attacked, seconds, peak MiB) of one whole audit; its classifier is trained before the clock starts."""
+    from feathide.study.lab import lab_of
+    from feathide.study.plan import load_plan
+    from feathide.study.run import audit
+    from feathide.study.stages import tasks
+
+    torch.set_num_threads(1)
+    plan = load_plan(audit_plan(limit))
+    lab = lab_of(plan.model_dump_json(), Store(folder))
+    run([t for t in tasks(lab) if t.key == lab.classifier_key], lab.store)
+    began = time.perf_counter()
+    audit(plan, folder, workers=workers, reuse=True)
+    seconds = time.perf_counter() - began
+    images = len(lab.rows("fit")) + len(lab.rows("test"))
+    pipe.send((images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def whole_audits(folder):
+    """Rows of a table: a process of its own for each audit, so that peaks of memory are its own."""
+    for limit, workers in ((60, 1), (120, 1), (240, 1), (240, 2)):
+        ours, theirs = get_context("spawn").Pipe()
+        child = get_context("spawn").Process(
+            target=measured, args=(limit, workers, theirs, folder / f"{limit}-{workers}")
+        )
+        child.start()
+        yield workers, *ours.recv()
+        child.join()
+
+
 def audit_graph(images):
     """The graph of an audit: extract clean and noisy batches, fit, attack each batch in each cell, extract, score."""
     batches, tasks = -(-images // BATCH), []
@@ -121,8 +161,21 @@ def simulate(order, seconds, dispatch, overhead):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--ray", action="store_true", help="measure Ray too")
-    use_ray = arguments.parse_args().ray
+    arguments.add_argument(
+        "--workers", action="store_true", help="measure whole audits on one and two processes instead"
+    )
+    given = arguments.parse_args()
+    use_ray = given.ray
     torch.set_num_threads(1)
+    if given.workers:
+        print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+        print("| processes | images attacked | s | ms an image | peak MiB |\n|---|---|---|---|---|")
+        with tempfile.TemporaryDirectory() as name:
+            for workers, images, seconds, peak in whole_audits(Path(name)):
+                print(
+                    f"| {workers} | {images} | {seconds:.1f} | {1000 * seconds / images:.0f} | {peak:.0f} |", flush=True
+                )
+        return
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     print("| what, a task | ms | ms of CPU time |\n|---|---|---|")
     costs = {}
