@@ -497,7 +497,7 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # a programme asks several plans in turn
 def _cases(data: DataPlan, seed: int) -> Cases:
     """The cases of a plan; plans that differ in other things share them."""
     return load_cases(**data.model_dump(), seed=seed)
