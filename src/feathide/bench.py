@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,12 +84,16 @@ def _kinds() -> dict[str, Callable[[], float]]:
         return measure
 
     linf = Linf(4 / 255)
+
+    def hiding(hide: Objective, steps: int) -> Attack:
+        return pgd(linf, steps=steps, hide=hide)
+
     return {
         "bare": bare,
         "a plain PGD step": step(lambda k: pgd(linf, steps=k)),
         "a plain PGD step in L2": step(lambda k: pgd(L2(1.0), steps=k)),
         "a plain APGD step": step(lambda k: apgd_ce(linf, steps=k)),
-        **{f"an HFC step, {n}": step(lambda k, h=h: pgd(linf, steps=k, hide=h)) for n, h in hidden.items()},
+        **{f"an HFC step, {name}": step(partial(hiding, hide)) for name, hide in hidden.items()},
         "a step against MAHA": step(lambda k: pgd(linf, steps=k, hide=Evade((maha,)))),
     }
 

@@ -41,9 +41,10 @@ def track(found: Audit, to: str) -> None:
 def _numbers(found: Audit) -> Iterator[tuple[str, float, int]]:
     """Name, value and number of the budget of each number that there is."""
     budgets = sorted(e for e in found.table.eps.dropna().unique() if e > 0)
-    for row in found.table[found.table.value.notna()].itertuples():
-        parts = (str(row.metric), f"{row.attack}+{row.objective}" if row.attack else "", str(row.detector))
-        yield "/".join(p for p in parts if p), float(row.value), budgets.index(row.eps) if row.eps in budgets else 0
+    for row in found.table[found.table.value.notna()].to_dict("records"):
+        parts = (row["metric"], f"{row['attack']}+{row['objective']}" if row["attack"] else "", row["detector"])
+        step = budgets.index(row["eps"]) if row["eps"] in budgets else 0
+        yield "/".join(p for p in parts if p), float(row["value"]), step
 
 
 def _tensorboard(module: ModuleType, found: Audit) -> None:
