@@ -1,5 +1,7 @@
 """Where memory does not suffice, a batch is halved: the results are the same, and it is said."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 
 from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
-from feathide.memory import in_halves
+from feathide.memory import BUDGET, activations, batch_for, in_halves
+from feathide.study.plan import load_plan
+from feathide.study.run import audit
 
 
 class Tight(nn.Module):
@@ -61,3 +65,23 @@ def test_other_errors_pass_and_one_image_too_many_is_a_sentence() -> None:
         in_halves(
             lambda rows: FeatureClassifier(Tight(0, MemoryError()).eval(), ["conv"])(x[rows]), np.arange(4), join=list
         )
+
+
+def test_the_batch_is_what_fits_by_image_size_and_network() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64, 2))
+    held = 4 * (8 * 64 + 8 * 64 + 2)  # the outputs of the three layers, in float32
+    assert activations(net, torch.rand(1, 1, 8, 8)) == 1.5 * held
+    assert [batch_for(BUDGET / n) for n in (0.5, 1, 3, 32, 33, 1000)] == [1, 1, 2, 32, 32, 128]
+
+
+def test_auto_stands_as_a_number_in_the_stored_plan_and_goes_on_from_there(tmp_path: Path) -> None:
+    fields = {
+        "data": {"path": "phantoms", "limit": 60, "size": 16}, "network": {"arch": "tiny", "train": {"epochs": 1}},
+        "attacks": ["fgsm"], "objectives": ["plain"], "detectors": ["msp"], "train_attack": "fgsm", "gates": "off",
+    }  # fmt: skip
+    found = audit(load_plan(fields, batch_size="auto"), tmp_path)
+    stored = load_plan(tmp_path / "plan.yaml")
+    assert stored.batch_size == 128
+    before = (tmp_path / "results.csv").read_bytes()
+    again = audit(stored, tmp_path)
+    assert (again.folder / "results.csv").read_bytes() == before and found.folder == again.folder

@@ -1,20 +1,49 @@
-"""Memory: what is too much at once is done in halves."""
+"""Memory: how many images at once, and what to do where they are too many."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feathide.errors import InputError
 
-__all__ = ["in_halves"]
+__all__ = ["BUDGET", "activations", "batch_for", "in_halves"]
 
 T = TypeVar("T")
 R = TypeVar("R", Tensor, np.ndarray)
 SIGNS = ("out of memory", "not enough memory", "can't allocate memory")
+BUDGET = 2**31  # bytes that the activations of a batch may take
+MOST = 128
+
+
+def activations(model: nn.Module, x: Tensor) -> float:
+    """Bytes that a step keeps for one image: the outputs of all layers, and half as much again for gradients on their way; measured on ``x`` (1, C, *S)."""
+    held = [0]
+
+    def count(_module: nn.Module, _args: object, output: object) -> None:
+        held[0] += output.numel() * output.element_size() if isinstance(output, Tensor) else 0
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 1.5 * held[0]
+
+
+def batch_for(image: float) -> int:
+    """The largest power of two of images of ``image`` bytes that fit in ``BUDGET``, at most ``MOST``.
+
+    It is the same on every machine, since stored results are kept by batch: a run can go on elsewhere, and parts of it can run on different machines.
+    One with less memory halves the batches that are too much for it.
+    """
+    return int(min(MOST, 2 ** math.floor(math.log2(max(BUDGET / max(image, 1.0), 1)))))
 
 
 def in_halves(work: Callable[[R], T], whole: R, *, join: Callable[[list[T]], T]) -> T:

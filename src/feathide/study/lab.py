@@ -197,6 +197,7 @@ class Lab:
         n = self.plan.network
         region = None if self.region is None else self.region.digest
         own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
+        own += [] if n.precision == "float32" else [n.precision]
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -271,6 +272,7 @@ class Lab:
             window=self.window,
             head=head,
             seed=self.plan.seed,
+            precision=self.plan.network.precision,
         )
 
     def check_classifier(self) -> list[str]:

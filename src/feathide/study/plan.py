@@ -114,6 +114,7 @@ class NetworkPlan(Part):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
     train: TrainPlan = TrainPlan()
     seed: int | None = None
     seeds: tuple[int, ...] = ()
@@ -265,6 +266,7 @@ class Plan(Part):
     ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``);
     ``organ``: the same, for where ``feathide ood`` puts lesions.
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
+    ``batch_size``: images at once; "auto" is what fits in 2 GiB, by image size and network, the same on every machine; the stored plan holds the number.
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
@@ -284,7 +286,7 @@ class Plan(Part):
     held_out: bool = False
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2)
-    batch_size: int = Field(32, ge=1)
+    batch_size: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v)] = Field(32, ge=0)
     gates: Literal["quick", "off"] = "quick"
     seed: int = 0
 

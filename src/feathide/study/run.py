@@ -15,6 +15,7 @@ import yaml
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import format_eps
 from feathide.errors import InputError
+from feathide.memory import activations, batch_for
 from feathide.report import Verdict, card, render, verdict
 from feathide.study.conditions import Condition, Judged, write_junit
 from feathide.study.engine import Progress
