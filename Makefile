@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench survive fuzz install clean
+.PHONY: demo test lint docs bench study survive fuzz install clean
 
 demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
@@ -23,6 +23,9 @@ bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick
 	$(BIN)/python benchmarks/mixture.py --quick
 	$(BIN)/python benchmarks/detectors.py
+
+study: .venv/installed  # the paper's experiments: make study DATA=images SCALE=small
+	$(BIN)/feathide study paper --scale $(or $(SCALE),small) --data $(or $(DATA),data) --out runs/study-$(or $(SCALE),small) --workers $(or $(WORKERS),2)
 
 survive: .venv/installed
 	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_endurance.py
