@@ -27,6 +27,7 @@ from feathide.mixture import MixtureBank
 from feathide.objectives import HFC
 from feathide.recipes import bim
 from feathide.study import survival
+from feathide.study.conditions import Condition
 from feathide.study.export import export_images
 from feathide.study.lab import Lab, lab_of
 from feathide.study.mask import load_region
@@ -307,7 +308,8 @@ def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
         strong, weak, clean = (value["pgd", "plain", guard, f"{name}{end}"] for end in ("_jpeg95", "_jpeg5", ""))
         assert weak <= strong <= clean + 0.3
     assert value["", "", "", "accuracy_jpeg95"] == pytest.approx(value["", "", "", "accuracy"], abs=0.2)
-    assert ("", "", "maha", "false_alarms_fpr10_jpeg2000-10") in value.index
+    assert ("", "", "maha", "false_alarms_fpr10_jpeg2000x10") in value.index
+    assert not Condition.parse("success_jpeg95 > 1").judge(table).holds
     cell = cells(lab)[2]
     stored = lab.store.load(lab.images_key(lab.condition(cell), "test", 0))
     key = lab.outputs_key(f"{lab.condition(cell)}-jpeg5", "test", 0)
@@ -326,6 +328,7 @@ def test_rounding_afterwards_is_judged_before_and_after(dicom: Lab, monkeypatch:
         torch.nn.functional.one_hot((x % 1 != 0).flatten(1).any(1).long(), 2).float(), {}
     )
     monkeypatch.setattr(survival, "lab_of", lambda *_: lab)
+    monkeypatch.setattr(survival, "observe", lambda classifier, x: classifier(x))
     monkeypatch.setattr(survival, "attack_of", lambda *_: lambda c, x, goal, **_: SimpleNamespace(adversarial=x + 0.3))
     got = survival._round("", cells(lab)[1], lab.store)
     target = lab.goal(got["rows"]).target.numpy()
