@@ -24,7 +24,7 @@ def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust:
 
     - ``.ts``, ``.pt``, ``.pth``: TorchScript. It holds code, so that it is loaded with ``trust`` only; its layers cannot be watched: ``layers`` must be ().
     - ``.pt2``: a program of ``torch.export``, exported in evaluation mode and, to take batches, with a dynamic first axis. Needs ``trust`` as well.
-    - ``.onnx``: read by onnx2torch; no code, no ``trust``.
+    - ``.onnx``: read by onnx2torch and compared, on one random image, with ONNX's own evaluator; no code, no ``trust``.
     - a folder: a MONAI bundle, ``network_def`` of ``configs/inference.json`` or ``.yaml`` with the weights in ``models/model.pt`` or ``.safetensors`` (read
       without running code), or else ``models/model.ts``. Its configuration may hold Python expressions: needs ``trust``.
 
@@ -77,12 +77,29 @@ def _export(path: Path) -> nn.Module:
 
 def _onnx(path: Path) -> nn.Module:
     try:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
         from onnx2torch import convert
     except ImportError as error:
         raise expected(
             "onnx2torch must be installed to read ONNX", got=str(error), do="pip install onnx2torch"
         ) from None
-    return convert(path)
+    program = onnx.load(path)
+    model = convert(program).eval()
+    given = {i.name for i in program.graph.initializer}
+    image = next(i for i in program.graph.input if i.name not in given)
+    shape = [d.dim_value or (1 if axis == 0 else 32) for axis, d in enumerate(image.type.tensor_type.shape.dim)]
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    wanted = torch.as_tensor(ReferenceEvaluator(program).run(None, {image.name: x.numpy()})[0])
+    with torch.no_grad():
+        apart = float((model(x) - wanted).abs().max())
+    if apart > 1e-3 * (1 + float(wanted.abs().max())):  # some graphs are converted wrongly without an error
+        raise expected(
+            f"{path} must compute the same in torch as by ONNX's own definition",
+            got=f"a difference of {apart:.3g}",
+            do=HINTS[".onnx"],
+        )
+    return model
 
 
 def _bundle(folder: Path) -> nn.Module:
@@ -117,5 +134,5 @@ HINTS = {
     ".pt": "a state dict belongs under network.weights; TorchScript is written by torch.jit.save",
     ".pth": "a state dict belongs under network.weights; TorchScript is written by torch.jit.save",
     ".pt2": "export it again with this version of torch",
-    ".onnx": "export it again with opset_version=17",
+    ".onnx": "export it again with torch.onnx.export(..., dynamo=False, opset_version=17, keep_initializers_as_inputs=True)",
 }

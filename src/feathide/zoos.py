@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from feathide.errors import choose, expected, unknown
-from feathide.own import called
 from feathide.spelling import parsed
 
 __all__ = ["ZOOS", "Arch", "arch_named", "first_convolution"]
@@ -102,7 +101,10 @@ def _monai(what: str, options: Mapping[str, Any], name: str) -> Arch:
 
     def make(channels: int, outputs: int, small: bool) -> nn.Module:
         _standard(name, small)
-        return called(cls, name, {**still, names[0]: channels, names[1]: outputs, **options})
+        arguments = {**still, names[0]: channels, names[1]: outputs, **options}
+        for argument in arguments.keys() - _parameters(cls):
+            raise unknown(f"argument of monai:{what}", argument, sorted(_parameters(cls) - {"self"}))
+        return cls(**arguments)
 
     return Arch(int(options["spatial_dims"]), make)
 

@@ -179,7 +179,7 @@ def _energies(lab: Lab, condition: str, found: Found, rows: np.ndarray) -> dict[
 
 def _curves(lab: Lab, table: pd.DataFrame, eps: float) -> dict[str, pd.DataFrame]:
     """The report's figures beyond the table: only those whose data this audit has, or an analysis has left beside it."""
-    curves = outlier_curves(lab, eps)
+    curves = outlier_curves(lab, eps) if lab.train()[0].features else {}
     for file, name, curve in BESIDE:
         if (lab.store.folder / file).is_file():
             curves[name] = curve(

@@ -1,0 +1,306 @@
+"""Attacks, detectors and networks of other libraries by name in a plan, down to the table; and what is refused before any work."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from feathide.catalog import ATTACKS, DETECTORS
+from feathide.errors import InputError
+from feathide.geometry import L2, Linf
+from feathide.models import build, load_network
+from feathide.spelling import parsed, separated, spelled
+from feathide.study.plan import load_plan, slug
+from feathide.study.run import audit, checked
+from feathide.weights import save_weights
+
+from .small import IDS, SHAPES, small
+
+OWN = """
+import torch
+from feathide.detectors import KernelDensity
+
+def corner(classifier, x, goal, ids, seed, eps, share=1.0):
+    x = x.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(classifier(x).logits, goal.target, reduction="sum")
+    return (x - share * eps * torch.autograd.grad(loss, x)[0].sign()).detach()
+
+def guard(bandwidth=1.0):
+    return KernelDensity(name="mine", bandwidth=bandwidth)
+
+class Blind(torch.nn.Module):
+    def forward(self, x):
+        z = torch.from_numpy(x.detach().numpy()).flatten(1).mean(1)
+        return torch.stack([-z, z], 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random 16 x 16 images, brighter on the left or on the right."""
+    path, rng, arrays = tmp_path_factory.mktemp("named") / "sides.npz", np.random.default_rng(0), {}
+    for split, n in (("train", 60), ("val", 12), ("test", 60)):
+        y = np.arange(n) % 2
+        x = rng.normal(110, 20, (n, 16, 16))
+        x[:, :, :8] += 25 * (y == 0)[:, None, None]
+        x[:, :, 8:] += 25 * (y == 1)[:, None, None]
+        arrays |= {f"{split}_images": x.clip(0, 255).astype(np.uint8), f"{split}_labels": y[:, None]}
+    np.savez(path, **arrays)
+    (path.parent / "mine.py").write_text(OWN)
+    save_weights(build("tiny", channels=1, outputs=2, stem="small", seed=0), path.parent / "tiny.safetensors")
+    return path
+
+
+def plan(data: Path, **fields: Any) -> dict[str, Any]:
+    network = {"arch": "tiny", "layers": "last", "train": {"epochs": 4, "augment": False, "stem": "small"}}
+    small_plan = {
+        "data": str(data), "network": network, "eps": "16/255", "attacks": "fgsm", "objectives": "plain", "detectors": "msp",
+        "train_attack": "fgsm", "walk": {"steps": 3}, "split": {"most": 12}, "dropout_samples": 4, "gates": "off",
+    }  # fmt: skip
+    return small_plan | fields
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_with_arguments_are_read_and_written() -> None:
+    name = spelled("art:X", {"b": [1, 2], "a": "c, (d"})
+    assert name == "art:X(a='c, (d', b=[1, 2])"
+    assert parsed(name) == ("art:X", {"a": "c, (d", "b": [1, 2]})
+    assert parsed("pgd") == ("pgd", {})
+    assert separated("fgsm, art:X(a=1, b=(2, 3)),pgd") == ["fgsm", "art:X(a=1, b=(2, 3))", "pgd"]
+    assert slug("art:X(a=1, b=(2, 3))") == "art-x-a-1-b-2-3"
+    for bad in ("art:X(3)", "art:X(a=open('x'))", "art:X(a=)", "art:X(**a)"):
+        with pytest.raises(InputError, match="keywords with plain values"):
+            parsed(bad)
+
+
+def test_options_become_a_part_of_the_name(data: Path) -> None:
+    found = load_plan(plan(data, attacks=[{"name": "foolbox:LinfPGD", "options": {"steps": 3}}, "fgsm"],
+                           detectors=[{"name": "sklearn:IsolationForest", "options": {"n_estimators": 9}}, "kd"],
+                           network={"arch": "monai:DenseNet121", "arguments": {"spatial_dims": 2}}))  # fmt: skip
+    assert [a.name for a in found.attacks] == ["foolbox:LinfPGD(steps=3)", "fgsm"]
+    assert found.detectors == ("sklearn:IsolationForest(n_estimators=9)", "kd")
+    assert found.network.arch == "monai:DenseNet121(spatial_dims=2)"
+    assert load_plan(found.model_dump(mode="json")) == found
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+NAMES = ["torchattacks:PGD(steps=6)", "torchattacks:MIFGSM", "foolbox:LinfPGD(steps=6)", "foolbox:LinfFastGradientAttack",
+         "art:ProjectedGradientDescent(max_iter=6)", "art:FastGradientMethod", "art:DeepFool(max_iter=5)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_by_name_keeps_to_the_budget_and_fools(name: str, shape: tuple[int, ...]) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    world = small(shape, dtype=torch.float32, classes=1, box=(-2.0, 6.0))
+    found = ATTACKS[name](Linf(0.8))(world.classifier, world.x, world.goal, ids=world.ids)
+    again = ATTACKS[name](Linf(0.8))(world.classifier, world.x, world.goal, ids=world.ids)
+    assert torch.equal(found.adversarial, again.adversarial)
+    assert float((found.adversarial - world.x).abs().max()) <= 0.8 + 1e-5
+    assert bool(found.fooled.any()) and int(found.gradients.min()) > 0
+
+
+def test_the_step_is_the_share_of_eps_that_it_is_by_default() -> None:
+    pytest.importorskip("torchattacks")
+    world = small(SHAPES[0], dtype=torch.float32)
+    attack = ATTACKS["torchattacks:BIM(steps=1)"](Linf(0.04))  # alpha = eps / 4
+    moved = attack.attack(world.classifier, world.x, world.goal, world.ids, 0) - world.x
+    assert float(moved.abs().max()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchattacks:PDG", "unknown attack of torchattacks 'PDG'; did you mean 'PGD'"),
+        ("torchattacks:PGD(stepz=3)", "must accept the arguments.*stepz.*it takes model, eps, alpha, steps"),
+        ("torchattacks:PGD(eps=0.1)", "the eps of .* is the plan's"),
+        ("torchattacks:PGDL2", "is an attack in l2, got norm: linf"),
+        ("foolbox:L2PGD", "is an attack in l2, got norm: linf"),
+    ],
+)
+def test_attacks_that_are_refused(name: str, message: str) -> None:
+    pytest.importorskip(name.partition(":")[0])
+    with pytest.raises(InputError, match=message):
+        ATTACKS[name](Linf(0.1))
+
+
+def test_a_failure_of_the_library_is_said_in_one_sentence() -> None:
+    pytest.importorskip("torchattacks")
+    world = small(SHAPES[1], dtype=torch.float32)
+    with pytest.raises(
+        InputError, match=r"torchattacks:APGD must be able to attack images \(1, 5, 4, 3\), got RuntimeError"
+    ):
+        ATTACKS["torchattacks:APGD"](Linf(0.1))(world.classifier, world.x, world.goal, ids=world.ids)
+    assert ATTACKS["torchattacks:PGDL2"](L2(0.5)).passes == 10
+
+
+# --- whole audits ----------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_with_foreign_attacks_and_detectors(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("torchattacks", "foolbox", "art", "pytorch_ood"):
+        pytest.importorskip(library)
+    monkeypatch.chdir(data.parent)
+    attacks = [
+        "torchattacks:PGD(steps=3)",
+        "foolbox:LinfPGD(steps=3)",
+        "art:BasicIterativeMethod(max_iter=3)",
+        "mine:corner(share=0.9)",
+    ]
+    detectors = [
+        "sklearn:IsolationForest",
+        "pytorch_ood:KNN(k=5)",
+        "art:BinaryActivationDetector(nb_epochs=3)",
+        "mine.py:guard(bandwidth=2.0)",
+    ]
+    fields = plan(data, attacks=attacks, detectors=detectors)
+    with pytest.raises(InputError, match="code that is trusted"):
+        load_plan(fields)
+    fields["network"] |= {"trust": True}
+    audit(load_plan(fields), tmp_path)
+    table = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
+    auc = table[table.metric == "auc"]
+    assert set(auc.attack) >= set(attacks)
+    assert set(auc.detector) >= set(detectors)
+    assert table[(table.metric == "success") & table.attack.isin(attacks)].value.astype(float).max() > 0.5
+
+
+@pytest.mark.parametrize("arch", ["timm:test_resnet", "torchvision:squeezenet1_1", "monai:SEResNet50"])
+def test_networks_of_other_libraries_are_built_for_the_data(arch: str) -> None:
+    if arch.startswith("timm"):
+        pytest.importorskip("timm")
+    name = (
+        arch
+        if not arch.startswith("monai")
+        else "monai:DenseNet(block_config=(1, 1), init_features=4, growth_rate=4, spatial_dims=3)"
+    )
+    shape = (1, 1, 32, 32) if not arch.startswith("monai") else (1, 1, 16, 16, 16)
+    network = build(name, channels=1, outputs=5, size=shape[2:], seed=1).eval()
+    with torch.no_grad():
+        assert network(torch.rand(shape)).shape == (1, 5)
+    again = build(name, channels=1, outputs=5, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:resnet81", "unknown network of torchvision 'resnet81'; did you mean 'resnet18'"),
+        ("torchvision:resnet18(weights='DEFAULT')", "give their file as network.weights"),
+        ("monai:DenseNet121", "must be told its axes"),
+        ("monai:DenseNet999(spatial_dims=2)", "unknown network of monai"),
+        ("monai:DenseNet121(spatial_dims=2, depth=3)", "unknown argument of monai:DenseNet121 'depth'"),
+    ],
+)
+def test_networks_that_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(name, channels=1, outputs=2)
+
+
+# --- networks in files -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(data: Path) -> dict[str, Path]:
+    """One network with random weights in every packaging."""
+    import warnings
+
+    folder, model = data.parent, build("tiny", channels=1, outputs=2, stem="small", seed=0).eval()
+    x = torch.rand(2, 1, 16, 16)
+    found = {"ts": folder / "net.ts", "pt2": folder / "net.pt2"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(model), found["ts"])
+        batch = {"input": {0: torch.export.Dim("n", min=1, max=256)}}
+        torch.export.save(torch.export.export(model, (x,), dynamic_shapes=batch), found["pt2"])
+        try:
+            axes = {"x": {0: "n"}}
+            torch.onnx.export(
+                model,
+                (x,),
+                folder / "net.onnx",
+                dynamo=False,
+                input_names=["x"],
+                dynamic_axes=axes,
+                opset_version=17,
+                keep_initializers_as_inputs=True,
+            )
+            found["onnx"] = folder / "net.onnx"
+        except ImportError:
+            pass
+    bundle = folder / "bundle"
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "models").mkdir()
+    target = '{"_target_": "DenseNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 2, "block_config": [1, 1]}'
+    (bundle / "configs" / "inference.json").write_text(f'{{"network_def": {target}}}')
+    from monai.networks.nets import DenseNet
+
+    torch.manual_seed(0)
+    torch.save(DenseNet(2, 1, 2, block_config=(1, 1)).state_dict(), bundle / "models" / "model.pt")
+    return found | {"bundle": bundle}
+
+
+@pytest.mark.parametrize("kind", ["ts", "pt2", "onnx", "bundle"])
+def test_a_network_in_a_file_is_audited(kind: str, files: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnx2torch")
+    path = files[kind]
+    if kind != "onnx":
+        with pytest.raises(InputError, match="must be trusted"):
+            load_network(str(path))
+    network = load_network(str(path), trust=kind != "onnx")
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    if kind != "bundle":
+        torch.testing.assert_close(network(x), build("tiny", channels=1, outputs=2, stem="small", seed=0).eval()(x))
+    layers: Any = {"ts": [], "pt2": "4.2", "onnx": "conv", "bundle": "last"}[kind]
+    arch = {"arch": str(path), "trust": True, "layers": layers}
+    detectors = ["msp"] if kind == "ts" else ["kd"]
+    table = audit(load_plan(plan(data, network=arch, detectors=detectors)), tmp_path).table
+    assert set(table[table.metric == "auc"].detector) >= set(detectors)
+
+
+def test_what_a_scripted_network_does_not_show_is_said(files: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    network = {"arch": str(files["ts"]), "trust": True}
+    with pytest.raises(InputError, match=r"layers can be watched.*say layers: \[\]"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+    network["layers"] = []
+    with pytest.raises(InputError, match="detector kd reads features"):
+        checked(load_plan(plan(data, network=network, detectors="kd,msp")), tmp_path)
+    with pytest.raises(InputError, match=r"no features to hide in.*got hfc"):
+        checked(load_plan(plan(data, network=network, objectives="plain,hfc", attacks="pgd")), tmp_path)
+
+
+def test_without_gradients_only_a_black_box_attack_goes(data: Path, tmp_path: Path) -> None:
+    network = {"arch": f"{data.parent / 'mine.py'}:Blind", "trust": True, "layers": []}
+    with pytest.raises(InputError, match="attacked by square and noise only, got fgsm"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+    attacks = [{"name": "square", "steps": 5}]
+    fields = plan(data, network=network, attacks=attacks, train_attack="square")
+    with pytest.raises(InputError, match="say gates: off"):
+        checked(load_plan({**fields, "gates": "quick"}), tmp_path)
+    table = audit(load_plan(fields), tmp_path).table
+    assert set(table[table.metric == "auc"].attack) >= {"square"}
+
+
+def test_files_that_are_no_networks(tmp_path: Path) -> None:
+    for name in ("a.ts", "a.pt2", "a.pt"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(InputError, match="must hold a network"):
+            load_network(str(tmp_path / name), trust=True)
+    with pytest.raises(InputError, match="does not exist"):
+        load_network(str(tmp_path / "absent.ts"), trust=True)
+
+
+def test_detectors_that_are_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'IsolationForest'"):
+        DETECTORS["sklearn:IsolationTree"]
+    with pytest.raises(InputError, match="it takes n_estimators"):
+        DETECTORS["sklearn:IsolationForest(trees=3)"]()
