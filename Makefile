@@ -2,13 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench study survive fuzz install clean
+.PHONY: demo test test-integrations test-lowest lint docs bench study survive fuzz install clean
 
 demo: .venv/installed
 	$(BIN)/feathide demo --out runs/demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-integrations: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[test,compare,ood,timm,onnx,ray]'
+	$(BIN)/python -m pytest tests/integration
+
+# The fast tests with the oldest versions that pyproject.toml promises (Python 3.11). Needs uv, which resolves to the lowest.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test]'
+	.venv-lowest/bin/python -m pytest tests/laws tests/test_models.py tests/test_detectors.py tests/test_mixture.py
 
 lint: .venv/installed
 	$(BIN)/ruff check src tests
@@ -43,4 +54,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist site
+	rm -rf .venv .venv-lowest build dist site

@@ -1,10 +1,11 @@
 """The one entry to a study's images: a path in, Cases out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import expected, unknown
+from ..plugins import with_plugins
 from ..types import Box
 from .arrays import read_npz
 from .cases import Cases
@@ -17,7 +18,7 @@ from .reading import Reading
 from .select import of_classes, slices
 from .split import check_classes, check_split, thin, without_copies
 
-__all__ = ["Kind", "load_cases"]
+__all__ = ["DATASETS", "Kind", "load_cases"]
 
 Kind = Literal[
     "auto", "npz", "folder", "manifest", "phantoms", "aptos2019", "aptos2019-binary", "kermany", "kermany-resplit", "medmnist",
@@ -50,6 +51,9 @@ def load_cases(
     Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM series, and NIfTI
     (all three in their own units).
 
+    ``path`` may be the name of a data set that an installed package adds (entry points ``feathide.datasets``): a callable that is told
+    ``size``, ``channels`` and ``seed`` and gives ``Cases``.
+
     ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a CSV of patient ids
     (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a regular expression that finds the
     patient in a file's path. ``size`` and ``channels`` resize and convert; ``box`` declares the legal values in the
@@ -75,8 +79,11 @@ def load_cases(
         skip_bad=skip_bad,
         keep_patient_ids=keep_patient_ids,
     )
-    chosen = _kind(path) if kind == "auto" else kind
-    if chosen == "phantoms":
+    chosen = _kind(path) if kind == "auto" and str(path) not in DATASETS else kind
+    if str(path) in DATASETS:
+        cases = DATASETS[str(path)](size=size, channels=channels, seed=seed)
+        cases = cases.take(thin(cases.labels, cases.splits, limit=how.limit, seed=seed))
+    elif chosen == "phantoms":
         axes = 3 if str(path) == "phantoms3d" else 2
         shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
         cases = phantoms(shape=shape, channels=channels or 1, seed=seed)
@@ -96,6 +103,7 @@ def load_cases(
     return cases
 
 
+DATASETS: Mapping[str, Callable[..., Cases]] = with_plugins("datasets", {})  # rows of other packages only
 _READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest, **ORIGINALS}
 
 
