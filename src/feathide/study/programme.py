@@ -1,7 +1,8 @@
 """A programme: questions about attacks and guards, each put to one or several plans, with what is expected of the answer.
 
-A folder holds ``questions.yaml`` and a file for each scale (``small.yaml``, ``full.yaml``) with the plans. All questions share one store, so that what two of
-them need is computed once and a run that was stopped goes on.
+A folder holds ``questions.yaml`` and a file for each scale (``small.yaml``, ``full.yaml``) with the plans; a plan that is
+``like`` one above it takes over the fields that it does not give. All questions share one store, so that what two of them need is computed once and a run that
+was stopped goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from feathide.analysis import whole
@@ -107,8 +107,14 @@ def load_programme(source: str | Path, *, scale: str, data: Path) -> Programme:
     scales = sorted(f.stem for f in folder.glob("*.yaml") if f.stem != "questions")
     if scale not in scales:
         raise unknown("scale", scale, scales)
-    asked, sized = _read(folder / "questions.yaml"), _read(folder / f"{scale}.yaml")
-    plans = {name: _placed(plan, data) for name, plan in sized.pop("plans", {}).items()}
+    asked, sized = merged(folder / "questions.yaml", {}), merged(folder / f"{scale}.yaml", {})
+    plans: dict[str, dict[str, Any]] = {}
+    for name, plan in sized.pop("plans", {}).items():
+        like = plan.pop("like", None)
+        if like is not None and like not in plans:
+            raise unknown(f"plan (that {name} is like)", like, plans)
+        plans[name] = {**plans[like], **plan} if like else dict(plan)
+    plans = {name: _placed(plan, data) for name, plan in plans.items()}
     questions = asked.get("questions", {})
     for name, change in sized.pop("questions", {}).items():
         if name not in questions:
@@ -256,13 +262,3 @@ def _placed(plan: Mapping[str, Any], data: Path) -> dict[str, Any]:
     if path not in ("phantoms", "phantoms3d"):
         images["path"] = str(data / path)
     return {**plan, "data": images}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise expected(f"{path} must be YAML", got=str(error).splitlines()[0], do="correct it") from None
-    if not isinstance(value, dict):
-        raise expected(f"{path} must hold fields", got=type(value).__name__, do="see studies/paper")
-    return value
