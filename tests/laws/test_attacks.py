@@ -13,10 +13,11 @@ from feathide.attack import Attack, AttackResult
 from feathide.classifier import FeatureClassifier
 from feathide.ensemble import Ensemble
 from feathide.geometry import L2, Grid, Linf, Noise
+from feathide.laws.worlds import SHAPES, TwoConv, images
 from feathide.objectives import HFC, CrossEntropy
 from feathide.rules import Rule, Setting, Step
 from feathide.types import Goal
-from laws.worlds import BLENDS, NAMES, SHAPES, THREATS, TwoConv, World, fits, images, objectives, run, short, world
+from laws.worlds import BLENDS, NAMES, THREATS, World, fits, objectives, run, short, world
 
 CASES = [(name, shape) for name, shape in product(NAMES, SHAPES) if fits(name, shape)]
 OBJECTIVES = list(objectives(world((3, 7, 6))))

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from feathide.classifier import FeatureClassifier, channel_mean
 from feathide.errors import InputError
 from feathide.geometry import Linf
+from feathide.laws.worlds import SHAPES, TwoConv, images, network
 from feathide.recipes import pgd
 from feathide.types import Goal
-from laws.worlds import SHAPES, TwoConv, images, network, world
+from laws.worlds import world
 
 
 def conv_net(*, inplace: bool = True, dropout: float = 0.0) -> nn.Sequential:

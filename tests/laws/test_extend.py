@@ -11,8 +11,9 @@ import torch
 
 from feathide.attack import Attack
 from feathide.geometry import L2, Linf
+from feathide.laws.worlds import SHAPES
 from feathide.objectives import HFC
-from laws.worlds import SHAPES, run, world
+from laws.worlds import run, world
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend.md"
 

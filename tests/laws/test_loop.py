@@ -13,12 +13,13 @@ from feathide.classifier import channel_mean
 from feathide.ensemble import Ensemble
 from feathide.errors import InputError
 from feathide.geometry import L2, Grid, Linf, Noise
+from feathide.laws.worlds import SHAPES, images
 from feathide.objectives import HFC, AwayFrom, CrossEntropy, Drift, Evade, Guide
 from feathide.rules import Momentum, Orthogonal, Plain, Rule, Scheduled, Selective, Setting, Step
 from feathide.square import Square
 from feathide.types import Goal, Outputs
 from feathide.views import GaussianSmooth, ResizeAndPad
-from laws.worlds import SHAPES, World, images, objectives, run, world
+from laws.worlds import World, objectives, run, world
 
 
 def many(shape: tuple[int, ...], classes: int, n: int = 24) -> World:

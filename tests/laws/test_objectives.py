@@ -9,9 +9,10 @@ from torch import Tensor
 
 from feathide.errors import InputError
 from feathide.geometry import Noise
+from feathide.laws.worlds import images
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
 from feathide.types import Goal, Outputs
-from laws.worlds import World, fooling, images, objectives, world
+from laws.worlds import World, fooling, objectives, world
 
 W = world((3, 7, 6), 5)
 NAMES = list(objectives(W))

@@ -11,9 +11,10 @@ from feathide.attack import AttackResult
 from feathide.catalog import ATTACKS
 from feathide.classifier import FeatureClassifier
 from feathide.geometry import L2, Linf
+from feathide.laws.worlds import SHAPES, images
 from feathide.objectives import DLR, AwayFrom, CrossEntropy, Margin, Objective
 from feathide.types import Goal
-from laws.worlds import SHAPES, THREATS, images
+from laws.worlds import THREATS
 
 HEADS = [1, 2, 3, 5]
 EXACT = ["fgsm", "bim", "pgd", "mim", "cw", "apgd", "apgd-dlr", "standard"]

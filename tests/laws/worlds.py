@@ -1,4 +1,4 @@
-"""Small worlds that the laws are held against: tiny networks in float64, for one, two and three spatial axes, with all that an attacker may know."""
+"""The small worlds of ``feathide.laws`` with all that an attacker may know, and short attacks on them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from feathide import recipes
 from feathide.attack import Attack
@@ -15,6 +15,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.detectors import Detector, KernelDensity, LocalDimension, Mahalanobis
 from feathide.ensemble import Ensemble
 from feathide.geometry import L2, Linf, ThreatModel
+from feathide.laws.worlds import images, network
 from feathide.mixture import MixtureBank
 from feathide.objectives import (
     DLR,
@@ -31,8 +32,6 @@ from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.types import Evidence, Goal, Outputs
 from feathide.views import ResizeAndPad
 
-SHAPES = [(1, 8), (3, 7, 6), (1, 5, 4, 3)]
-CONV: list[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 BLENDS: dict[str, Blend] = {
     "together": Together(),
     "selective": Selective(),
@@ -40,43 +39,6 @@ BLENDS: dict[str, Blend] = {
     "scheduled": Scheduled(),
 }
 THREATS: dict[str, Callable[[Tensor | float], ThreatModel]] = {"linf": Linf, "l2": L2}
-
-
-class TwoConv(nn.Module):
-    """Two convolutions, the one in-place ReLU that both share, the mean over space, and a linear head."""
-
-    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
-        super().__init__()
-        conv = CONV[len(shape) - 2]
-        self.first = conv(shape[0], 4, 3, padding=1)
-        self.second = conv(4, 6, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.head = nn.Linear(6, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.relu(self.first(x))
-        h = self.relu(self.second(h))
-        return self.head(h.flatten(2).mean(2))
-
-
-def images(n: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
-    """Random images in [0.1, 0.9], each of its own contrast, in float64."""
-    random = torch.Generator().manual_seed(seed)
-    contrast = torch.rand((n, shape[0], *[1] * (len(shape) - 1)), generator=random, dtype=torch.float64)
-    return 0.5 + 0.8 * contrast * (torch.rand((n, *shape), generator=random, dtype=torch.float64) - 0.5)
-
-
-@cache
-def network(shape: tuple[int, ...], outputs: int) -> TwoConv:
-    """A network whose outputs vary over random images and have mean zero, so that all classes occur."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = TwoConv(shape, outputs).double().eval()
-    with torch.no_grad():
-        raw = model(images(200, shape, seed=9))
-        model.head.weight *= (3 / raw.std(0))[:, None]
-        model.head.bias -= model(images(200, shape, seed=9)).mean(0)
-    return model
 
 
 @dataclass(frozen=True)
