@@ -90,7 +90,7 @@ def _monai(what: str, options: Mapping[str, Any], name: str) -> Arch:
     from monai.networks import nets
 
     table = {n: c for n, c in vars(nets).items() if inspect.isclass(c) and _monai_names(c) is not None}
-    cls = choose("network of monai", what, table)
+    cls: Any = choose("network of monai", what, table)
     names = _monai_names(cls)
     assert names is not None
     if "spatial_dims" not in options:

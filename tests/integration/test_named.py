@@ -143,6 +143,7 @@ def test_a_failure_of_the_library_is_said_in_one_sentence() -> None:
 # --- whole audits ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_audit_with_foreign_attacks_and_detectors(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +162,7 @@ def test_an_audit_with_foreign_attacks_and_detectors(
         "art:BinaryActivationDetector(nb_epochs=3)",
         "mine.py:guard(bandwidth=2.0)",
     ]
-    fields = plan(data, attacks=attacks, detectors=detectors)
+    fields = plan(data, attacks=attacks, detectors=detectors, eps="48/255")
     with pytest.raises(InputError, match="code that is trusted"):
         load_plan(fields)
     fields["network"] |= {"trust": True}
@@ -264,7 +265,7 @@ def test_a_network_in_a_file_is_audited(kind: str, files: dict[str, Path], data:
     arch = {"arch": str(path), "trust": True, "layers": layers}
     detectors = ["msp"] if kind == "ts" else ["kd"]
     table = audit(load_plan(plan(data, network=arch, detectors=detectors)), tmp_path).table
-    assert set(table[table.metric == "auc"].detector) >= set(detectors)
+    assert set(table.detector) >= set(detectors)
 
 
 def test_what_a_scripted_network_does_not_show_is_said(files: dict[str, Path], data: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_without_gradients_only_a_black_box_attack_goes(data: Path, tmp_path: Pa
     with pytest.raises(InputError, match="say gates: off"):
         checked(load_plan({**fields, "gates": "quick"}), tmp_path)
     table = audit(load_plan(fields), tmp_path).table
-    assert set(table[table.metric == "auc"].attack) >= {"square"}
+    assert {"square"} == set(table.attack) - {"", "worst", "noise"}
 
 
 def test_files_that_are_no_networks(tmp_path: Path) -> None:

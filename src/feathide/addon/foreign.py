@@ -89,7 +89,7 @@ class Foreign:
         classifier.check(x)
         goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
         with _counted(classifier.model) as count:
-            images = self.attack(classifier, x, goal, ids, seed)
+            images = self.attack(classifier, x.clone(), goal, ids, seed)  # which may be written to
         if not isinstance(images, Tensor) or images.shape != x.shape or not bool(images.isfinite().all()):
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise expected(f"finite images {tuple(x.shape)} from the attack", got=got, do="correct the attack")

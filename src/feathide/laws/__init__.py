@@ -31,6 +31,7 @@ __all__ = [
     "NotApplicable",
     "Verdict",
     "check",
+    "judge",
     "subject_of",
 ]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,19 +38,15 @@ def taken(attacks: Attacks) -> Iterator[tuple[World, str, Run]]:
     refused: list[str] = []
     for shape in SHAPES:
         for norm, kind in KINDS.items():
-            run = partial(_watched, attacks(kind(EPS[norm])), refused)
-            if run(world(shape)) is not None:
-                yield world(shape), norm, attacks(kind(EPS[norm]))
+            try:
+                run = attacks(kind(EPS[norm]))
+                images_of(run, world(shape), slice(0, 1))
+            except InputError as error:
+                refused.append(str(error))
+            else:
+                yield world(shape), norm, run
     if len(refused) == len(SHAPES) * len(KINDS):
         raise Broken(f"expected an attack on signals, images or volumes in L-infinity or L2, got {refused[0]}")
-
-
-def _watched(run: Run, refused: list[str], w: World) -> Tensor | None:
-    try:
-        return images_of(run, w, slice(0, 1))
-    except InputError as error:
-        refused.append(str(error))
-        return None
 
 
 def ball_and_box(attacks: Attacks) -> None:

@@ -51,7 +51,7 @@ def network(shape: tuple[int, ...], outputs: int) -> TwoConv:
     with torch.no_grad():
         raw = model(images(200, shape, seed=9))
         model.head.weight *= (3 / raw.std(0))[:, None]
-        model.head.bias -= model(images(200, shape, seed=9)).mean(0)
+        model.head.bias.sub_(model(images(200, shape, seed=9)).mean(0))
     return model
 
 
