@@ -47,7 +47,7 @@ QUESTIONS = {
 def rows(*numbers: tuple[str, str, float, float, float]) -> pd.DataFrame:
     """Objective, detector, value and interval, in a table of one metric."""
     names = ["objective", "detector", "value", "low", "high"]
-    return pd.DataFrame(numbers, columns=names).assign(metric="auc", knowledge="x", n=9)
+    return pd.DataFrame(numbers, columns=names).assign(metric="auc", knowledge=[n[0] for n in numbers], n=9)
 
 
 TABLE = rows(
