@@ -13,6 +13,7 @@ from feathide.attack import Attack, AttackResult
 from feathide.classifier import FeatureClassifier
 from feathide.ensemble import Ensemble
 from feathide.geometry import L2, Grid, Linf, Noise
+from feathide.laws.attacks import state
 from feathide.laws.worlds import SHAPES, TwoConv, images
 from feathide.objectives import HFC, CrossEntropy
 from feathide.rules import Rule, Setting, Step
@@ -299,12 +300,6 @@ class Broken(Rule):
             return s.delta
 
         return move
-
-
-def state(model: nn.Module) -> list[object]:
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    modes = [m.training for m in model.modules()]
-    return [hooks, modes, [p.requires_grad for p in model.parameters()], [p.grad is None for p in model.parameters()]]
 
 
 @every_attack

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from feathide.errors import InputError
 from feathide.geometry import Noise
+from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
 from feathide.types import Goal, Outputs
@@ -27,35 +27,13 @@ def elsewhere(w: World = W) -> Outputs:
     return w.classifier.extract((w.x + 0.1 * (images(4, tuple(w.x.shape[1:]), seed=7) - 0.5)).clamp(0, 1))
 
 
-# --- O1: gradients ---------------------------------------------------------------------------------------------------
+# --- O1: what everybody's objectives obey ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("law", OBJECTIVE_LAWS)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_o1_the_gradient_is_that_of_the_loss(name: str, classes: int) -> None:
-    w = world((3, 7, 6), classes)
-    loss, out = bound(objectives(w)[name], w), elsewhere(w)
-    layers = list(out.features)
-
-    def of(logits: Tensor, *features: Tensor) -> Tensor:
-        return loss(Outputs(logits, dict(zip(layers, features, strict=True))))
-
-    parts = [t.detach().clone().requires_grad_() for t in (out.logits, *out.features.values())]
-    assert torch.autograd.gradcheck(of, parts, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_o1_a_row_depends_on_itself_only(name: str) -> None:
-    loss, out = bound(objectives(W)[name]), elsewhere()
-    logits = out.logits.clone().requires_grad_()
-    features = {n: f.clone().requires_grad_() for n, f in out.features.items()}
-    rows = torch.tensor([2, 0])
-    whole = loss(out)
-    some = loss(out[rows], rows)
-    torch.testing.assert_close(some, whole[rows], rtol=0, atol=1e-12)
-    total = loss(Outputs(logits, features))[1]
-    for grad in torch.autograd.grad(total, [logits, *features.values()], materialize_grads=True):
-        assert not bool(grad[[0, 2, 3]].any())
+def test_o1_law(name: str, law: str) -> None:
+    OBJECTIVE_LAWS[law](lambda known: objectives(world((3, 7, 6), known.classes))[name])
 
 
 # --- O2: algebra -----------------------------------------------------------------------------------------------------
