@@ -29,3 +29,27 @@ def test_detectors_cross_the_border(capsys: pytest.CaptureFixture[str]) -> None:
     clean, attacked = (int(share) for share in re.findall(r"(\d+)% of", shown))
     assert attacked > clean + 30
     assert [float(auc) > 0.85 for auc in re.findall(r"clean ([\d.]+)$", shown, re.MULTILINE)] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_plan_names_other_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for library in ("torchattacks", "foolbox", "art", "pytorch_ood"):
+        pytest.importorskip(library, reason=f"needs {library}")
+    monkeypatch.setattr("sys.argv", ["example", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "plan_with_other_libraries.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    for name in ("torchattacks:PGD(steps=10)", "foolbox:LinfPGD", "art:Basic", "sign_step", "sklearn:", "pytorch_ood:"):
+        assert name in shown
+
+
+@pytest.mark.slow
+def test_networks_come_from_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for library in ("timm", "onnx2torch"):
+        pytest.importorskip(library, reason=f"needs {library}")
+    runpy.run_path(str(EXAMPLES / "networks_from_elsewhere.py"))
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 6
+    assert [float(line.split("differs by ")[1].split(",")[0]) < 1e-4 for line in shown[3:]] == [True] * 3
+    assert shown[-1].endswith("layers: none")

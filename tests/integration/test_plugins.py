@@ -1,5 +1,7 @@
 """Plug-ins: a package installed beside ours adds rows to the catalogue by entry points."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,3 +76,31 @@ def test_a_broken_plugin_harms_nobody_until_it_is_used(site: Path) -> None:
     with pytest.raises(InputError, match=r"'bad' .* package 'broken' .* 'no_such_module'"):
         table["bad"]
     assert "absent" in table
+
+
+def test_networks_and_data_sets_of_a_package_work_by_name(site: Path) -> None:
+    module = """
+from torch import nn
+from feathide.data.phantoms import phantoms
+from feathide.models import Arch
+
+def make(channels, outputs, small):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 256, outputs))
+
+flat = Arch(2, make)
+
+def sparks(size, channels, seed):
+    return phantoms(shape=(size or 16,) * 2, channels=channels or 1, seed=seed)
+"""
+    install(site, "zoo", "[feathide.models]\nflat = zoo:flat\n[feathide.datasets]\nsparks = zoo:sparks\n", module)
+    code = """
+from feathide.data import load_cases
+from feathide.models import MODELS, build
+from feathide.study.plan import load_plan
+cases = load_cases("sparks", size=16, limit=20)
+net = build("flat", channels=1, outputs=2, size=(16, 16))
+assert cases.shape == (16, 16) and len(cases.where("train")) == 20 and "flat" in MODELS
+load_plan({"data": "sparks", "network": "flat"})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
