@@ -14,6 +14,7 @@ import torchvision.models as pictures
 from torch import Tensor, nn
 
 from feathide.errors import choose, expected, unknown
+from feathide.layers import entrance
 from feathide.own import called, importable, load_object
 from feathide.packaged import is_packaged, load_packaged
 from feathide.plugins import with_plugins
@@ -34,8 +35,6 @@ __all__ = [
 ]
 
 Stem = Literal["standard", "small"]
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 # --- the zoo ---------------------------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ def build(
     with _seeded(seed):
         model = entry.make(channels, outputs, stem == "small")
     if size is not None:
-        first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+        first = entrance(model)
         _check_size(model.eval(), arch, (channels if first is None else first.in_channels, *size))
     return model.train()
 
@@ -259,7 +258,7 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
     try:
         out = model(images)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        first = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+        first = entrance(model)
         if first is None:
             wants = "the network must take the images"
         else:

@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from feathide.errors import choose, expected, unknown
+from feathide.layers import CONVOLUTIONS
 from feathide.spelling import parsed
 
 __all__ = ["ZOOS", "Arch", "arch_named", "first_convolution"]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANNELS = ("in_channels", "n_input_channels", "in_chans")
 OUTPUTS = ("num_classes", "out_channels")
 

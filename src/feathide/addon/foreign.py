@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from feathide.addon.guided import Guided
 from feathide.attack import Attack, AttackResult
-from feathide.classifier import FeatureClassifier, hooked
+from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
 from feathide.geometry import Grid, ThreatModel
+from feathide.layers import hooked
 from feathide.objectives import CrossEntropy, Objective
 from feathide.rules import Rule, Setting, Step
 from feathide.types import Goal

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feathide.classifier import FeatureClassifier, hooked
+from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
 from feathide.geometry import L2, Linf, ThreatModel
 from feathide.laws.law import Broken, NotApplicable, require, untouched_random_state
 from feathide.laws.worlds import SHAPES, World, linear, world
+from feathide.layers import hooked
 from feathide.types import Goal
 
 __all__ = ["ATTACK_LAWS", "Attacks", "Run"]
