@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from feathide.errors import InputError
+from feathide.study.digest import digest
 from feathide.study.engine import Interrupted, RichProgress, Status, Task, ordered, run, tell
-from feathide.study.store import Store, digest, open_folder
+from feathide.study.store import Store, open_folder
 
 fork = get_context("fork")
 

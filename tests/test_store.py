@@ -23,7 +23,8 @@ from pydantic import BaseModel
 
 from feathide.errors import InputError
 from feathide.study import store as module
-from feathide.study.store import Store, digest, open_folder, write_whole
+from feathide.study.digest import digest
+from feathide.study.store import Store, open_folder, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
         archive.comment = b"0" * 64
     body = store.path("x").read_bytes()[:-64]
     store.path("x").write_bytes(body + hashlib.sha256(body).hexdigest().encode())
-    with pytest.raises(InputError, match="must hold plain arrays, got x.npy of object"):
+    with pytest.raises(InputError, match=r"must hold plain arrays, got x\.npy of object"):
         store.load("x")
 
 

@@ -129,8 +129,9 @@ def _plan(path: Path, **changes: object) -> "Plan":
 
 def _lab(plan: "Plan", out: Path, *, first: bool = True) -> "Lab":
     """The checked lab of a plan. The folder must be new or hold the ``first`` plan; what others make is kept there, too, under keys of its own."""
+    from feathide.study.digest import digest
     from feathide.study.run import checked
-    from feathide.study.store import digest, open_folder
+    from feathide.study.store import open_folder
 
     lab = checked(plan, out)
     if first:

@@ -29,12 +29,13 @@ def duel(
     """What happens when the guard learns from the attack, and the attacker answers?"""
     with said():
         from feathide.analysis.rows import with_needs
+        from feathide.study.digest import digest
         from feathide.study.duel import duel as fight
         from feathide.study.engine import RichProgress, run
         from feathide.study.plan import load_plan
         from feathide.study.run import checked
         from feathide.study.stages import tasks
-        from feathide.study.store import digest, open_folder, write_whole
+        from feathide.study.store import open_folder, write_whole
 
         lab = checked(load_plan(plan), out)
         open_folder(out, digest([lab.plan, lab.cases.digest]))

@@ -24,11 +24,12 @@ from feathide.attack import Attack
 from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
 from feathide.metrics import Interval, bootstrap
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import attack_of, tasks, weight_of
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.types import Outputs
 
 __all__ = [

@@ -16,10 +16,11 @@ from feathide.errors import expected
 from feathide.metrics import auc, aupr, bootstrap, fpr95, proportion
 from feathide.ood import OOD_SCORES, SHIFTS, clean_evidence
 from feathide.report.results import Scale
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, packed, scored, unpacked
 from feathide.study.stages import decode, encode, observe, tasks
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.types import Outputs
 
 __all__ = ["Foreign", "foreign", "lesion_pictures", "ood_frame", "ood_tasks", "scale_of"]

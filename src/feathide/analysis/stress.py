@@ -21,9 +21,10 @@ from feathide.attack import Attack, Classifier
 from feathide.metrics import bootstrap, proportion
 from feathide.objectives import Drift
 from feathide.recipes import bim
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.types import Goal
 
 __all__ = ["WAYS", "drifts", "stress_curve", "stress_frame", "stress_tasks"]

@@ -21,11 +21,12 @@ from feathide.catalog import OBJECTIVES
 from feathide.geometry import Noise
 from feathide.metrics import proportion
 from feathide.objectives import BoundLoss, Loss, Objective, Weighted
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
 from feathide.study.plan import Cell, Plan
 from feathide.study.stages import attack_of, decode, encode, observe, tasks, weight_of
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.study.table import thresholds_of
 from feathide.train import train_classifier
 from feathide.types import Box, Goal, Outputs

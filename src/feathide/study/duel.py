@@ -15,12 +15,13 @@ from feathide.detectors import Detector
 from feathide.errors import expected
 from feathide.metrics import proportion, threshold
 from feathide.objectives import HFC, Evade, Objective
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
 from feathide.study.plan import Cell, ObjectivePlan
 from feathide.study.probes import probe_cell
 from feathide.study.stages import Arrays, attack_of, needed, observe
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.types import Evidence, Outputs
 
 __all__ = ["DUEL", "duel"]

@@ -23,9 +23,10 @@ from feathide.geometry import L2, Grid, Linf, Noise, ThreatModel
 from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
 from feathide.models import Stem, build, check_network, load_network
+from feathide.study.digest import digest
 from feathide.study.mask import Region, load_region
 from feathide.study.plan import Cell, DataPlan, ObjectivePlan, Plan, slug
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.types import Box, Evidence, Goal, Outputs
 from feathide.weights import load_weights, read_about, weights_digest
 
@@ -382,7 +383,11 @@ class Lab:
         return f"tuning/{self.condition(self.tuned(cell))}"
 
     def scores_key(self, detector: str, eps: float, condition: str, part: str) -> str:
-        parts = [self.condition(Cell(self.plan.learnt_from, PLAIN, eps)), detector, *([identity(detector)] if ":" in detector else [])]
+        parts = [
+            self.condition(Cell(self.plan.learnt_from, PLAIN, eps)),
+            detector,
+            *([identity(detector)] if ":" in detector else []),
+        ]
         guard = digest([*parts, *([self.witness_key] if self.needs("witness", [detector]) else [])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 

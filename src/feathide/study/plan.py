@@ -267,7 +267,7 @@ class Plan(Part):
     ``organ``: the same, for where ``feathide ood`` puts lesions.
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
     ``batch_size``: images at once; "auto" is what fits in 2 GiB, by image size and network, the same on every machine; the stored plan holds the number.
-    ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not."""
+    ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not (YAML reads a bare off as false)."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
     network: Annotated[NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)] = NetworkPlan()
@@ -287,7 +287,7 @@ class Plan(Part):
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2)
     batch_size: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v)] = Field(32, ge=0)
-    gates: Literal["quick", "off"] = "quick"
+    gates: Annotated[Literal["quick", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "quick"
     seed: int = 0
 
     @model_validator(mode="after")

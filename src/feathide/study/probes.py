@@ -22,11 +22,12 @@ from feathide.models import check_network
 from feathide.objectives import BoundLoss, Objective
 from feathide.recipes import fgsm, noise
 from feathide.rules import Selective
+from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of
 from feathide.study.plan import AttackPlan, Cell, ObjectivePlan
 from feathide.study.stages import Arrays, attack_of, needed, weight_of
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.study.surrogate import surrogate_key, surrogate_of, surrogate_task
 from feathide.types import ALL, Goal, Outputs, Rows
 

@@ -20,13 +20,14 @@ from feathide.report import render
 from feathide.report.chapters import Book, Chapter, Claimed, book, chapter, markdown
 from feathide.report.sheet import Sheet
 from feathide.study.claims import Claim, judge
+from feathide.study.digest import digest
 from feathide.study.findings import run_of
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Part, load_plan, merged
 from feathide.study.run import checked
-from feathide.study.store import digest, open_folder, write_whole
+from feathide.study.store import open_folder, write_whole
 from feathide.study.table import table_of
 
 __all__ = ["Asked", "Programme", "Question", "answer", "asked", "load_programme", "programmes", "run_programme"]

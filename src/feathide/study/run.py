@@ -18,6 +18,7 @@ from feathide.errors import InputError
 from feathide.memory import activations, batch_for
 from feathide.report import Verdict, card, render, verdict
 from feathide.study.conditions import Condition, Judged, write_junit
+from feathide.study.digest import digest
 from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
 from feathide.study.findings import run_of, versions
@@ -29,7 +30,7 @@ from feathide.study.plan import Plan
 from feathide.study.ray_engine import run_on_ray
 from feathide.study.remote import near
 from feathide.study.room import check_room
-from feathide.study.store import Store, digest, open_folder, write_whole
+from feathide.study.store import Store, open_folder, write_whole
 from feathide.study.survival import check_archives
 from feathide.study.table import comparisons_of, table_of
 from feathide.study.variants import held_out_of, seeds_of

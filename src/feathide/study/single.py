@@ -11,13 +11,14 @@ import torch
 from feathide.analysis.rows import with_needs
 from feathide.data import read_back
 from feathide.errors import expected
+from feathide.study.digest import digest
 from feathide.study.engine import Progress, run
 from feathide.study.export import Choice, check_format, file_name, writer_of
 from feathide.study.lab import Lab
 from feathide.study.plan import Cell, Plan
 from feathide.study.run import checked
 from feathide.study.stages import attack_rows, cells, decode, needed, observe, tasks
-from feathide.study.store import digest, open_folder, write_whole
+from feathide.study.store import open_folder, write_whole
 
 __all__ = ["COLUMNS", "attack_images"]
 

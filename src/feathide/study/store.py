@@ -1,10 +1,9 @@
-"""Files that appear whole or not at all, and the digests that name them.
+"""Files that appear whole or not at all.
 
 Every file carries the SHA-256 of its own content, so a damaged file is noticed and computed anew instead of being
 believed.
 """
 
-import dataclasses
 import errno
 import hashlib
 import io
@@ -17,18 +16,18 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
-from torch import Tensor, uint8
 
 from feathide.data.guard import first_line, load_arrays
 from feathide.errors import InputError, expected
+from feathide.study.digest import dumped
 from feathide.study.remote import home_of, near
 
-__all__ = ["Store", "digest", "held_plan", "open_folder", "refresh", "write_whole"]
+__all__ = ["Store", "held_plan", "open_folder", "refresh", "write_whole"]
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 STALE = 60.0  # a claim without a sign of life for so long is free to take
@@ -41,55 +40,7 @@ META = "meta.json"
 MARK = ".feathide.json"
 
 
-def digest(value: object) -> str:
-    """Sixteen hexadecimal digits that name ``value``: equal in every process, different when anything in it differs.
-
-    Takes None, bool, int, float, str, bytes, paths, lists and tuples (which are the same), sets, mappings, dataclasses
-    and pydantic models (by class name and fields), arrays and tensors (by type, shape and content; arrays of strings by
-    their strings). Raises ``TypeError`` for anything else, because a default ``repr`` would hold an address.
-    """
-    return hashlib.sha256(_dump(_canonical(value)).encode()).hexdigest()[:16]
-
-
-def _canonical(value: object) -> object:
-    match value:
-        case None | bool() | int() | float() | str():
-            return value.item() if isinstance(value, np.generic) else value
-        case np.generic():
-            return _canonical(value.item())
-        case bytes():
-            return {"bytes": value.hex()}
-        case Path():
-            return {"path": value.as_posix()}
-        case Mapping():
-            return {"map": sorted(([_canonical(k), _canonical(v)] for k, v in value.items()), key=_dump)}
-        case list() | tuple():
-            return [_canonical(v) for v in value]
-        case set() | frozenset():
-            return {"set": sorted((_canonical(v) for v in value), key=_dump)}
-        case BaseModel():
-            return {type(value).__name__: {name: _canonical(v) for name, v in value}}
-        case np.ndarray() if value.dtype.kind in "US":
-            return {"array": ["str", list(value.shape), _canonical(value.tolist())]}
-        case np.ndarray() if value.dtype.kind in "biufc":
-            little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-            return {"array": [little.dtype.str, list(value.shape), hashlib.sha256(little.tobytes()).hexdigest()]}
-        case Tensor():
-            raw = value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes()
-            return {"tensor": [str(value.dtype), list(value.shape), hashlib.sha256(raw).hexdigest()]}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
-    raise TypeError(
-        f"a value that has a digest is made of plain values, arrays and dataclasses, got {type(value).__name__}"
-    )
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Store:
     """A folder of results, each under a key such as ``adversarial/pgd-plain-1a2b3c/0003``.
 
@@ -154,7 +105,7 @@ class Store:
 
     def save_json(self, key: str, value: object) -> None:
         """Writes a document of plain values to ``<key>.json``, with its checksum."""
-        seal = hashlib.sha256(_dump(value).encode()).hexdigest()
+        seal = hashlib.sha256(dumped(value).encode()).hexdigest()
         text = json.dumps({"sha256": seal, "content": value}, sort_keys=True, indent=1, ensure_ascii=False)
         write_whole(self.path(key, ".json"), text.encode() + b"\n")
 
@@ -164,7 +115,7 @@ class Store:
         raw = _read(path)
         try:
             found = json.loads(raw)
-            if hashlib.sha256(_dump(found["content"]).encode()).hexdigest() == found["sha256"]:
+            if hashlib.sha256(dumped(found["content"]).encode()).hexdigest() == found["sha256"]:
                 return found["content"]
         except (ValueError, KeyError, TypeError):  # not JSON, or not of ours
             pass
@@ -226,7 +177,7 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
             got=f"a folder with other files ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''})",
             do="choose another output folder",
         )
-    write_whole(mark, _dump({"plan": plan_digest}).encode() + b"\n")
+    write_whole(mark, dumped({"plan": plan_digest}).encode() + b"\n")
     return Store(folder)
 
 
@@ -338,7 +289,7 @@ def _packed(key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] 
             np.lib.format.write_array(entry, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(name + ".npy", EPOCH), entry.getbuffer())
         if meta is not None:
-            archive.writestr(zipfile.ZipInfo(META, EPOCH), _dump(meta))
+            archive.writestr(zipfile.ZipInfo(META, EPOCH), dumped(meta))
         archive.comment = b"0" * HEX
     body = buffer.getvalue()[:-HEX]
     return body + hashlib.sha256(body).hexdigest().encode()

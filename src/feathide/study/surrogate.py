@@ -7,10 +7,11 @@ import numpy as np
 
 from feathide.classifier import FeatureClassifier
 from feathide.models import build
+from feathide.study.digest import digest
 from feathide.study.engine import Task, tell
 from feathide.study.lab import FORMAT, Lab, lab_of
 from feathide.study.stages import Arrays, packed_network
-from feathide.study.store import Store, digest
+from feathide.study.store import Store
 from feathide.train import train_classifier
 
 __all__ = ["surrogate_key", "surrogate_of", "surrogate_task"]
