@@ -74,7 +74,7 @@ def _peak() -> float:
 def _classifier(lab: Lab) -> FeatureClassifier:
     if lab.trains and not lab.store.done(lab.classifier_key):
         network = lab.empty_network().eval().to(lab.device)
-        return FeatureClassifier(network, lab.plan.network.layers, box=lab.cases.box, window=lab.window)
+        return lab.shown(network, lab.plan.network.layers)
     return lab.classifier
 
 

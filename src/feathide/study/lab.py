@@ -25,7 +25,8 @@ from feathide.mixture import MixtureBank
 from feathide.models import Stem, build, check_network, load_network
 from feathide.study.digest import digest
 from feathide.study.mask import Region, load_region
-from feathide.study.plan import Cell, DataPlan, ObjectivePlan, Plan, slug
+from feathide.study.parts import DataPlan, ObjectivePlan
+from feathide.study.plan import Cell, Plan, slug
 from feathide.study.store import Store
 from feathide.types import Box, Evidence, Goal, Outputs
 from feathide.weights import load_weights, read_about, weights_digest
@@ -250,7 +251,7 @@ class Lab:
         model = self._network()
         if self.trains:
             mean, std = self.restored(model, self.classifier_key)
-        return self._shown(model, n.layers, mean, std)
+        return self.shown(model, n.layers, mean, std)
 
     def restored(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Give ``model`` the weights that a task of training has stored; mean and std of what it saw."""
@@ -260,9 +261,10 @@ class Lab:
         )
         return tuple(arrays["mean"].tolist()), tuple(arrays["std"].tolist())
 
-    def _shown(
-        self, model: nn.Module, layers: str | Sequence[str], mean: Sequence[float], std: Sequence[float]
+    def shown(
+        self, model: nn.Module, layers: str | Sequence[str], mean: Sequence[float] = (), std: Sequence[float] = ()
     ) -> FeatureClassifier:
+        """A network as the plan's images, head and precision make it a classifier."""
         head: str | tuple[str, int] = self.plan.network.head if self.finding is None else ("finding", self.finding)
         return FeatureClassifier(
             model.to(self.device).eval(),
@@ -337,7 +339,7 @@ class Lab:
     def witness(self) -> FeatureClassifier:
         """A robust network of the same classes, for the guards that ask one."""
         model = self._built(self.witness_arch, self.plan.witness.train.stem)
-        return self._shown(model, "blocks", *self.restored(model, self.witness_key))
+        return self.shown(model, "blocks", *self.restored(model, self.witness_key))
 
     @property
     def sight(self) -> list[str]:

@@ -4,9 +4,6 @@ import shutil
 from collections.abc import Sequence
 from math import prod
 
-from torch import nn
-
-from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
@@ -20,9 +17,9 @@ DOCUMENTS = 16 * 2**20  # bytes of report and tables
 def bytes_ahead(lab: Lab, tasks: Sequence[Task]) -> int:
     """About how many bytes the tasks that are not done will store: weights, and for each batch its images as files hold them or its features."""
     trained = lab.trains and not lab.store.done(lab.classifier_key)
-    model: nn.Module = lab.empty_network().eval().to(lab.device) if trained else lab.classifier.model
+    model = lab.empty_network() if trained else lab.classifier.model
     x = lab.images(lab.rows("train")[:1])
-    out = FeatureClassifier(model, lab.plan.network.layers, box=lab.cases.box).extract(x)
+    out = lab.shown(model, lab.plan.network.layers).extract(x)
     draws = 1 + lab.plan.dropout_samples * lab.needs("dropout")
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     image = prod(x.shape) * encode(x, lab.grid, lab.cases.box).itemsize

@@ -150,9 +150,8 @@ def _check_head(lab: Lab) -> None:
 
 def _check_layers(lab: Lab) -> None:
     """Whether the layers exist, on a network that is not trained yet."""
-    model = lab.empty_network().eval()
-    x = torch.from_numpy(lab.cases.images(lab.rows("train")[:2]))
-    probe = FeatureClassifier(model, lab.plan.network.layers, box=lab.cases.box)
+    x = lab.images(lab.rows("train")[:2])
+    probe = lab.shown(lab.empty_network(), lab.plan.network.layers)
     probe.check(x)
     probe.names(x)
 
