@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 import typer
 import yaml
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
-from feathide.cli import app
+from feathide.cli import _summary, app
 from feathide.study.plan import load_plan
 from feathide.study.run import Audit, audit
 from feathide.study.store import Store
@@ -121,6 +123,34 @@ def test_a_single_attack_wants_one_attack(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 2 and "one attack with one objective at one budget" in result.output
+
+
+def test_check_takes_every_flag_of_audit_that_changes_the_plan() -> None:
+    flags = {verb: {p.name for p in VERBS[f"feathide {verb}"].params} for verb in ("audit", "check")}
+    of_the_run = {"workers", "shard", "engine", "address", "strict", "fail_if", "track", "reuse"}
+    assert flags["audit"] - flags["check"] == of_the_run
+
+
+def test_long_names_leave_every_column_on_a_narrow_screen() -> None:
+    rows = [
+        ("sklearn:IsolationForest(layers='all', n_estimators=200)", 0.11),
+        ("pytorch_ood:KNN(k=5)", 0.22),
+        ("kd", 0.33),
+    ]
+    same = {"attack": "art:ProjectedGradientDescent(max_iter=20)", "objective": "plain", "eps": 0.5}
+    cells = [{**same, "detector": d, "metric": "auc", "value": v} for d, v in rows]
+    table = pd.DataFrame([{**same, "detector": "", "metric": "success", "value": 0.44}, *cells])
+    console = Console(width=80, file=StringIO())
+    console.print(_summary(table, "auc", "AUC"))
+    assert all(f" {v} " in console.file.getvalue() for v in (0.5, 0.44, 0.11, 0.22, 0.33))
+
+
+def test_zero_steps_are_refused_and_a_bare_off_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("data: phantoms\ngates: off\n")
+    assert load_plan(path).gates == "off"
+    result = CliRunner().invoke(app, ["check", str(path), "--steps", "0"])
+    assert result.exit_code == 2 and "steps" in result.output
 
 
 @pytest.mark.slow

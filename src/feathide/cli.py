@@ -58,6 +58,14 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that -
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out files that cannot be used, and count and name them.")
 ]
+Head = Annotated[str | None, typer.Option(help="softmax, sigmoid (one output) or finding:NAME.")]
+Layers = Annotated[str | None, typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last.")]
+Eps = Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")]
+Attacks = Annotated[str | None, typer.Option(help="For example fgsm,bim,pgd,cw.")]
+Objectives = Annotated[str | None, typer.Option(help="For example plain,hfc.")]
+Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
 
@@ -71,16 +79,14 @@ def audit(
     network: Network = None,
     weights: Weights = None,
     trust: Trust = False,
-    head: Annotated[str | None, typer.Option(help="softmax, sigmoid (one output) or finding:NAME.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last.")
-    ] = None,
-    eps: Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")] = None,
-    attacks: Annotated[str | None, typer.Option(help="For example fgsm,bim,pgd,cw.")] = None,
-    objectives: Annotated[str | None, typer.Option(help="For example plain,hfc.")] = None,
-    detectors: Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    head: Head = None,
+    layers: Layers = None,
+    eps: Eps = None,
+    attacks: Attacks = None,
+    objectives: Objectives = None,
+    detectors: Detectors = None,
+    steps: Steps = None,
+    seed: Seed = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side on this machine.")] = 1,
     shard: Annotated[
         str | None, typer.Option(help="i/n: begin with part i of n; run one for each machine on one folder.")
@@ -116,7 +122,7 @@ def audit(
 
             put = tracker(track)
         chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
-                       objectives=objectives, detectors=detectors, walk={"steps": steps} if steps else None, seed=seed)  # fmt: skip
+                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed)  # fmt: skip
         found = _audit(
             chosen,
             out,
@@ -148,13 +154,15 @@ def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
 @app.command(epilog="Example: `feathide check plan.yaml`")
 def check(
     plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, skip_bad: SkipBad = False, network: Network = None,
-    weights: Weights = None, trust: Trust = False, json: Json = False,
+    weights: Weights = None, trust: Trust = False, head: Head = None, layers: Layers = None, eps: Eps = None, attacks: Attacks = None,
+    objectives: Objectives = None, detectors: Detectors = None, steps: Steps = None, seed: Seed = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Check a plan and its data, try a few attack steps, and estimate time and memory."""
     with said():
         from feathide.study.check import check_plan
 
-        chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, None, None))
+        chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
+                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed)  # fmt: skip
         forecast = check_plan(chosen, out)
         if json:
             from json import dumps
@@ -363,14 +371,18 @@ def _show(found: "Audit", json: bool) -> None:
 def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
     """One metric, attacks by detectors."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     rows = table[table.metric == metric]
     success = table[table.metric == "success"].set_index(["attack", "objective", "eps"]).value
     detectors = list(dict.fromkeys(rows.detector))
     shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
-    for name in ("attack", "eps", "success", *detectors):
-        shown.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
+    shown.add_column("attack", min_width=6, overflow="fold")
+    for column in ("eps", "success"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for column in detectors:
+        shown.add_column(escape(column), justify="right", min_width=4, overflow="fold")
     for (name, hidden, eps), part in rows.groupby(["attack", "objective", "eps"], sort=False):
         value = part.set_index("detector").value
         fooled = success.get((name, hidden, eps))

@@ -25,7 +25,7 @@ def report(run: Run) -> None:
 
 
 def compare(
-    run_a: Run,
+    run_a: Annotated[Path, typer.Argument(parser=near, metavar="RUN_A", help="The folder or URL of a finished audit.")],
     run_b: Annotated[Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")],
     *,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
@@ -86,7 +86,7 @@ def _show(found: "Comparison") -> None:
         return
     shown = Table(title="From A to B; the interval is paired, at 95 %", title_justify="left")
     for name in ("attack", "guard", "metric"):
-        shown.add_column(name)
+        shown.add_column(name, overflow="fold")
     for name in ("A", "B", "difference", "interval"):
         shown.add_column(name, justify="right")
     for row in found.table.itertuples():

@@ -115,6 +115,12 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Un
                 raise InputError(
                     f"layer {item!r} runs {len(again)} times in one forward pass; name the call: {', '.join(again)}"
                 )
+            if item in table:
+                raise expected(
+                    f"layers: {item} must find {item} in this network",
+                    got="none",
+                    do=f"name layers yourself, of {', '.join(by_name)}",
+                )
             raise unknown("layer", item, [*PRESETS, *by_name])
         chosen.update(found)
     return tuple(n for n in by_name if n in chosen)

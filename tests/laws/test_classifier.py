@@ -144,6 +144,13 @@ def test_an_unknown_layer_offers_the_nearest() -> None:
         FeatureClassifier(network((3, 7, 6), 2), ["first", "secnd"])(images(1, (3, 7, 6), seed=0))
 
 
+def test_a_preset_that_finds_nothing_lists_the_layers() -> None:
+    with pytest.raises(
+        InputError, match=r"layers: conv must find conv in this network, got none; name layers yourself, of 0, 1"
+    ):
+        FeatureClassifier(nn.Sequential(nn.Flatten(), nn.Linear(126, 2)).double().eval(), "conv")(images(1, (3, 7, 6), seed=0))
+
+
 def test_replacing_the_layers_forgets_the_old_choice() -> None:
     classifier = FeatureClassifier(conv_net(), "conv")
     assert list(classifier(X).features) == ["1", "3", "7"]
