@@ -37,6 +37,8 @@ def blobs(n: int, channels: int, centres: int, seed: int = 0, distance: float = 
 def covariances(mixture: Mixture) -> tuple[Tensor, Tensor]:
     """Means (M, C) and covariances (M, C, C) of the features, rebuilt from the stored statistics one by one."""
     a = mixture.whitener.diag() if mixture.whitener.ndim == 1 else mixture.whitener
+    if a.shape[0] != a.shape[1]:  # [w | Q]: A = diag(w) (I - Q Q^T)
+        a = a[:, :1] * (torch.eye(len(a), dtype=torch.float64) - a[:, 1:] @ a[:, 1:].T)
     means, covs = [], []
     for k in range(mixture.components):
         p = torch.eye(mixture.channels, dtype=torch.float64)
@@ -193,6 +195,48 @@ def test_few_samples_are_described_better_than_by_the_bayesian_mixture(
     heldout = float(ours.log_prob(x[n:]).mean())
     assert heldout > theirs.score(x[n:].numpy())
     assert heldout < float(truth.log_prob(x[n:]).mean())
+
+
+def in_factors(
+    n: int, channels: int = 300, seed: int = 0
+) -> tuple[Tensor, torch.distributions.LowRankMultivariateNormal]:
+    """Samples of few factors and noise that differs by channel, and their distribution."""
+    g = torch.Generator().manual_seed(17)
+    loadings = 2 * torch.randn(channels, 5, generator=g, dtype=torch.float64)
+    noise = 0.3 + torch.rand(channels, generator=g, dtype=torch.float64)
+    truth = torch.distributions.LowRankMultivariateNormal(torch.full_like(noise, 3.0), loadings, noise)
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, 5, generator=g, dtype=torch.float64) @ loadings.T
+    return 3 + z + torch.randn(n, channels, generator=g, dtype=torch.float64) * noise.sqrt(), truth
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_wide_low_rank_is_in_factors_and_by_the_book(components: int) -> None:
+    x, _ = in_factors(240)
+    x += 20 * torch.arange(3.0).double().repeat_interleave(80)[:, None] * (components > 1)
+    mixture = fit_mixture(x, components=components, covariance="lowrank", rank=2)
+    assert mixture.components == components
+    assert 1 < mixture.whitener.shape[1] < 30
+    f = x[::20] * 1.1
+    energy, chosen, density = by_loop(mixture, f)
+    torch.testing.assert_close(mixture.energy(f), energy, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(mixture.log_prob(f), density, rtol=1e-7, atol=1e-6)
+    assert torch.equal(mixture.nearest(f), chosen)
+    assert mixture.lower_bound == pytest.approx(float(mixture.log_prob(x).mean()), rel=1e-5)
+    assert math.isfinite(mixture.bic)
+    leaf = f[:2].requires_grad_()
+    assert torch.autograd.gradcheck(mixture.energy, leaf)
+
+
+@pytest.mark.parametrize(("n", "loss"), [(20, 60.0), (60, 30.0), (2000, 4.0)])
+def test_factors_come_near_the_truth_with_few_samples_and_with_many(n: int, loss: float) -> None:
+    x, truth = in_factors(n)
+    mixture = fit_mixture(x, covariance="lowrank")
+    fresh, _ = in_factors(1000, seed=1)
+    lost = float((truth.log_prob(fresh) - mixture.log_prob(fresh)).mean())
+    assert 0 < lost < loss
+    if n > 20:
+        assert mixture.whitener.shape[1] - 1 == 5  # as many factors as there are: noise has none
 
 
 def test_the_shrinkage_is_near_the_best_for_held_out_samples() -> None:

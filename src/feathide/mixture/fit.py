@@ -4,7 +4,8 @@
 2. Prior (``shrinkage="auto"``): T, the covariance within clusters drawn to its diagonal, is what every component is drawn to; how far
    either is drawn is the best by leave-one-out likelihood (:mod:`feathide.mixture.prior`).
 3. Maximise the posterior: Sigma_k = (n_k S_k + m T) / (n_k + m). Low rank: probabilistic PCA of that matrix in the space where
-   T is the identity, its leading directions by one step of subspace iteration in each iteration.
+   T is the identity, its leading directions by one step of subspace iteration in each iteration. Of more than 256 channels T is then a
+   factor analysis of what is within clusters (:mod:`feathide.mixture.factors`): nothing is as large as a matrix of all channels.
 """
 
 import math
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from feathide.errors import expected
+from feathide.mixture.factors import leading_scores
 from feathide.mixture.model import COVARIANCES, Covariance, Mixture
-from feathide.mixture.prior import Prior, fit_prior, precision_factor, scale, within
+from feathide.mixture.prior import Prior, fit_prior, in_factors, precision_factor, scale, within
+from feathide.mixture.shapes import log_det, whiten
 from feathide.mixture.start import kmeans
 
 __all__ = ["fit_mixture"]
 
+SCORES = 32  # directions in which clusters of wide features are sought
 Step = Callable[[Tensor, Tensor, Prior, Mixture | None], Mixture]  # (z, responsibilities, prior, the mixture before)
 
 
@@ -49,27 +53,32 @@ def fit_mixture(
     Raises InputError for features that are not finite, and for numbers out of range.
     """
     _check(x, components, covariance, shrinkage)
-    x = x.detach().double()
-    centre = x.mean(0)
-    total, constant = scale(x)
-    z = (x - centre) / total
+    x, factored = x.detach(), in_factors(covariance, shrinkage, x.shape[1])
+    centre = x.mean(0, dtype=torch.float64)
+    z = x - centre
+    if factored:
+        z = z.float()
+    total, constant = scale(x, z)
+    z /= total.to(z)
     if start is None:
-        start = kmeans(z.float(), min(components, len(x)), torch.Generator().manual_seed(seed))
+        seen = leading_scores(z, SCORES) if factored and components > 1 else z.float()
+        start = kmeans(seen, min(components, len(x)), torch.Generator().manual_seed(seed))
     labels = start.to(z.device).unique(return_inverse=True)[1]  # numbered without gaps
     deviations = within(z, labels)
-    inner = deviations.square().mean(0).sqrt()
+    inner = torch.ones_like(total) if factored else deviations.square().mean(0).sqrt()
     tight = constant | (inner < 1e-3)  # no spread within clusters: keep the spread of all, with unit variance
     inner = torch.where(tight, torch.ones_like(inner), inner)
     limits = floor + tight.double()
-    prior = fit_prior(deviations / inner, labels, covariance, shrinkage, limits)
+    prior = fit_prior(deviations if factored else deviations / inner, labels, covariance, shrinkage, limits)
 
-    z, sd = z / inner, total * inner
+    z, sd = z if factored else z / inner, total * inner
     if prior.whitener is None:
         mixture = _maximise(z, labels, prior, _step(covariance, rank, seed), tol=tol, max_iter=max_iter)
     elif int(labels.max()) == 0:
-        mixture = _standard(covariance, prior.whitener, prior.shrinkage, limits)
+        distance = _distance(z, prior.whitener) if factored else _drawn(prior.whitener, prior.shrinkage, limits)
+        mixture = _standard(covariance, prior.whitener, distance)
     else:
-        white = z @ prior.whitener
+        white = whiten(z, prior.whitener.to(z))
         mixture = _maximise(white, labels, prior, _step(covariance, rank, seed), tol=tol, max_iter=max_iter)
     return replace(
         _unwhiten(mixture, centre, sd, prior.whitener),
@@ -88,7 +97,9 @@ def _check(x: Tensor, components: int, covariance: str, shrinkage: float | str) 
         raise expected(
             "features must be (samples, channels) with at least one sample", got=tuple(x.shape), do="give rows"
         )
-    if not bool(torch.isfinite(x).all()):
+    if not bool(torch.isfinite(x.sum())) and not bool(
+        torch.isfinite(x).all()
+    ):  # the sum alone takes a tenth of the time
         bad = int((~torch.isfinite(x).all(1)).sum())
         raise expected(
             "features must be finite", got=f"NaN or infinity in {bad} of {len(x)} samples", do="look at these images"
@@ -118,9 +129,10 @@ def _maximise(z: Tensor, labels: Tensor, prior: Prior, step: Step, *, tol: float
     """Expectation maximisation from hard assignments until the mean log-likelihood rests.
 
     In a whitened space, where the prior keeps every matrix well-conditioned, single precision is enough to come close; the
-    last iterations are in double precision.
+    last iterations are in double precision. Rows z in single precision (wide "lowrank") stay so: only what is stored is double.
     """
-    precise, coarse = prior.whitener is None, z.float()
+    single, coarse = z.dtype == torch.float32, z.float()
+    precise = prior.whitener is None or single
     responsibilities = torch.nn.functional.one_hot(labels)
     mixture, bound, converged, iteration = None, -math.inf, False, 0
     while not converged and iteration < max_iter:
@@ -132,17 +144,32 @@ def _maximise(z: Tensor, labels: Tensor, prior: Prior, step: Step, *, tol: float
         log_prob = joint.logsumexp(1, keepdim=True)
         responsibilities = (joint - log_prob).exp()
         previous, bound = bound, float(log_prob.double().mean())
-        rests = abs(bound - previous) < (tol if precise else max(tol, 1e-5)) * z.shape[1]
+        rests = abs(bound - previous) < (tol if precise and not single else max(tol, 1e-5)) * z.shape[1]
         precise, converged = precise or rests, precise and rests
     assert mixture is not None
-    return replace(mixture, converged=converged, n_iter=iteration, lower_bound=bound)
+    statistics = {
+        name: getattr(mixture, name).double() for name in ("weights", "whitener", "centre", "means", "factors", "gains")
+    }
+    return replace(mixture, **statistics, converged=converged, n_iter=iteration, lower_bound=bound)
 
 
-def _standard(covariance: Covariance, whitener: Tensor, share: float, floor: Tensor) -> Mixture:
-    """The only component, in the space where its covariance T = (1 - share) (S + diag(floor)) + share I is the identity."""
-    c = len(whitener)
+def _drawn(whitener: Tensor, share: float, floor: Tensor) -> float:
+    """tr(T^-1 S), the mean squared distance of the samples, for T = (1 - share) (S + diag(floor)) + share I."""
     added = (whitener.square().sum(1) * ((1 - share) * floor + share)).sum()
-    distance = float(c - added) / (1 - share)  # tr(T^-1 S): the mean of the samples
+    return float(len(whitener) - added) / (1 - share)
+
+
+def _distance(z: Tensor, whitener: Tensor) -> float:
+    """The mean squared distance of the samples z (N, C) for a whitener in factors."""
+    w, q = whitener[:, 0], whitener[:, 1:]
+    y = (z @ (w[:, None] * q).to(z)).double()
+    inner = 2 * torch.eye(q.shape[1]).to(q) - q.T @ q
+    return float((w.square() * z.square().sum(0)).sum() - ((y.T @ y) * inner).sum()) / len(z)
+
+
+def _standard(covariance: Covariance, whitener: Tensor, distance: float) -> Mixture:
+    """The only component, in the space where its covariance is the identity; ``distance``: the mean squared one of the samples."""
+    c = len(whitener)
     factors = torch.eye(c).to(whitener)[None] if covariance == "full" else whitener.new_zeros(1, c, 0)
     mixture = _local(covariance, whitener.new_ones(1), whitener.new_zeros(1, c), factors, gains=whitener.new_ones(1, 1))
     return replace(mixture, n_iter=1, lower_bound=-0.5 * (distance + c * math.log(2 * math.pi)))
@@ -172,23 +199,25 @@ def _local(
 
 def _unwhiten(mixture: Mixture, centre: Tensor, sd: Tensor, whitener: Tensor | None) -> Mixture:
     """The mixture of z = ((x - centre) / sd) whitener, as one of x; "full" takes the whitener into its factors."""
-    log_det = -float(sd.log().sum())
+    log_volume = -float(sd.log().sum())
     means, factors, inner = mixture.means, mixture.factors, mixture.whitener
     if whitener is not None:
-        log_det += float(whitener.diagonal().log().sum())
+        log_volume += float(log_det(whitener))
         if mixture.covariance == "full":
             one = mixture.components == 1
             factors = whitener[None] if one else whitener @ factors
             means = means if one else torch.linalg.solve_triangular(whitener, means, upper=True, left=False)
         else:
             inner = whitener if inner.ndim == 1 else whitener @ inner
+        if mixture.covariance == "lowrank" and whitener.shape[0] != whitener.shape[1]:
+            sd = torch.cat([sd[:, None], torch.ones_like(whitener[:, 1:])], 1)
     return replace(
         mixture,
         centre=centre,
-        whitener=inner / sd if inner.ndim == 1 else inner / sd[:, None],
+        whitener=inner / (sd if inner.ndim == sd.ndim else sd[:, None]),
         means=means,
         factors=factors,
-        lower_bound=mixture.lower_bound + log_det,
+        lower_bound=mixture.lower_bound + log_volume,
     )
 
 
@@ -242,28 +271,26 @@ def _lowrank(rank: int, seed: int) -> Step:
         n, means = _moments(z, r)
         c, floor = z.shape[1], prior.floor.to(z)
         width = min(rank, c)
-        q = _random_basis(len(n), c, width, seed).to(z) if before is None else before.factors.to(z, copy=True)
-        values = z.new_empty(len(n), width)
-        trace = z.new_empty(len(n))
-        for k, d in enumerate(_members(z, r, means)):
-            values[k], q[k] = _leading(d / n[k].sqrt(), q[k], floor)
-            trace[k] = torch.linalg.vector_norm(d).square() / n[k] + floor.sum()
+        q = _random_basis(len(n), c, width, seed).to(z) if before is None else before.factors.to(z)
+        pulled = (z.T @ (_along(z, means, q) * r[:, :, None]).flatten(1)).unflatten(1, (-1, width)).transpose(0, 1)
+        q = torch.linalg.qr(pulled / n[:, None, None] + floor[:, None] * q).Q  # (M, C, R)
+        along = _along(z, means, q)
+        inner = torch.einsum("nmr,nms->mrs", along * r[:, :, None], along) / n[:, None, None]
+        values, rotation = torch.linalg.eigh(inner + q.mT @ (floor[:, None] * q))
+        trace = (r.T @ z.square().sum(1)) / n - means.square().sum(1) + floor.sum()
         share = (prior.strength / (n + prior.strength))[:, None]
-        values = (1 - share) * values + share  # (M, R)
+        values = (1 - share) * values.clamp_min(1e-12) + share  # (M, R)
         trace = (1 - share[:, 0]) * trace + share[:, 0] * c
         rest = ((trace - values.sum(1)) / (c - width) if c > width else values.amin(1)).clamp_min(1e-12)[:, None]
         gains = torch.cat([rest.rsqrt(), 1 - (rest / values).sqrt()], 1)
-        return _local("lowrank", n / n.sum(), means, q, gains=gains)
+        return _local("lowrank", n / n.sum(), means, q @ rotation, gains=gains)
 
     return step
 
 
-def _leading(d: Tensor, q: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (R,) and eigenvectors (C, R) of d^T d + diag(floor), by a subspace iteration that begins at ``q``."""
-    q = torch.linalg.qr(d.T @ (d @ q) + floor[:, None] * q).Q
-    y = d @ q
-    values, rotation = torch.linalg.eigh(y.T @ y + (floor[:, None] * q).T @ q)
-    return values.clamp_min(1e-12), q @ rotation
+def _along(z: Tensor, means: Tensor, q: Tensor) -> Tensor:
+    """(z - mean_k) q_k for every component, (N, M, R)."""
+    return (z @ q.transpose(0, 1).flatten(1)).unflatten(1, (len(q), -1)) - torch.einsum("mc,mcr->mr", means, q)
 
 
 def _random_basis(m: int, c: int, rank: int, seed: int) -> Tensor:

@@ -9,11 +9,12 @@ structure  A                                   P_k
 full       1 / deviation of each channel (C,)  upper triangular (C, C)
 diag       1 / deviation of each channel (C,)  diagonal (C,)
 tied       factor of the shared precision      identity
-lowrank    factor of the shared precision      s_k (I - U_k diag(h_k) U_k^T), U_k (C, R) orthonormal
+lowrank    that, or of C > 256 [w | Q] (C, R)  s_k (I - U_k diag(h_k) U_k^T), U_k (C, R) orthonormal
 =========  ==================================  =====================================================================
 
 "lowrank" is a mixture of probabilistic PCA in the whitened space (Tipping and Bishop 1999): the R directions in which a component
-differs most from what is shared have their own variances, and the residual directions stay in the energy.
+differs most from what is shared have their own variances, and the residual directions stay in the energy. Of more than 256 channels what is
+shared is a factor analysis, A = diag(w) (I - Q Q^T) with at most 64 factors, kept as the columns w and Q of one matrix.
 """
 
 import math
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied, times_upper, times_upper_transposed
+from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied, log_det, whiten, whiten_transposed
 
 __all__ = ["COVARIANCES", "Covariance", "Mixture", "with_gradient"]
 
@@ -37,7 +38,7 @@ class Ready(NamedTuple):
     """A mixture in one dtype and on one device."""
 
     centre: Tensor  # (C,)
-    whitener: Tensor | None  # (C,) or (C, C)
+    whitener: Tensor | None  # (C,), (C, C) or (C, R + 1)
     shape: Shape
     bias: Tensor  # (M,) log w_k + log det P_k
     constant: Tensor  # log det A - C/2 log 2 pi
@@ -47,7 +48,7 @@ class Ready(NamedTuple):
 class Mixture:
     """A Gaussian mixture p(f) = sum_k w_k N(f; m_k, Sigma_k) over features f (N, C), in float64; see the module for its form.
 
-    ``weights`` (M,), ``centre`` (C,), ``whitener`` (C,) or upper triangular (C, C), ``means`` (M, C) in the whitened space,
+    ``weights`` (M,), ``centre`` (C,), ``whitener`` (C,), upper triangular (C, C) or (C, R + 1), ``means`` (M, C) in the whitened space,
     ``factors`` and ``gains`` as in the table above. ``lower_bound`` is the mean log-likelihood of the data it was fitted to, in nats,
     ``samples`` their number, ``shrinkage`` the share of the diagonal in the covariance, ``pooling`` the share of what the components
     have in common in a component of average size, ``degenerate`` the number of channels that did not vary, and ``notes`` says
@@ -85,7 +86,8 @@ class Mixture:
         c, m = self.channels, self.components
         rank = min(self.factors.shape[2], c - 1) if self.covariance == "lowrank" else 0
         square = c * (c + 1) // 2
-        shared = square if self.whitener.ndim == 2 else c
+        factors = self.whitener.shape[1] if self.whitener.ndim == 2 else 1
+        shared = c * factors - (factors - 1) * (factors - 2) // 2 if factors < c else square
         shape = {
             "full": m * square,
             "tied": square,
@@ -125,7 +127,7 @@ class Mixture:
             z = _whiten(f, ready)
             distance, half = ready.shape.pull(z, self._choose(z, ready))
             a = ready.whitener
-            gradient = half if a is None else half * a if a.ndim == 1 else times_upper_transposed(half, a)
+            gradient = half if a is None else whiten_transposed(half, a)
             return distance / self.channels, gradient * (2 / self.channels)
 
     def log_prob(self, f: Tensor) -> Tensor:
@@ -154,33 +156,33 @@ class Mixture:
 
     def _prepare(self, like: Tensor) -> Ready:
         a, means, factors = self.whitener, self.means, self.factors
-        log_det_a = (a if a.ndim == 1 else a.diagonal()).log().sum()
-        log_det = torch.zeros_like(self.weights)
+        constant = log_det(a) - self.channels / 2 * math.log(2 * math.pi)
+        own = torch.zeros_like(self.weights)
         shape: Shape
         whitener: Tensor | None = a.to(like)
         if self.covariance in ("full", "diag"):  # a scale of the channels goes into the factors
             diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=1, dim2=2)
-            log_det = diagonal.log().sum(1)
+            own = diagonal.log().sum(1)
             means, factors = (means / a).to(like), (factors * (a if factors.ndim == 2 else a[:, None])).to(like)
             shape, whitener = (Diag if factors.ndim == 2 else Full)(means, factors), None
         elif self.covariance == "tied":
             shape = Tied(means.to(like))
         else:
-            log_det = self.channels * self.gains[:, 0].log() + torch.log1p(-self.gains[:, 1:]).sum(1)
+            own = self.channels * self.gains[:, 0].log() + torch.log1p(-self.gains[:, 1:]).sum(1)
             shape = LowRank(means.to(like), factors.to(like), self.gains.to(like))
         return Ready(
             self.centre.to(like),
             whitener,
             shape,
-            (self.weights.log() + log_det).to(like),
-            (log_det_a - self.channels / 2 * math.log(2 * math.pi)).to(like),
+            (self.weights.log() + own).to(like),
+            constant.to(like),
         )
 
 
 def _whiten(f: Tensor, ready: Ready) -> Tensor:
     """z = (f - centre) A, (N, C)."""
     d, a = f - ready.centre, ready.whitener
-    return d if a is None else d * a if a.ndim == 1 else times_upper(d, a)
+    return d if a is None else whiten(d, a)
 
 
 Measure = Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]

@@ -16,9 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from feathide.mixture.factors import WIDE, common_factors, leading_variances
 from feathide.mixture.model import Covariance
+from feathide.mixture.shapes import whiten
 
-__all__ = ["Prior", "fit_prior", "precision_factor", "scale", "within"]
+__all__ = ["Prior", "fit_prior", "in_factors", "precision_factor", "scale", "within"]
 
 FLOOR = 0.1
 SHARES = torch.logspace(-6, -0.01, 80, dtype=torch.float64)
@@ -29,7 +31,7 @@ STRENGTHS = torch.logspace(0, 3, 31, dtype=torch.float64)  # times C, from where
 class Prior:
     """What the covariance S_k of a component becomes: (n_k (S_k + diag(floor)) + strength I) / (n_k + strength).
 
-    ``whitener`` (C, C), upper triangular, maps standardised channels to the space in which the target is the identity; None: it
+    ``whitener``, upper triangular (C, C) or in factors (C, R + 1), maps standardised channels to the space in which the target is the identity; None: it
     already is.
     """
 
@@ -40,19 +42,25 @@ class Prior:
     pooling: float
 
 
-def scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The standard deviation of each channel (C,), and which channels do not vary.
+def scale(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard deviation of each channel (C,) of x, in double precision, and which channels do not vary; d: x less its mean.
 
     A channel that does not vary gets the median deviation of those that do: it stays in the energy, and leaving its
     constant by as much as other channels vary costs as much as it costs them. One that hardly varies, such as a unit that
     fires on a few images only, is measured in ``FLOOR`` of the median: the prior, the identity in these units, then keeps its
     variance from being believed to be next to nothing. Without shrinkage this changes nothing but the units.
     """
-    sd = x.std(0, unbiased=False)
-    constant = sd <= 1e-7 * x.abs().amax(0)
+    sd = d.square().mean(0).double().sqrt()
+    largest = torch.maximum(x.amax(0), -x.amin(0))
+    constant = sd <= 1e-7 * largest
     varying = sd[~constant]
-    typical = varying.median() if len(varying) else x.abs().amax().clamp_min(1e-30)
+    typical = varying.median() if len(varying) else largest.amax().clamp_min(1e-30)
     return torch.where(constant, typical, sd.clamp_min(FLOOR * typical)), constant
+
+
+def in_factors(covariance: Covariance, shrinkage: float | Literal["auto"], channels: int) -> bool:
+    """Whether what the components share is a factor analysis (:mod:`feathide.mixture.factors`) and no matrix (C, C)."""
+    return covariance == "lowrank" and shrinkage == "auto" and channels > WIDE
 
 
 def fit_prior(
@@ -66,6 +74,8 @@ def fit_prior(
         share = 2 / (2 + average) if shrinkage == "auto" else shrinkage
         return Prior(None, share / (1 - share) * average, floor, share, 0.0)
     free = n - m + 1  # the means of the clusters cost their degrees of freedom
+    if in_factors(covariance, shrinkage, c):
+        return _factored(d, labels, free, floor)
     s = d.T @ d
     share = best_share(spectrum(d, s) * (n / free), free, c)
     target = s * ((1 - share) / free)
@@ -81,6 +91,16 @@ def fit_prior(
     )
     strength = best_strength(spectra, c)
     return Prior(whitener, strength, own, share, strength / (average + strength))
+
+
+def _factored(d: Tensor, labels: Tensor, free: int, floor: Tensor) -> Prior:
+    """The prior of a wide "lowrank" mixture; ``d`` in single precision. How far a component is drawn to it is judged by its leading directions."""
+    whitener, own, sizes = common_factors(d, free), (floor >= 1).to(floor), labels.bincount().tolist()
+    if len(sizes) == 1:
+        return Prior(whitener, 0.0, own, 0.0, 0.0)
+    parts = whiten(d, whitener.to(d))[labels.argsort()].split(sizes)
+    strength = best_strength([(leading_variances(p), len(p)) for p in parts], d.shape[1])
+    return Prior(whitener, strength, own, 0.0, strength / (len(d) / len(sizes) + strength))
 
 
 def spectrum(d: Tensor, scatter: Tensor | None = None) -> Tensor:

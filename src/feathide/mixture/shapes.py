@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied", "times_upper", "times_upper_transposed"]
+__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied", "log_det", "times_upper", "whiten", "whiten_transposed"]
 
 CHUNK = 1 << 17  # numbers in a temporary array: it stays in the processor's cache
 BLOCK = 256  # columns of a triangular matrix that are used together, for the same reason
@@ -136,6 +136,34 @@ class LowRank(Shape):
         shifts = torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k U_k (M, R)
         h = self.gains[:, 1:]
         return basis, shifts, h * (2 - h), self.means.square().sum(1)
+
+
+def whiten(d: Tensor, a: Tensor) -> Tensor:
+    """d A for rows d (N, C) and a whitener: diagonal (C,), upper triangular (C, C), or [w | Q] (C, R + 1), A = diag(w) (I - Q Q^T)."""
+    if a.ndim == 1:
+        return d * a
+    if a.shape[0] == a.shape[1]:
+        return times_upper(d, a)
+    scaled, q = d * a[:, 0], a[:, 1:]
+    return torch.addmm(scaled, scaled @ q, q.T, alpha=-1)
+
+
+def whiten_transposed(z: Tensor, a: Tensor) -> Tensor:
+    """z A^T for rows z (N, C): what a gradient in whitened features is in the features."""
+    if a.ndim == 1:
+        return z * a
+    if a.shape[0] == a.shape[1]:
+        return times_upper_transposed(z, a)
+    q = a[:, 1:]
+    return torch.addmm(z, z @ q, q.T, alpha=-1) * a[:, 0]
+
+
+def log_det(a: Tensor) -> Tensor:
+    """log det A of a whitener."""
+    if a.ndim == 1 or a.shape[0] == a.shape[1]:
+        return (a if a.ndim == 1 else a.diagonal()).log().sum()
+    q = a[:, 1:]
+    return a[:, 0].log().sum() + torch.linalg.slogdet(torch.eye(q.shape[1]).to(q) - q.T @ q).logabsdet
 
 
 def times_upper(d: Tensor, a: Tensor) -> Tensor:

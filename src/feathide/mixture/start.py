@@ -10,6 +10,8 @@ __all__ = ["kmeans"]
 
 def kmeans(z: Tensor, clusters: int, generator: torch.Generator, *, max_iter: int = 20) -> Tensor:
     """The cluster of each row of z (N, C), as (N,); fewer clusters where z has fewer distinct rows."""
+    if clusters == 1:
+        return torch.zeros(len(z), dtype=torch.long, device=z.device)
     norms = z.square().sum(1)
     centres = _seed(z, norms, clusters, generator)
     labels = _distances(z, norms, centres).argmin(1)
