@@ -15,7 +15,8 @@ from feathide.errors import InputError
 from feathide.geometry import L2, Linf
 from feathide.models import build
 from feathide.study.lab import PLAIN, Lab, packed, unpacked
-from feathide.study.plan import Cell, ObjectivePlan, load_plan
+from feathide.study.parts import ObjectivePlan
+from feathide.study.plan import Cell, load_plan
 from feathide.study.run import audit
 from feathide.study.store import Store
 from feathide.study.table import found_in

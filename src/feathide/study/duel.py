@@ -18,7 +18,8 @@ from feathide.objectives import HFC, Evade, Objective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
-from feathide.study.plan import Cell, ObjectivePlan
+from feathide.study.parts import ObjectivePlan
+from feathide.study.plan import Cell
 from feathide.study.probes import probe_cell
 from feathide.study.stages import Arrays, attack_of, needed, observe
 from feathide.study.store import Store

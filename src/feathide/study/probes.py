@@ -25,7 +25,8 @@ from feathide.rules import Selective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of
-from feathide.study.plan import AttackPlan, Cell, ObjectivePlan
+from feathide.study.parts import AttackPlan, ObjectivePlan
+from feathide.study.plan import Cell
 from feathide.study.stages import Arrays, attack_of, needed, weight_of
 from feathide.study.store import Store
 from feathide.study.surrogate import surrogate_key, surrogate_of, surrogate_task

@@ -25,7 +25,8 @@ from feathide.study.findings import run_of
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
-from feathide.study.plan import Part, load_plan, merged
+from feathide.study.parts import Part
+from feathide.study.plan import load_plan, merged
 from feathide.study.run import checked
 from feathide.study.store import open_folder, write_whole
 from feathide.study.table import table_of

@@ -28,7 +28,8 @@ from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
-from feathide.study.plan import Cell, TrainPlan
+from feathide.study.parts import TrainPlan
+from feathide.study.plan import Cell
 from feathide.study.store import Store
 from feathide.train import Head, TrainResult, train_classifier
 from feathide.types import Box, Outputs
