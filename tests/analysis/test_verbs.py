@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from feathide.analysis.outliers import curves
 from feathide.analysis.rows import COLUMNS
 from feathide.analysis.strangers import ood_tasks, shifted
+from feathide.analysis.transfer import lab_with, members, trial_tasks
 from feathide.cli_analysis import explain, ood
 from feathide.report.results import CURVES
 from feathide.study.lab import Lab, lab_of
@@ -137,6 +138,10 @@ def test_transfer(folder: Path) -> None:
         success, on=["classifier", "versus", "attack", "objective"]
     )
     assert (through.value_x <= through.value_y + 1e-9).all()
+    lab = lab_in(folder)
+    order = trial_tasks([lab_with(lab, m) for m in members(["tiny"], [0, 1], halves=True)], jury=True)
+    crafted = {task.key for task in order if task.stage == "craft on all others"}
+    assert crafted and crafted == {need for task in order for need in task.needs}  # tried once they are there
 
 
 def test_ood(folder: Path) -> None:

@@ -191,20 +191,20 @@ def _trial_key(victim: Lab, images: str) -> str:
 
 def trial_tasks(labs: Sequence[Lab], *, jury: bool) -> list[Task]:
     """Every member's images shown to every member and, with ``jury``, images crafted on all others at once."""
-    found = []
+    found: dict[str, Task] = {}
     for victim in labs:
         others = [lab for lab in labs if lab is not victim]
         for cell in followed(victim):
-            keys = [key for lab in labs for key in images_keys(lab, cell)]
+            shown: dict[str, tuple[str, ...]] = {key: () for lab in labs for key in images_keys(lab, cell)}
             if jury and len(others) > 1:
-                found += [_jury_task(others, cell, i) for i in range(victim.batches("test"))]
-                keys += [_jury_key(others, cell, i) for i in range(victim.batches("test"))]
+                crafted = [_jury_task(others, cell, i) for i in range(victim.batches("test"))]
+                found |= {task.key: task for task in crafted}
+                shown |= {task.key: (task.key,) for task in crafted}
             json = victim.plan.model_dump_json()
-            found += [
-                Task(_trial_key(victim, k), (), partial(_try, json, k), "try on the victims", cell.name, 1.0)
-                for k in keys
-            ]
-    return list({task.key: task for task in found}.values())
+            for key, needs in shown.items():
+                task = Task(_trial_key(victim, key), needs, partial(_try, json, key), "try on the victims", cell.name)
+                found[task.key] = task
+    return list(found.values())
 
 
 def _jury_task(labs: Sequence[Lab], cell: Cell, index: int) -> Task:
