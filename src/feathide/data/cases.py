@@ -93,10 +93,6 @@ class Cases:
         _check_splits(np.array([split]))
         return np.flatnonzero(self.splits == split)
 
-    def content_hashes(self) -> np.ndarray:
-        """The sha256 of each image as stored, (N,) str."""
-        return self.hashes
-
     def take(self, rows: np.ndarray) -> "Cases":
         """The cases of these rows only."""
         rows = np.asarray(rows, dtype=np.int64)

@@ -79,20 +79,7 @@ def load_cases(
         skip_bad=skip_bad,
         keep_patient_ids=keep_patient_ids,
     )
-    chosen = _kind(path) if kind == "auto" and str(path) not in DATASETS else kind
-    if str(path) in DATASETS:
-        cases = DATASETS[str(path)](size=size, channels=channels, seed=seed)
-        cases = cases.take(thin(cases.labels, cases.splits, limit=how.limit, seed=seed))
-    elif chosen == "phantoms":
-        axes = 3 if str(path) == "phantoms3d" else 2
-        shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
-        cases = phantoms(shape=shape, channels=channels or 1, seed=seed)
-        cases = cases.take(thin(cases.labels, cases.splits, limit=limit, seed=seed))
-    elif chosen in _READERS:
-        with told(Path(path)):
-            cases = _READERS[chosen](Path(path), name or Path(path).stem, how)
-    else:
-        raise unknown("kind of data", chosen, get_args(Kind))
+    cases = _read(path, kind, name or Path(path).stem, how, limit)
     cases = without_copies(cases) if skip_bad else cases
     if classes is not None:
         cases = of_classes(cases, classes)
@@ -105,6 +92,23 @@ def load_cases(
 
 DATASETS: Mapping[str, Callable[..., Cases]] = with_plugins("datasets", {})  # rows of other packages only
 _READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest, **ORIGINALS}
+
+
+def _read(path: str | Path, kind: str, name: str, how: Reading, limit: int | None) -> Cases:
+    """The cases at ``path``, of all classes; of what is not in files ``limit`` are taken."""
+    if str(path) in DATASETS:
+        cases = DATASETS[str(path)](size=how.size, channels=how.channels, seed=how.seed)
+        return cases.take(thin(cases.labels, cases.splits, limit=how.limit, seed=how.seed))
+    chosen = _kind(path) if kind == "auto" else kind
+    if chosen == "phantoms":
+        size, axes = how.size, 3 if str(path) == "phantoms3d" else 2
+        shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
+        cases = phantoms(shape=shape, channels=how.channels or 1, seed=how.seed)
+        return cases.take(thin(cases.labels, cases.splits, limit=limit, seed=how.seed))
+    if chosen not in _READERS:
+        raise unknown("kind of data", chosen, get_args(Kind))
+    with told(Path(path)):
+        return _READERS[chosen](Path(path), name, how)
 
 
 def _kind(path: str | Path) -> str:
