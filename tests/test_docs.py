@@ -16,7 +16,9 @@ import yaml
 from torch import nn
 
 import feathide
+from feathide.catalog import OUR_ATTACKS, OUR_DETECTORS, OUR_OBJECTIVES
 from feathide.cli import app
+from feathide.models import OUR_MODELS
 from feathide.study.plan import load_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +79,15 @@ def test_plans_load(page: str) -> None:
         plan = yaml.safe_load(block)
         if isinstance(plan, dict) and "data" in plan:
             load_plan(plan)
+
+
+def test_the_page_of_the_plan_shows_every_field_with_its_default_and_every_name() -> None:
+    shown = yaml.safe_load(next(blocks("plan.md", "yaml")))
+    plan = load_plan({"data": "chest.npz"}).model_dump(mode="json")
+    short = {**plan, **{part: [row["name"] for row in plan[part]] for part in ("attacks", "objectives")}}
+    assert shown == {**short, "gates": "quick"}
+    for table in (OUR_ATTACKS, OUR_OBJECTIVES, OUR_DETECTORS, OUR_MODELS):
+        assert set(table) <= set(re.findall(r"[\w+-]+", PAGES["plan.md"].read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("page", PAGES)
