@@ -1,5 +1,6 @@
 """Attacks, detectors and networks of other libraries by name in a plan, down to the table; and what is refused before any work."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -222,21 +223,11 @@ def files(data: Path) -> dict[str, Path]:
         torch.jit.save(torch.jit.script(model), found["ts"])
         batch = {"input": {0: torch.export.Dim("n", min=1, max=256)}}
         torch.export.save(torch.export.export(model, (x,), dynamic_shapes=batch), found["pt2"])
-        try:
-            axes = {"x": {0: "n"}}
-            torch.onnx.export(
-                model,
-                (x,),
-                folder / "net.onnx",
-                dynamo=False,
-                input_names=["x"],
-                dynamic_axes=axes,
-                opset_version=17,
-                keep_initializers_as_inputs=True,
-            )
+        if find_spec("onnx2torch") is not None:
             found["onnx"] = folder / "net.onnx"
-        except ImportError:
-            pass
+            kept = {"dynamo": False, "opset_version": 17, "keep_initializers_as_inputs": True}
+            names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+            torch.onnx.export(model, (x,), found["onnx"], **kept, **names)
     bundle = folder / "bundle"
     (bundle / "configs").mkdir(parents=True)
     (bundle / "models").mkdir()
@@ -253,6 +244,8 @@ def files(data: Path) -> dict[str, Path]:
 def test_a_network_in_a_file_is_audited(kind: str, files: dict[str, Path], data: Path, tmp_path: Path) -> None:
     if kind == "onnx":
         pytest.importorskip("onnx2torch")
+    if kind == "pt2" and torch.__version__.startswith("2.4."):
+        pytest.skip("torch 2.4 cannot read what its own torch.export wrote")
     path = files[kind]
     if kind != "onnx":
         with pytest.raises(InputError, match="must be trusted"):
