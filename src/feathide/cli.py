@@ -220,7 +220,7 @@ def train(
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
         )
-        typer.echo(f"mean {list(result.mean)}, std {list(result.std)}: declare them as network.mean and network.std")
+        typer.echo(f"mean {list(result.mean)}, std {list(result.std)}: they stand in the file, and feathide reads them there")
         typer.echo(str(out))
 
 
@@ -359,11 +359,15 @@ def _show(found: "Audit", json: bool) -> None:
     from rich.markup import escape
 
     console = Console()
-    console.print(_summary(found.table, "auc", "AUC"))
+    if (found.table.metric == "auc").any():  # nothing fooled the classifier where there is none
+        console.print(_summary(found.table, "auc", "AUC"))
     console.print(_summary(found.table, "slips_through_fpr10", "Slips through at 10 % false alarms"))
     console.print(f"[bold]{escape(found.verdict.headline)}[/bold]", highlight=False)
     for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):
         console.print(escape(sentence), highlight=False)
+    from feathide.memory import peak
+
+    typer.echo(f"memory  {peak():.0f} MiB at the peak of a process")
     typer.echo(f"table   {found.folder / 'results.csv'}")
     typer.echo(f"report  {found.report.resolve()}")
 
