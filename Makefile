@@ -31,7 +31,7 @@ docs: .venv/installed
 	$(BIN)/python -m mkdocs build --strict
 
 bench: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --quick --rounds 3
 	$(BIN)/python benchmarks/mixture.py --quick
 	$(BIN)/python benchmarks/detectors.py
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,6 +52,8 @@ class FeatureClassifier:
     ``witness``: a second classifier of the same images and classes, whose outputs stand in ``Outputs.witness``; for guards that compare the two.
 
     ``precision``: "bf16" runs the network under autocast; logits and features come out as float32 either way.
+    ``compile``: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the network, made at the first call with the weights of that
+    moment; its rounding differs (about 1e-5 of a logit). Dropout draws run the network as it is. The first steps wait for the compiler: for long runs on a GPU.
 
     Hooks live only during a call; the network, its gradients and its mode are left as they are. Raises ``InputError`` if the
     network is in training mode, if a layer is unknown or if an image is outside the box (checked by ``check``).
@@ -69,7 +72,9 @@ class FeatureClassifier:
     seed: int = 0
     witness: "FeatureClassifier | None" = None
     precision: Literal["float32", "bf16"] = "float32"
+    compile: str | None = None
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
+    _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _refuse_training(self.model)
@@ -96,9 +101,14 @@ class FeatureClassifier:
     def _outputs(self, x: Tensor) -> Outputs:
         z = self.prepared(x)
         names = self._names(z)
+        if self.compile and not self.dropout_samples:
+            raw, *pooled = self._fast(names)(z)
+            logits, others = self._as_decision(raw)
+            features = {n: _full(f) for n, f in zip(names, pooled, strict=True)}
+            return Outputs(logits, features, None, others, witness=None if self.witness is None else self.witness(x))
         found: dict[str, Tensor] = {}
         head_input: list[Tensor] = []
-        hooks = _collectors(names, found, self.pool)
+        hooks = _collectors(names, found, {}, self.pool)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
             raw = self.model(z)
@@ -113,6 +123,12 @@ class FeatureClassifier:
             others,
             witness=None if self.witness is None else self.witness(x),
         )
+
+    def _fast(self, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """The compiled copy, which gives the outputs and the pooled features of ``names``."""
+        if not self._compiled:
+            self._compiled.append(torch.compile(_Watched(self.model, names, self.pool), backend=str(self.compile)))
+        return self._compiled[0]
 
     def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
         """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
@@ -221,25 +237,44 @@ class FeatureClassifier:
         return (torch.rand(shape, generator=generator) >= rate) / (1 - rate)
 
 
-def _collectors(names: Sequence[str], found: dict[str, Tensor], pool: Pool) -> dict[str, Callable[..., None]]:
+class _Watched(nn.Module):
+    """A private copy of a network that gives its features as outputs: its hooks stay, so that one compiled graph holds them."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool) -> None:
+        super().__init__()
+        self.model = deepcopy(model).requires_grad_(False)
+        self.names, self.found, self.calls = tuple(names), dict[str, Tensor](), dict[str, int]()
+        for name, hook in _collectors(names, self.found, self.calls, pool).items():
+            self.model.get_submodule(name).register_forward_hook(hook)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        self.calls.clear()
+        raw = self.model(z)
+        features = tuple(self.found[name] for name in self.names)
+        self.found.clear()
+        return raw, *features
+
+
+def _collectors(
+    names: Sequence[str], found: dict[str, Tensor], calls: dict[str, int], pool: Pool
+) -> dict[str, Callable[..., None]]:
     """One hook per module, which pools and copies the outputs of the calls that are wanted as they are made: a following in-place
-    activation cannot corrupt them, and memory stays (N, C)."""
+    activation cannot corrupt them, and memory stays (N, C). ``calls`` counts how often each module has run."""
     wanted: dict[str, dict[int, str]] = {}
     for name in names:
         module, _, call = name.partition("#")
         wanted.setdefault(module, {})[int(call or 0)] = name
 
-    def collect(calls: dict[int, str]) -> Callable[..., None]:
-        count = [0]
-
+    def collect(module: str, kept: dict[int, str]) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            if count[0] in calls:
-                found[calls[count[0]]] = _full(pool(output).clone())
-            count[0] += 1
+            call = calls.get(module, 0)
+            if call in kept:
+                found[kept[call]] = _full(pool(output).clone())
+            calls[module] = call + 1
 
         return hook
 
-    return {module: collect(calls) for module, calls in wanted.items()}
+    return {module: collect(module, kept) for module, kept in wanted.items()}
 
 
 def _full(value: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Memory: how many images at once, and what to do where they are too many."""
 
 import math
+import resource
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError
 
-__all__ = ["BUDGET", "activations", "batch_for", "in_halves"]
+__all__ = ["BUDGET", "activations", "batch_for", "in_halves", "peak"]
 
 T = TypeVar("T")
 R = TypeVar("R", Tensor, np.ndarray)
@@ -44,6 +46,12 @@ def batch_for(image: float) -> int:
     One with less memory halves the batches that are too much for it.
     """
     return int(min(MOST, 2 ** math.floor(math.log2(max(BUDGET / max(image, 1.0), 1)))))
+
+
+def peak() -> float:
+    """The most memory that this process, or one that it has started and waited for, has held up to now, in MiB."""
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def in_halves(work: Callable[[R], T], whole: R, *, join: Callable[[list[T]], T]) -> T:

@@ -148,7 +148,9 @@ def test_a_preset_that_finds_nothing_lists_the_layers() -> None:
     with pytest.raises(
         InputError, match=r"layers: conv must find conv in this network, got none; name layers yourself, of 0, 1"
     ):
-        FeatureClassifier(nn.Sequential(nn.Flatten(), nn.Linear(126, 2)).double().eval(), "conv")(images(1, (3, 7, 6), seed=0))
+        FeatureClassifier(nn.Sequential(nn.Flatten(), nn.Linear(126, 2)).double().eval(), "conv")(
+            images(1, (3, 7, 6), seed=0)
+        )
 
 
 def test_replacing_the_layers_forgets_the_old_choice() -> None:
@@ -360,3 +362,28 @@ def test_bf16_changes_outputs_gradients_and_images_a_little_and_decisions_hardly
     assert abs(int((again.predicted == goal.target).sum()) - int(found[0].fooled.sum())) <= 1
     away = (found[0].adversarial - found[1].adversarial).abs().flatten(1).mean(1)
     assert 0 < float(away.mean()) < 0.05  # of 0.1: bf16 turns the sign of small gradients
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_copy_shows_the_same_and_leaves_the_network_alone(backend: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    relu = nn.ReLU()  # runs twice: the call counts
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), relu, nn.Conv2d(4, 6, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    ).eval()
+    plain = FeatureClassifier(net, "conv", mean=(0.4,), std=(0.2,))
+    fast = replace(plain, compile=backend)
+    for size in (3, 3, 2):  # images leave the batch
+        x = torch.rand(size, 1, 9, 9, generator=random).requires_grad_()
+        gradients = []
+        for classifier in (plain, fast):
+            out = classifier(x)
+            (g,) = torch.autograd.grad(out.logits[:, 0].sum() + sum(f.square().sum() for f in out.features.values()), x)
+            gradients.append(g)
+        assert tuple(out.features) == plain.names(x) == ("1#0", "1#1")
+        torch.testing.assert_close(out.logits, plain(x).logits, rtol=1e-5, atol=1e-6)
+        for name, f in plain(x).features.items():
+            torch.testing.assert_close(out.features[name], f, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert not any(m._forward_hooks for m in net.modules())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())

@@ -1,14 +1,12 @@
 """A look before a long run: one step of each attack on two images, the number of tasks and an estimate of the time."""
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from feathide.classifier import FeatureClassifier
-from feathide.memory import activations
+from feathide.memory import activations, peak
 from feathide.recipes import pgd
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
@@ -45,7 +43,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     order = audit_tasks(lab)
     step, grown = _step_seconds(lab, classifier)
     left = [t for t in order if not lab.store.done(t.key)]
-    stages, mebibytes = _stages(lab, left, step), _peak() + grown / 2**20
+    stages, mebibytes = _stages(lab, left, step), peak() + grown / 2**20
     shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
     layers = len(classifier.names(lab.images(lab.rows("train")[:1])))
     says = (
@@ -64,11 +62,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _peak() -> float:
-    """What this process has taken up to now, at its peak, in MiB: program, data and network; training needs its own libraries."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _classifier(lab: Lab) -> FeatureClassifier:

@@ -200,6 +200,7 @@ class Lab:
         region = None if self.region is None else self.region.digest
         own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
         own += [] if n.precision == "float32" else [n.precision]
+        own += ["compiled"] if n.compile else []
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -276,6 +277,7 @@ class Lab:
             head=head,
             seed=self.plan.seed,
             precision=self.plan.network.precision,
+            compile="inductor" if self.plan.network.compile else None,
         )
 
     def check_classifier(self) -> list[str]:

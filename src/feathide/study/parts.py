@@ -99,6 +99,7 @@ class NetworkPlan(Part):
     """The classifier: a name of the zoo or of a library (``timm:resnet26``), trained here unless ``weights`` are given; the user's own
     ``package.module:callable``; or a file with a network (``feathide.packaged``). ``arguments``: of the library's network, or of the callable.
 
+    ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both are for GPUs, and neither changes the training.
     ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
     """
 
@@ -112,6 +113,7 @@ class NetworkPlan(Part):
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     train: TrainPlan = TrainPlan()
     seed: int | None = None
     seeds: tuple[int, ...] = ()
