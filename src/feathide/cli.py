@@ -220,7 +220,9 @@ def train(
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
         )
-        typer.echo(f"mean {list(result.mean)}, std {list(result.std)}: they stand in the file, and feathide reads them there")
+        typer.echo(
+            f"mean {list(result.mean)}, std {list(result.std)}: they stand in the file, and feathide reads them there"
+        )
         typer.echo(str(out))
 
 
