@@ -1,11 +1,11 @@
 """What HFC adds to the step of an attack, what our step costs beside the bare network, and our PGD beside that of other libraries.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank]
+    OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank] [--device cuda] [--precision bf16]
 
 A step is what lies between two iterates of PGD: judge, differentiate, walk, project. Plain: the cross-entropy, without hooks. HFC: the
-features of every conv unit and their energies under mixtures of two classes, half of the batch each. By hand: one forward and one
+features of every conv unit and their energies under mixtures of two classes, half of the batch each. Low rank: rank 8 in what 64 common factors whiten. By hand: one forward and one
 ``autograd.grad``. All variants of a network take turns in one process; a number is the median over the rounds of the ratio of CPU
-seconds (of this process, which other work on the machine disturbs least) in the same round. The networks have random weights and the mixtures random
+seconds (of this process, which other work on the machine disturbs least; on a GPU: seconds by the clock, after it has finished) in the same round. The networks have random weights and the mixtures random
 parameters around real features: neither changes the work. Prints ratios only and writes ``benchmarks/step.md``.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from feathide.attack import when_fooled
 from feathide.classifier import FeatureClassifier
 from feathide.geometry import Linf
 from feathide.mixture import Covariance, Mixture, MixtureBank
+from feathide.mixture.factors import COMMON, WIDE
 from feathide.models import build
 from feathide.objectives import HFC, AwayFrom
 from feathide.recipes import pgd
@@ -47,7 +49,11 @@ def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     cubes = name.endswith("_3d")
     x = torch.rand(BATCH[size], 1 if cubes else 3, *[size] * (3 if cubes else 2))
-    net = build(name, channels=1, classes=2) if cubes else getattr(torchvision.models, name)(num_classes=2)
+    net = (
+        build(name, channels=1, outputs=2, size=x.shape[2:])
+        if cubes
+        else getattr(torchvision.models, name)(num_classes=2)
+    )
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -66,6 +72,7 @@ def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8)
     def mixture(f: Tensor) -> Mixture:
         c = f.shape[1]
         r = min(rank, c)
+        f = f.cpu()
         scale = f.double().std(0).clamp_min(1e-3)
         shared = torch.eye(c, dtype=torch.float64) + draw(c, c).triu(1) / c
         factors = torch.ones(0)
@@ -80,14 +87,24 @@ def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8)
                 torch.full((components, r + 1), 0.5, dtype=torch.float64),
             )
         whitener = shared / scale[:, None] if covariance in ("tied", "lowrank") else 1 / scale
+        if covariance == "lowrank" and c > WIDE:
+            whitener = torch.cat([1 / scale[:, None], torch.linalg.qr(draw(c, COMMON)).Q / 2], 1)
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         return Mixture(covariance, weights, f.double().mean(0), whitener, draw(components, c), factors, gains)
 
     return MixtureBank({name: {c: mixture(f) for c in (0, 1)} for name, f in clean.features.items()})
 
 
+def now(device: torch.device) -> float:
+    """CPU seconds of this process; on a GPU the clock, once all work is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Steps:
-    """CPU seconds of the whole steps of one run of ``attack``."""
+    """Seconds of the whole steps of one run of ``attack``."""
 
     def __init__(self, attack: Any, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> None:
         self.attack, self.classifier, self.x, self.goal = attack, classifier, x, goal
@@ -96,18 +113,20 @@ class Steps:
         times: list[float] = []
         ids = [str(i) for i in range(len(self.x))]
         self.attack(
-            self.classifier, self.x, self.goal, ids=ids, watch=lambda k, rows, out: times.append(time.process_time())
+            self.classifier, self.x, self.goal, ids=ids, watch=lambda k, rows, out: times.append(now(self.x.device))
         )
         return (times[-2] - times[0]) / (len(times) - 2)
 
 
-def by_hand(net: nn.Module, x: Tensor, target: Tensor) -> Callable[[], float]:
+def by_hand(classifier: FeatureClassifier, x: Tensor, target: Tensor) -> Callable[[], float]:
     def once() -> float:
-        start = time.process_time()
+        start = now(x.device)
         for _ in range(STEPS - 1):
             leaf = x.clone().requires_grad_()
-            torch.autograd.grad(nn.functional.cross_entropy(net(leaf), target, reduction="sum"), leaf)
-        return (time.process_time() - start) / (STEPS - 1)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=classifier.precision == "bf16"):
+                logits = classifier.model(leaf)
+            torch.autograd.grad(nn.functional.cross_entropy(logits.float(), target, reduction="sum"), leaf)
+        return (now(x.device) - start) / (STEPS - 1)
 
     return once
 
@@ -129,15 +148,16 @@ def ratios(variants: dict[str, Callable[[], float]], base: str, rounds: int) -> 
     return {name: statistics.median(f[name] / f[base] for f in found) for name in variants if name != base}
 
 
-def hfc_row(name: str, size: int, rounds: int, covariance: Covariance) -> str:
-    net, x = network(name, size)
-    target = torch.arange(len(x)) % 2
+def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
+    net, x = (part.to(options.device) for part in network(name, size))
+    rounds, covariance, precision = options.rounds, options.covariance, options.precision
+    target = torch.arange(len(x), device=x.device) % 2
     goal, threat = Goal(1 - target, target), Linf(EPS)
-    plain, hooked = FeatureClassifier(net, ()), FeatureClassifier(net, "conv")
+    plain, hooked = (FeatureClassifier(net, layers, precision=precision) for layers in ((), "conv"))
     with torch.no_grad():
         clean = hooked(x)
     variants: dict[str, Callable[[], float]] = {
-        "hand": by_hand(net, x, target),
+        "hand": by_hand(plain, x, target),
         "plain": Steps(pgd(threat, steps=STEPS), plain, x, goal),
         **{
             str(m): Steps(pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance))), hooked, x, goal)
@@ -197,6 +217,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="networks whose name begins so")
     parser.add_argument("--size", type=int, help="one size only")
     parser.add_argument("--covariance", default="lowrank")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda without other libraries")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--no-peers", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -206,15 +228,16 @@ def main() -> None:
     ]
     for name, size in QUICK if options.quick else CASES:
         if name.startswith(options.only) and options.size in (None, size):
-            lines.append(hfc_row(name, size, options.rounds, options.covariance))
+            lines.append(hfc_row(name, size, options))
             print(lines[-1], flush=True)
-    if not options.no_peers:
+    if not options.no_peers and options.device == "cpu":
         lines += ["", "| PGD of | px | steps | fooled | seconds / ours |", "|---|---|---|---|---|"]
         for steps in (10,) if options.quick else (10, 40):
             lines += peers(64, options.rounds, steps)
             print("\n".join(lines[-4:]), flush=True)
-    command = " ".join(["python benchmarks/step.py", *(["--quick"] if options.quick else [])])
-    head = f"`{command}`: one thread, torch {torch.__version__}, {platform.machine()}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores."
+    command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
+    place = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    head = f"`{command}`: one thread, torch {torch.__version__}, {place}, {options.precision}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores."
     about = (__doc__ or "").split("\n\n")[2].strip()
     if not options.only and options.size is None:
         Path(__file__).with_suffix(".md").write_text(
