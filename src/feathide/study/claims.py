@@ -120,7 +120,12 @@ def _beside(table: pd.DataFrame, rows: pd.DataFrame, other: Mapping[str, str]) -
 
 
 def _named(row: pd.Series, rows: pd.DataFrame, numbers: str) -> str:
-    """A row by what tells it from the others."""
-    several = [c for c in rows.columns if not c.startswith(NUMBERS) and c != "knowledge" and rows[c].nunique() > 1]
+    """A row by what tells it from the others, without what follows from that."""
+    several: list[str] = []
+    for column in rows.columns:
+        if column.startswith(NUMBERS) or column == "knowledge" or rows[column].nunique() < 2:
+            continue
+        if not several or rows.groupby(several)[column].nunique().max() > 1:
+            several.append(column)
     names = (f"{c} {row[c]}" if c in ("seed", "layer", "eps") else str(row[c]) for c in several if str(row[c]))
     return " ".join(names) + f": {numbers}"
