@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank] [--device cuda] [--precision bf16]
 
 A step is what lies between two iterates of PGD: judge, differentiate, walk, project. Plain: the cross-entropy, without hooks. HFC: the
-features of every conv unit and their energies under mixtures of two classes, half of the batch each. Low rank: rank 8 in what 64 common factors whiten. By hand: one forward and one
-``autograd.grad``. All variants of a network take turns in one process; a number is the median over the rounds of the ratio of CPU
-seconds (of this process, which other work on the machine disturbs least; on a GPU: seconds by the clock, after it has finished) in the same round. The networks have random weights and the mixtures random
-parameters around real features: neither changes the work. Prints ratios only and writes ``benchmarks/step.md``.
+features of every conv unit and their energies under mixtures of two classes, half of the batch each. Low rank: rank 8 in what 64
+common factors whiten. By hand: one forward and one ``autograd.grad``. All variants of a network take turns in one process; a number is
+the median over the rounds of the ratio of CPU seconds (of this process, which other work on the machine disturbs least; on a GPU:
+seconds by the clock, after it has finished) in the same round. The networks have random weights and the mixtures random parameters
+around real features: neither changes the work. Prints ratios only and writes ``benchmarks/step.md``.
 """
 
 import argparse

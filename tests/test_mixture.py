@@ -239,6 +239,15 @@ def test_factors_come_near_the_truth_with_few_samples_and_with_many(n: int, loss
         assert mixture.whitener.shape[1] - 1 == 5  # as many factors as there are: noise has none
 
 
+def test_sixty_samples_of_three_hundred_channels_are_shrunk() -> None:
+    """The mean takes one of 59 dimensions: counted as if it did not, no shrinkage looks best and a fresh sample is millions of nats away."""
+    x, truth = in_factors(60)
+    mixture = fit_mixture(x)
+    fresh, _ = in_factors(500, seed=1)
+    assert mixture.shrinkage > 0.02
+    assert float((truth.log_prob(fresh) - mixture.log_prob(fresh)).mean()) < 200
+
+
 def test_the_shrinkage_is_near_the_best_for_held_out_samples() -> None:
     x = draw(1060, 80)
     tried = [fit_mixture(x[:60], shrinkage=s) for s in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9)]

@@ -77,7 +77,8 @@ def fit_prior(
     if in_factors(covariance, shrinkage, c):
         return _factored(d, labels, free, floor)
     s = d.T @ d
-    share = best_share(spectrum(d, s) * (n / free), free, c)
+    left = max(n - m, 1)  # the rank of the scatter: with one more, few samples would be left unshrunk
+    share = best_share(spectrum(d, s) * (n / left), left, c)
     target = s * ((1 - share) / free)
     target.diagonal().add_((1 - share) * floor + share)
     whitener, own = precision_factor(target), (floor >= 1).to(floor)
