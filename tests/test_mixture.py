@@ -239,9 +239,9 @@ def test_factors_come_near_the_truth_with_few_samples_and_with_many(n: int, loss
         assert mixture.whitener.shape[1] - 1 == 5  # as many factors as there are: noise has none
 
 
-def test_sixty_samples_of_three_hundred_channels_are_shrunk() -> None:
-    """The mean takes one of 59 dimensions: counted as if it did not, no shrinkage looks best and a fresh sample is millions of nats away."""
-    x, truth = in_factors(60)
+def test_forty_samples_of_three_hundred_channels_are_shrunk() -> None:
+    """The mean takes one of 40 dimensions: counted as if it did not, no shrinkage looks best and a fresh sample is millions of nats away."""
+    x, truth = in_factors(40)
     mixture = fit_mixture(x)
     fresh, _ = in_factors(500, seed=1)
     assert mixture.shrinkage > 0.02
