@@ -19,13 +19,14 @@ from feathide.types import Evidence, Outputs
 
 
 def sample(n: int, channels: int, *, seed: int, shift: float = 0.0) -> Outputs:
-    """``n`` samples of two classes with twenty dropout draws."""
+    """``n`` samples of two classes with twenty dropout draws and a witness."""
     random = torch.Generator().manual_seed(seed)
     mix = torch.randn(channels, channels, generator=torch.Generator().manual_seed(0)) / channels**0.5
     label = torch.arange(n) % 2
     features = torch.randn(n, channels, generator=random) @ mix + label[:, None] + shift
     logits = torch.randn(n, 2, generator=random)
-    return Outputs(logits, {"last": features}, logits[:, None] + torch.randn(n, 20, 2, generator=random))
+    draws = logits[:, None] + torch.randn(n, 20, 2, generator=random)
+    return Outputs(logits, {"last": features}, draws, witness=Outputs(torch.randn(n, 2, generator=random), {}))
 
 
 def measure(name: str, train: int, queries: int, channels: int) -> tuple[float, float, float]:
