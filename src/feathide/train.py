@@ -111,11 +111,11 @@ def train_classifier(
     batches = loader(Images(read, cases.labels[train], normalise, change), batch_size, seed)
     held_out = loader(Images(windowed(reader(cases, val), window), cases.labels[val], normalise), batch_size, None)
     loss = _loss(cases.labels[train], len(cases.class_names), head)
-    unit = torch.tensor(std) * (1.0 if window is None else window[1] - window[0])  # (C,): a unit of the normalised images in the box
+    unit = torch.tensor(std) * (
+        1.0 if window is None else window[1] - window[0]
+    )  # (C,): a unit of the normalised images in the box
     harder = None if adversary is None else partial(adversary, loss=loss, scale=unit)
-    training = _Training(
-        network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress, harder=harder
-    )
+    training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress, harder=harder)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         _fit(training, batches, held_out, epochs=epochs, patience=patience)

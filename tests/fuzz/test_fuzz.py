@@ -31,7 +31,28 @@ from feathide.errors import InputError
 from feathide.study.plan import load_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = ["plan.yaml", "cases.csv", "cases.npz", "a.dcm", "b.dcm", "a.nii", "b.nii.gz", "a.png", "a.jpeg", "a.tiff", "a.bmp", "a.gif", "a.webp", "stored.npz", "results.parquet", "gates.json", "document.json", ".feathide.json", "w.safetensors", "w.pt"]  # fmt: skip
+NAMES = [
+    "plan.yaml",
+    "cases.csv",
+    "cases.npz",
+    "a.dcm",
+    "b.dcm",
+    "a.nii",
+    "b.nii.gz",
+    "a.png",
+    "a.jpeg",
+    "a.tiff",
+    "a.bmp",
+    "a.gif",
+    "a.webp",
+    "stored.npz",
+    "results.parquet",
+    "gates.json",
+    "document.json",
+    ".feathide.json",
+    "w.safetensors",
+    "w.pt",
+]
 
 
 @pytest.fixture(scope="module")

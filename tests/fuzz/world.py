@@ -37,10 +37,52 @@ from feathide.weights import read_about, read_weights
 HANG = 20  # seconds
 
 NASTY = [
-    *("", "\x00", "../../../etc/passwd", "/dev/null", "a" * 5000, "\u202e\ud7ff", "1e999", "-1", "0", "99999999999999999999"),
-    *("nan", "inf", "-inf", "9" * 5000, "1/0", "4/255", "2 HU", "[[[[[[[[", "{{", "*a", "&a [*a]", "!!python/object:os.system x"),
-    *("2001-99-99", "!!timestamp x", "!!int ''", "!!binary x", "? [a]\n: b", "null", "true", "~", "'", '"', ",", ";", "(a+)+$", "(", "\r", "\n", "\t"),
-]  # fmt: skip
+    *(
+        "",
+        "\x00",
+        "../../../etc/passwd",
+        "/dev/null",
+        "a" * 5000,
+        "\u202e\ud7ff",
+        "1e999",
+        "-1",
+        "0",
+        "99999999999999999999",
+    ),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "9" * 5000,
+        "1/0",
+        "4/255",
+        "2 HU",
+        "[[[[[[[[",
+        "{{",
+        "*a",
+        "&a [*a]",
+        "!!python/object:os.system x",
+    ),
+    *(
+        "2001-99-99",
+        "!!timestamp x",
+        "!!int ''",
+        "!!binary x",
+        "? [a]\n: b",
+        "null",
+        "true",
+        "~",
+        "'",
+        '"',
+        ",",
+        ";",
+        "(a+)+$",
+        "(",
+        "\r",
+        "\n",
+        "\t",
+    ),
+]
 NUMBERS = [0, 1, 2, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 
 
@@ -102,7 +144,20 @@ def niftiwise(data: bytes, draw: random.Random) -> bytes:
     """Numbers of the header: sizes, type, offset, slope, affine."""
     raw = bytearray(data)
     for _ in range(draw.choice([1, 2, 3])):
-        place, size = draw.choice([*((40 + 2 * k, 2) for k in range(8)), (70, 2), (72, 2), (108, 4), (112, 4), (116, 4), (76, 4), (252, 2), (254, 2), (344, 4)])  # fmt: skip
+        place, size = draw.choice(
+            [
+                *((40 + 2 * k, 2) for k in range(8)),
+                (70, 2),
+                (72, 2),
+                (108, 4),
+                (112, 4),
+                (116, 4),
+                (76, 4),
+                (252, 2),
+                (254, 2),
+                (344, 4),
+            ]
+        )
         raw[place : place + size] = (draw.choice(NUMBERS) % 256**size).to_bytes(size, "little")
     return bytes(raw)
 
@@ -118,8 +173,19 @@ def zipwise(data: bytes, draw: random.Random) -> bytes:
         case 1:
             entries[draw.choice([*NASTY, "../x.npy"])[:200].replace("\ud7ff", "") or "x"] = entries.pop(name)
         case 2:
-            odd = [np.zeros(()), np.zeros((0, 3)), np.full(4, np.nan), np.array(["a", "\x00"]), np.array([2**63], np.uint64), np.zeros(3, "M8[s]"),
-                   np.zeros((2,) * 9), np.array([-1, 2]), np.zeros(3, [("a", "i4")]), np.array([1 + 2j]), np.array([1e300, 5])]  # fmt: skip
+            odd = [
+                np.zeros(()),
+                np.zeros((0, 3)),
+                np.full(4, np.nan),
+                np.array(["a", "\x00"]),
+                np.array([2**63], np.uint64),
+                np.zeros(3, "M8[s]"),
+                np.zeros((2,) * 9),
+                np.array([-1, 2]),
+                np.zeros(3, [("a", "i4")]),
+                np.array([1 + 2j]),
+                np.array([1e300, 5]),
+            ]
             entries[name] = _npy(draw.choice(odd))
         case 3:
             shape = draw.choice([b"(999999999, 999999999)", b"(-1,)", b"()", b"(10000000000,)", b"(0,)"])
@@ -173,8 +239,35 @@ def dicomwise(data: bytes, draw: random.Random) -> bytes:
     """Elements of the header replaced where their text stands."""
     raw = data
     for _ in range(draw.choice([1, 2])):
-        old = draw.choice([b"MONOCHROME2 ", b"CT", b"1\\0\\0\\0\\1\\0 ", b"1\\1 ", b"-1024 ", b"0\\0\\1 ", b"\x08\x00", b"\x10\x00", b"\x0c\x00", b"US", b"DS", b"OW"])  # fmt: skip
-        new = draw.choice([b"PALETTE COLOR"[: len(old)], b"MONOCHROME1 ", b"\xff" * len(old), b"\x00" * len(old), b"x" * len(old), b"1e9", b"nan", b"SQ", b"UN"])  # fmt: skip
+        old = draw.choice(
+            [
+                b"MONOCHROME2 ",
+                b"CT",
+                b"1\\0\\0\\0\\1\\0 ",
+                b"1\\1 ",
+                b"-1024 ",
+                b"0\\0\\1 ",
+                b"\x08\x00",
+                b"\x10\x00",
+                b"\x0c\x00",
+                b"US",
+                b"DS",
+                b"OW",
+            ]
+        )
+        new = draw.choice(
+            [
+                b"PALETTE COLOR"[: len(old)],
+                b"MONOCHROME1 ",
+                b"\xff" * len(old),
+                b"\x00" * len(old),
+                b"x" * len(old),
+                b"1e9",
+                b"nan",
+                b"SQ",
+                b"UN",
+            ]
+        )
         parts = raw.split(old)
         k = draw.randrange(len(parts))
         raw = old.join(parts[:k]) + (new if k else b"") + old.join(parts[k:])
@@ -205,9 +298,14 @@ def _npz() -> bytes:
 PLAN = {
     "data": {"path": "phantoms", "size": 32, "limit": 60},
     "network": {"arch": "tiny", "layers": ["conv"], "train": {"epochs": 2, "lr": 0.1}, "arguments": {"a": 1}},
-    "eps": ["4/255", 0.1, "2 levels"], "attacks": ["fgsm", {"name": "pgd", "steps": 3}], "objectives": ["plain", {"name": "hfc", "weight": "auto"}],
-    "walk": {"steps": 3}, "detectors": ["kd", "maha"], "split": {"fit": 0.4, "calibrate": 0.2, "test": 0.4, "most": 12}, "seed": 0,
-}  # fmt: skip
+    "eps": ["4/255", 0.1, "2 levels"],
+    "attacks": ["fgsm", {"name": "pgd", "steps": 3}],
+    "objectives": ["plain", {"name": "hfc", "weight": "auto"}],
+    "walk": {"steps": 3},
+    "detectors": ["kd", "maha"],
+    "split": {"fit": 0.4, "calibrate": 0.2, "test": 0.4, "most": 12},
+    "seed": 0,
+}
 
 
 def read_plan(path: Path) -> object:

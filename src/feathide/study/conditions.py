@@ -27,7 +27,9 @@ METRICS = (
     *("lost_on_disk", "lost_if_rounded_afterwards"),
     *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
 )  # fmt: skip
-ARCHIVED = re.compile(r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+")  # of the plan's archives
+ARCHIVED = re.compile(
+    r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+"
+)  # of the plan's archives
 SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 
