@@ -36,7 +36,7 @@ __all__ = ["FALSE_ALARMS", "Lab", "lab_of"]
 FALSE_ALARMS = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
 PARTS = ("fit", "calibrate", "test")
 PLAIN = ObjectivePlan(name="plain")
-FORMAT = 1  # raise when the meaning of a stored file changes
+FORMAT = 2  # raise when the meaning of a stored file changes
 
 
 @dataclass(frozen=True)
