@@ -24,7 +24,7 @@ def load_object(spec: str, *, trust: bool) -> Any:
         raise expected(
             f"{spec} must be trusted to run its Python code",
             got="trust=False",
-            do="pass trust=True if you know this code",
+            do="say --trust, or trust=True in Python, if you know this code",
         )
     source, colon, name = spec.rpartition(":")
     if not colon or not source or not name:

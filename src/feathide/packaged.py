@@ -40,7 +40,7 @@ def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust:
         raise expected(
             f"{path} holds code and must be trusted to run",
             got="trust=False",
-            do="pass trust=True if you know where it is from",
+            do="say --trust, or trust=True in Python, if you know where it is from",
         )
     try:
         model = reader(path)

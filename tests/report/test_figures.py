@@ -12,7 +12,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 from feathide.errors import InputError
 from feathide.report import Run
-from feathide.report.drawing import Figure, looks
+from feathide.report.drawing import Figure, categories, looks
 from feathide.report.figures import figures
 
 ALL = [
@@ -61,6 +61,14 @@ def test_a_figure_appears_only_with_its_data(make: Callable[..., Run]) -> None:
     run = make(count=2, curves={})
     one_budget = run.table[run.table["eps"].isin([0.0, run.threat["eps"]])]
     assert [f.id for f in figures(replace(run, table=one_budget))] == ["roc", "histograms", "cost"]
+
+
+def test_long_names_of_an_axis_are_cut() -> None:
+    name = "art:ProjectedGradientDescent(max_iter=20)"
+    assert categories(["PGD <x>", name]) == {
+        "tickvals": ["PGD &lt;x&gt;", name],
+        "ticktext": ["PGD &lt;x&gt;", "art:ProjectedGradientDe"[:22] + "…"],
+    }
 
 
 def test_area_under_the_curve_is_the_auc(run: Run, found: dict[str, Figure]) -> None:

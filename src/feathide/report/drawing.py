@@ -21,6 +21,7 @@ __all__ = [
     "Panel",
     "Style",
     "bars",
+    "categories",
     "errors",
     "gap",
     "line",
@@ -159,3 +160,9 @@ def ticks(values: Iterable[float]) -> Style:
 def gap(names: Iterable[object]) -> int:
     """Room for the names of a category axis on the left, in pixels."""
     return min(190, max(48, 26 + 7 * max((len(str(n)) for n in names), default=0)))
+
+
+def categories(names: Iterable[object]) -> Style:
+    """A category axis that says as much of each name as ``gap`` leaves room for."""
+    shown = [str(n) for n in names]
+    return {"tickvals": [say(n) for n in shown], "ticktext": [say(n if len(n) <= 23 else f"{n[:22]}…") for n in shown]}

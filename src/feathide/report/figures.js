@@ -34,6 +34,12 @@ function grid({ panels, height, gap }, width) {
   return { columns, rows, wide, high, inner, total, left };
 }
 
+/** The text, or as much of its beginning as there is room for. */
+function fitting(text, wide) {
+  const most = Math.floor(wide / 7);
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+}
+
 function axis(style, domain, anchor, nticks) {
   const line = colour("--rule");
   return {
@@ -63,7 +69,7 @@ function composed(figure, width) {
     const first = i % g.columns === 0;
     layout[`xaxis${id}`] = axis(panel.x, [left, Math.min(1, right)], `y${id}`, g.wide < 200 ? 3 : 6);
     layout[`yaxis${id}`] = axis(first ? panel.y : { ...panel.y, title: "" }, [Math.max(0, top - g.high / full), top], `x${id}`, 6);
-    const title = { text: panel.title, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom", showarrow: false };
+    const title = { text: fitting(panel.title, g.wide), hovertext: panel.title, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom", showarrow: false };
     if (panel.title) layout.annotations.push({ ...title, yshift: 4, font: { size: 13 } });
     for (const [at, text] of panel.marks) {
       const place = { xref: `x${id}`, yref: `y${id} domain` };

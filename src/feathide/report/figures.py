@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.report.curves import features, search, transfer
-from feathide.report.drawing import SHARE, Figure, Panel, Style, gap, line, looks, say, ticks
+from feathide.report.drawing import SHARE, Figure, Panel, Style, categories, gap, line, looks, say, ticks
 from feathide.report.results import Run
 from feathide.report.verdict import at_budget, label
 
@@ -187,7 +187,7 @@ def cost(run: Run) -> Figure | None:
         panels=panels,
         data=table,
         x={"rangemode": "tozero"},
-        y={"autorange": "reversed", "nticks": 40},
+        y={"autorange": "reversed", **categories(table["condition"].unique())},
         height=110 + 26 * table["condition"].nunique(),
         gap=gap(table["condition"]),
     )  # fmt: skip

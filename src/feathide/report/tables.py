@@ -39,8 +39,9 @@ METRICS = {
 }
 UNITS = {
     **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
-    **{f"false_alarms_fpr{k}_noise": f"On noise, at {k} %" for k in LEVELS},
-    **{f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %" for s in ("noise", "contrast", "gamma", "rotation")},
+    **{f"false_alarms_fpr{k}_noise": f"On noise of eps, at {k} %" for k in LEVELS},
+    "false_alarms_fpr10_shifted_noise": "On acquisition noise, at 10 %",
+    **{f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %" for s in ("contrast", "gamma", "rotation")},
     "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
     "seconds_per_image": "Seconds per image",
     "gradients_per_image": "Gradients per image",

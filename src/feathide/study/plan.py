@@ -199,7 +199,7 @@ def _explained(error: ValidationError, where: str) -> InputError:
         known = list(Plan.model_fields) if len(first["loc"]) == 1 else _fields(parent, first["loc"][:-1])
         return InputError(f"{where}: {unknown('field', str(first['loc'][-1]), known)}")
     if first["type"] == "value_error":
-        return InputError(f"{where}: {field}: {message}")
+        return InputError(f"{where}: {message}" if field == where else f"{where}: {field}: {message}")
     got = repr(first["input"])
     return InputError(f"{where}: {field}: {message}, got {got[:200]}{'...' * (len(got) > 200)}; correct this field")
 
