@@ -12,7 +12,7 @@ from feathide.report.sheet import SCRIPTS, Plate, Sheet
 from feathide.report.tables import METRICS, Cell, Matrix, Metric, cell
 from feathide.report.verdict import label
 
-__all__ = ["Book", "Chapter", "Claimed", "book", "chapter", "markdown"]
+__all__ = ["Book", "Chapter", "Claimed", "Layout", "book", "chapter", "markdown"]
 
 NO = Metric("", "", math.nan, math.nan)  # a number that says nothing about a guard
 WORDS = {"holds": "pass", "does not hold here": "fail"}
@@ -49,6 +49,16 @@ class Chapter:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How the table of an analysis is shown: its ``metrics``, the columns that name a row and a column, and whether it is about ``guards``."""
+
+    metrics: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    guards: bool = False
+
+
+@dataclass(frozen=True)
 class Book:
     """A title, sentences on the whole, and the chapters."""
 
@@ -74,17 +84,37 @@ def chapter(
     claims: Sequence[Claimed] = (),
     pages: Sequence[Sheet] = (),
     reports: Sequence[str] = (),
+    layout: Layout | None = None,
 ) -> Chapter:
-    """The chapter of a question: from the pages of its analyses, or, for audits, the metric ``show`` as table and figure."""
+    """The chapter of a question: from the pages of its analyses, with one table for each metric of ``layout``, or, for audits, the metric ``show`` as
+    table and figure."""
     figures = [replace(f, id=f"{id}-{i}-{f.id}") for i, page in enumerate(pages) for f in page.figures]
     plates = [plate for page in pages for plate in page.plates]
     says = list(dict.fromkeys(line for page in pages for line in page.says))
     found = Chapter(id, title, paper, claims, table, says, (), figures, plates, reports)
     if pages:
-        return found
+        return found if layout is None else replace(found, matrices=tuple(_laid_out(table, layout)))
     rows = table[(table.attack != "") & (table.metric.isin([show, "success"]))]
     rows = rows[(rows.metric == show) == (rows.detector != "")]
     return replace(found, matrices=tuple(_matrices(rows, show)), figures=(_figure(id, rows, show),))
+
+
+def _laid_out(table: pd.DataFrame, layout: Layout) -> Iterator[Matrix]:
+    """One matrix for each metric: what varies of ``layout.rows`` down, of ``layout.columns`` across."""
+    for metric in layout.metrics:
+        part = table[(table.metric == metric) & ((table.detector == "") | layout.guards)]
+        down, across = (_joined(part, names) for names in (layout.rows, layout.columns))
+        columns = tuple(dict.fromkeys(across))
+        cells = {(d, a): cell(r, NO) for d, a, (_, r) in zip(down, across, part.iterrows(), strict=True)}
+        body = tuple((d, tuple(cells.get((d, a), Cell("–")) for a in columns)) for d in dict.fromkeys(down))
+        yield Matrix(metric, metric.replace("_", " "), "", columns, body)
+
+
+def _joined(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """What a row is called by the columns ``names``, of which those that say nothing are left out."""
+    told = [n for n in names if rows[n].astype(str).nunique() > 1] or list(names[:1])
+    words = [(("seed " if n == "seed" else "") + rows[n].astype(str)).tolist() for n in told]
+    return [", ".join(filter(None, parts)) for parts in zip(*words, strict=True)]
 
 
 def _matrices(rows: pd.DataFrame, show: str) -> Iterator[Matrix]:
@@ -162,7 +192,7 @@ def markdown(page: Book) -> str:
             lines += [
                 f"{m.title}",
                 "",
-                "| attack | " + " | ".join(m.columns) + " |",
+                "| | " + " | ".join(m.columns) + " |",
                 "|---" * (len(m.columns) + 1) + "|",
             ]
             lines += [

@@ -17,7 +17,7 @@ from feathide.analysis import whole
 from feathide.analysis.whole import Work
 from feathide.errors import expected, unknown
 from feathide.report import render
-from feathide.report.chapters import Book, Chapter, Claimed, book, chapter, markdown
+from feathide.report.chapters import Book, Chapter, Claimed, Layout, book, chapter, markdown
 from feathide.report.sheet import Sheet
 from feathide.study.claims import Claim, judge
 from feathide.study.digest import digest
@@ -42,6 +42,19 @@ DONE: Mapping[str, tuple[str, ...]] = {
     "outliers": (),
     "transfer": ("networks", "seeds", "halves", "jury"),
     "ood": ("near", "far"),
+}
+LAYOUTS = {
+    "direction": Layout(
+        ("cosine_steps", "cosine_images", "cosine_means", "correlation_weights"), ("layer",), ("attack", "objective")
+    ),
+    "stress": Layout(
+        ("accuracy", "drift_down", "drift_up", "drift_away", "activation"), ("layer",), ("dataset", "seed")
+    ),
+    "outliers": Layout(
+        ("distance", "auc_density", "caught_fpr10", "most_suspicious"), ("layer",), ("attack", "objective")
+    ),
+    "transfer": Layout(("success",), ("attack", "objective", "versus"), ("classifier",)),
+    "ood": Layout(("auc", "fpr95"), ("kind", "versus"), ("detector",), guards=True),
 }
 
 
@@ -213,6 +226,7 @@ def answer(
         claims=claims,
         pages=pages,
         reports=reports,
+        layout=LAYOUTS.get(question.do),
     )
     return found, gates
 
