@@ -240,8 +240,10 @@ def _claimed(table: pd.DataFrame, claim: Claim) -> Claimed:
 def _summary(chapters: Sequence[Chapter], gates: Sequence[Mapping[str, str]]) -> list[str]:
     verdicts = [claim.verdict for c in chapters for claim in c.claims]
     whole, none = verdicts.count("holds"), verdicts.count("does not hold here")
-    part = len(verdicts) - whole - none - verdicts.count("not tested")
-    says = [f"Of {len(verdicts)} claims {whole} hold, {part} hold in part and {none} do not hold here."]
+    untold = verdicts.count("not tested")
+    part = len(verdicts) - whole - none - untold
+    rest = f"; {untold} could not be tested, having no row to speak of" if untold else ""
+    says = [f"Of {len(verdicts)} claims {whole} hold, {part} hold in part and {none} do not hold here{rest}."]
     failed = [f"{g['name']} ({g['question']}, {g['plan']})" for g in gates if g["status"] == "fail"]
     if gates:
         says.append(
