@@ -26,7 +26,9 @@ def sample(n: int, channels: int, *, seed: int, shift: float = 0.0) -> Outputs:
     features = torch.randn(n, channels, generator=random) @ mix + label[:, None] + shift
     logits = torch.randn(n, 2, generator=random)
     draws = logits[:, None] + torch.randn(n, 20, 2, generator=random)
-    return Outputs(logits, {"last": features}, draws, witness=Outputs(torch.randn(n, 2, generator=random), {}))
+    return Outputs(
+        logits, {"last": features}, draws, witness=Outputs(torch.randn(n, 2, generator=random), {"last": features})
+    )
 
 
 def measure(name: str, train: int, queries: int, channels: int) -> tuple[float, float, float]:
@@ -59,9 +61,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name in DETECTORS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
             fit, score, memory = pool.apply(measure, (name, options.train, options.queries, options.channels))
         rows.append(f"| {name} | {fit:.2f} | {score:.2f} | {memory:.0f} |")
+        print(rows[-1], flush=True)
     page = [
         "# Detectors: seconds and memory",
         "",
