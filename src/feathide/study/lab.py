@@ -31,7 +31,7 @@ from feathide.study.store import Store
 from feathide.types import Box, Evidence, Goal, Outputs
 from feathide.weights import load_weights, read_about, weights_digest
 
-__all__ = ["FALSE_ALARMS", "Lab", "lab_of"]
+__all__ = ["FALSE_ALARMS", "Lab", "cases_of", "lab_of"]
 
 FALSE_ALARMS = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
 PARTS = ("fit", "calibrate", "test")
@@ -51,7 +51,7 @@ class Lab:
     @cached_property
     def cases(self) -> Cases:
         """The images, checked: no patient and no image stands in two splits."""
-        return _cases(self.plan.data, self.plan.seed)
+        return cases_of(self.plan.data, self.plan.seed)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -509,7 +509,7 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
 
 
 @lru_cache(maxsize=8)  # a programme asks several plans in turn
-def _cases(data: DataPlan, seed: int) -> Cases:
+def cases_of(data: DataPlan, seed: int) -> Cases:
     """The cases of a plan; plans that differ in other things share them."""
     return load_cases(**data.model_dump(), seed=seed)
 

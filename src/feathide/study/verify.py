@@ -17,7 +17,7 @@ from feathide.study.digest import digest
 from feathide.study.export import finished
 from feathide.study.findings import run_of, versions
 from feathide.study.gates import gates_of
-from feathide.study.lab import Lab
+from feathide.study.lab import Lab, cases_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
 from feathide.study.remote import home_of, near
@@ -80,6 +80,7 @@ def _at_hand(folder: Path) -> Iterator[Path]:
 
 def _verified(run: Path, sample: int) -> Verified:
     found = finished(run)
+    cases_of.cache_clear()
     lab = Lab(found.plan, found.store)  # nothing that this process remembers
     files, damaged = _files(lab.store)
     try:
