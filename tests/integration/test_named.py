@@ -74,6 +74,7 @@ def test_names_with_arguments_are_read_and_written() -> None:
     assert parsed("pgd") == ("pgd", {})
     assert separated("fgsm, art:X(a=1, b=(2, 3)),pgd") == ["fgsm", "art:X(a=1, b=(2, 3))", "pgd"]
     assert slug("art:X(a=1, b=(2, 3))") == "art-x-a-1-b-2-3"
+    assert slug("resnet10_3d") == "resnet10_3d" and slug("./my.py:Net") == "my.py-net"
     for bad in ("art:X(3)", "art:X(a=open('x'))", "art:X(a=)", "art:X(**a)"):
         with pytest.raises(InputError, match="keywords with plain values"):
             parsed(bad)
@@ -87,6 +88,7 @@ def test_options_become_a_part_of_the_name(data: Path) -> None:
     assert found.detectors == ("sklearn:IsolationForest(n_estimators=9)", "kd")
     assert found.network.arch == "monai:DenseNet121(spatial_dims=2)"
     assert load_plan(found.model_dump(mode="json")) == found
+    Store(data.parent).path(Lab(found, data.parent).classifier_key)  # a key that the store takes
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def members(archs: Sequence[str], seeds: Sequence[int], *, halves: bool = False)
 
 def _weights_key(lab: Lab, member: Member) -> str:
     n = lab.plan.network
-    return f"members/{member.arch}-{digest([lab.cases.digest, n.head, n.train, n.window, member])}"
+    return f"members/{slug(member.arch)}-{digest([lab.cases.digest, n.head, n.train, n.window, member])}"
 
 
 def member_tasks(lab: Lab, chosen: Sequence[Member]) -> list[Task]:

@@ -205,7 +205,7 @@ class Lab:
 
     @property
     def classifier_key(self) -> str:
-        return f"classifier/{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', self.plan.network.arch)}-{self.network_digest}"
+        return f"classifier/{slug(self.plan.network.arch)}-{self.network_digest}"
 
     @cached_property
     def about(self) -> Mapping[str, Any]:

@@ -129,7 +129,7 @@ class Cell:
 
 def slug(name: str) -> str:
     """A name as part of a key."""
-    return re.sub(r"[^a-z0-9+-]+", "-", name.lower()).strip("-")[:80]
+    return re.sub(r"[^a-z0-9_.+-]+", "-", name.lower()).strip("-.")[:80]
 
 
 def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
