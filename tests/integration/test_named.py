@@ -14,8 +14,10 @@ from feathide.errors import InputError
 from feathide.geometry import L2, Linf
 from feathide.models import build, load_network
 from feathide.spelling import parsed, separated, spelled
+from feathide.study.lab import Lab
 from feathide.study.plan import load_plan, slug
 from feathide.study.run import audit, checked
+from feathide.study.store import Store
 from feathide.weights import save_weights
 
 from .small import IDS, SHAPES, small
@@ -88,7 +90,8 @@ def test_options_become_a_part_of_the_name(data: Path) -> None:
     assert found.detectors == ("sklearn:IsolationForest(n_estimators=9)", "kd")
     assert found.network.arch == "monai:DenseNet121(spatial_dims=2)"
     assert load_plan(found.model_dump(mode="json")) == found
-    Store(data.parent).path(Lab(found, data.parent).classifier_key)  # a key that the store takes
+    lab = Lab(found, Store(data.parent))
+    assert lab.store.path(lab.classifier_key).name.startswith("monai-densenet121-spatial_dims-2-")
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------

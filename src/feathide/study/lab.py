@@ -1,6 +1,5 @@
 """The lab: what the tasks of one plan share, made once per process: cases, parts, classifier, stored outputs, mixtures, fitted detectors."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
