@@ -4,6 +4,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,9 @@ class Scripted(nn.Module):
 
 
 def _script(path: Path) -> nn.Module:
-    return Scripted(torch.jit.load(path, map_location="cpu"), path.read_bytes())
+    with catch_warnings():  # torch would have its own users leave TorchScript
+        simplefilter("ignore", FutureWarning)
+        return Scripted(torch.jit.load(path, map_location="cpu"), path.read_bytes())
 
 
 def _export(path: Path) -> nn.Module:
