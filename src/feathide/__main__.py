@@ -1,0 +1,5 @@
+"""``python -m feathide``: the command line."""
+
+from feathide.cli import main
+
+main()
