@@ -56,6 +56,9 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(make: Callable
     good, bad = (*AWARE, 0.0, 0.0, 0.02), (*AWARE, 0.9, 0.8, 0.95)
     gate = {"name": "Converged", "status": "fail", "raised_if": "", "why": "", "do": "", "detail": ""}
     assert verdict(make(count=2, table=table_of(good, success=0.4))).word == "undecided"
+    assert (
+        "fool the classifier in 40% of the cases" in verdict(make(count=2, table=table_of(good, success=0.4))).headline
+    )
     assert verdict(make(count=2, table=table_of(good), gates=[gate])).word == "undecided"
     assert verdict(make(count=2, table=table_of(bad), gates=[gate])).word == "fails"
     assert "Converged" in verdict(make(count=2, table=table_of(good), gates=[gate])).gates

@@ -154,7 +154,7 @@ def verdict(run: Run) -> Verdict:
         )
     return Verdict(
         word=findings[0].word,
-        headline=_headline(findings),
+        headline=_headline(findings, success),
         attacked=_attacked(run),
         strength=_strength(run, rows, success),
         slipped=_slipped(findings),
@@ -210,7 +210,7 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> t
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
 
 
-def _headline(findings: list[Finding]) -> str:
+def _headline(findings: list[Finding], success: Rate | None) -> str:
     best, n = findings[0], len(findings)
     name = label(best.detector)
     good = [label(f.detector) for f in findings if f.word == best.word]
@@ -221,6 +221,8 @@ def _headline(findings: list[Finding]) -> str:
         case "unproven":
             return f"Not broken, not proven: {few}."
         case "undecided":
+            if success is not None and success.value < STRONG:
+                return f"Little is learnt about the guards: the attacks fool the classifier in {success.value:.0%} of the cases."
             return "No guard is shown to hold, and not every guard is shown to fail."
         case "leaks":
             return f"No guard holds. The best of {n}, {name}, leaks."
