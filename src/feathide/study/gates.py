@@ -14,7 +14,7 @@ from feathide.metrics import auc, paired_difference
 from feathide.study.lab import PARTS, Lab, noisy_at
 from feathide.study.probes import probe_key
 from feathide.study.stages import cells
-from feathide.study.table import Found, found_in, scores_in, thresholds_of
+from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
 
 __all__ = ["GATES", "Evasion", "Gate", "gates_of", "judge_probes", "judge_table"]
 
@@ -329,14 +329,10 @@ def _evasion(lab: Lab) -> Evasion:
             for d in lab.plan.detectors
         },
         limits={
-            d: (_negatives(lab, d), thresholds_of(lab, d, lab.budgets[0])["fpr10"], 0.10) for d in lab.plan.detectors
+            d: (negatives_in(lab, d, lab.budgets[0]), thresholds_of(lab, d, lab.budgets[0])["fpr10"], 0.10)
+            for d in lab.plan.detectors
         },
     )
-
-
-def _negatives(lab: Lab, detector: str) -> np.ndarray:
-    eps = lab.budgets[0]
-    return np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
 
 
 def _best_of(lab: Lab, detector: str, found: Sequence[Found]) -> tuple[np.ndarray, np.ndarray] | None:

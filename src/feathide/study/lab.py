@@ -251,7 +251,11 @@ class Lab:
         model = self._network()
         if self.trains:
             mean, std = self.restored(model, self.classifier_key)
-        return self.shown(model, n.layers, mean, std)
+        return self._compiled(self.shown(model, n.layers, mean, std))
+
+    def _compiled(self, classifier: FeatureClassifier) -> FeatureClassifier:
+        """Compiled if the plan wants it: only what is run often is worth the wait."""
+        return replace(classifier, compile="inductor") if self.plan.network.compile else classifier
 
     def restored(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Give ``model`` the weights that a task of training has stored; mean and std of what it saw."""
@@ -276,7 +280,6 @@ class Lab:
             head=head,
             seed=self.plan.seed,
             precision=self.plan.network.precision,
-            compile="inductor" if self.plan.network.compile else None,
         )
 
     def check_classifier(self) -> list[str]:
@@ -340,7 +343,7 @@ class Lab:
     def witness(self) -> FeatureClassifier:
         """A robust network of the same classes, for the guards that ask one."""
         model = self._built(self.witness_arch, self.plan.witness.train.stem)
-        return self.shown(model, "blocks", *self.restored(model, self.witness_key))
+        return self._compiled(self.shown(model, "blocks", *self.restored(model, self.witness_key)))
 
     @property
     def sight(self) -> list[str]:

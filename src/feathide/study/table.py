@@ -25,6 +25,7 @@ __all__ = [
     "Found",
     "comparisons_of",
     "found_in",
+    "negatives_in",
     "seconds_of",
     "slips_in",
     "table_of",
@@ -98,8 +99,12 @@ def scores_in(
 
 def thresholds_of(lab: Lab, detector: str, eps: float) -> dict[str, float]:
     """The thresholds at each rate of false alarms, from the calibrate part, clean and noisy, misclassified cases included."""
-    negatives = np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
-    return {name: threshold(negatives, rate) for name, rate in FALSE_ALARMS.items()}
+    return {name: threshold(negatives_in(lab, detector, eps), rate) for name, rate in FALSE_ALARMS.items()}
+
+
+def negatives_in(lab: Lab, detector: str, eps: float) -> np.ndarray:
+    """The stored scores of the calibrate part, clean and noisy."""
+    return np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
 
 
 def table_of(lab: Lab) -> pd.DataFrame:
