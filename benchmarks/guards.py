@@ -17,7 +17,8 @@ from feathide.geometry import ThreatModel
 from feathide.metrics import proportion
 from feathide.objectives import Evade
 from feathide.rules import Orthogonal, Selective
-from feathide.study.lab import Attacker, Lab, scored
+from feathide.study.lab import Attacker, Lab
+from feathide.study.packing import scored
 from feathide.study.plan import load_plan
 from feathide.study.stages import observe
 from feathide.study.store import Store

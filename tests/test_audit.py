@@ -11,7 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.cli import app
-from feathide.study.lab import FALSE_ALARMS, Lab, lab_of, scored
+from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
+from feathide.study.packing import scored
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
 from feathide.study.stages import attack_rows, cells, decode

@@ -17,7 +17,8 @@ import pytest
 from feathide.errors import InputError
 from feathide.study import store as store_module
 from feathide.study.export import finished
-from feathide.study.lab import Lab, unpacked
+from feathide.study.lab import Lab
+from feathide.study.packing import unpacked
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
 from feathide.study.stages import cells

@@ -14,7 +14,8 @@ from feathide.detectors import Mahalanobis, MaxSoftmax, Witness
 from feathide.errors import InputError
 from feathide.geometry import L2, Linf
 from feathide.models import build
-from feathide.study.lab import PLAIN, Lab, packed, unpacked
+from feathide.study.lab import PLAIN, Lab
+from feathide.study.packing import packed, unpacked
 from feathide.study.parts import ObjectivePlan
 from feathide.study.plan import Cell, load_plan
 from feathide.study.run import audit

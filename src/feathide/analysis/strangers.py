@@ -18,7 +18,8 @@ from feathide.ood import OOD_SCORES, SHIFTS, clean_evidence
 from feathide.report.results import Scale
 from feathide.study.digest import digest
 from feathide.study.engine import Task
-from feathide.study.lab import Lab, lab_of, packed, scored, unpacked
+from feathide.study.lab import Lab, lab_of
+from feathide.study.packing import packed, scored, unpacked
 from feathide.study.stages import decode, encode, observe, tasks
 from feathide.study.store import Store
 from feathide.types import Outputs

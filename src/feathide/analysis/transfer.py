@@ -23,7 +23,8 @@ from feathide.metrics import proportion
 from feathide.objectives import BoundLoss, Loss, Objective, Weighted
 from feathide.study.digest import digest
 from feathide.study.engine import Task
-from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
+from feathide.study.lab import Lab, lab_of, noisy_at
+from feathide.study.packing import packed, scored, unpacked
 from feathide.study.plan import Cell, Plan, slug
 from feathide.study.stages import attack_of, decode, encode, observe, tasks, weight_of
 from feathide.study.store import Store

@@ -10,7 +10,9 @@ import numpy as np
 from pydantic import BaseModel
 from torch import Tensor, uint8
 
-__all__ = ["digest", "dumped"]
+__all__ = ["FORMAT", "digest", "dumped"]
+
+FORMAT = 2  # raise when the meaning of a stored file changes
 
 
 def digest(value: object) -> str:

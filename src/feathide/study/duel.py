@@ -17,7 +17,8 @@ from feathide.metrics import proportion, threshold
 from feathide.objectives import HFC, Evade, Objective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
-from feathide.study.lab import Lab, lab_of, noisy_at, packed, scored, unpacked
+from feathide.study.lab import Lab, lab_of, noisy_at
+from feathide.study.packing import packed, scored, unpacked
 from feathide.study.parts import ObjectivePlan
 from feathide.study.plan import Cell
 from feathide.study.probes import probe_cell

@@ -11,9 +11,10 @@ import numpy as np
 
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.metrics import auc, paired_difference
-from feathide.study.lab import PARTS, Lab, noisy_at
+from feathide.study.lab import Lab, noisy_at
 from feathide.study.probes import probe_key
 from feathide.study.stages import cells
+from feathide.study.subjects import PARTS
 from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
 
 __all__ = ["GATES", "Evasion", "Gate", "gates_of", "judge_probes", "judge_table"]

@@ -27,7 +27,8 @@ from feathide.mixture import MixtureBank
 from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
-from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at, packed, scored
+from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at
+from feathide.study.packing import packed, scored
 from feathide.study.parts import TrainPlan
 from feathide.study.plan import Cell
 from feathide.study.store import Store

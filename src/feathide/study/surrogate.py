@@ -7,9 +7,9 @@ import numpy as np
 
 from feathide.classifier import FeatureClassifier
 from feathide.models import build
-from feathide.study.digest import digest
+from feathide.study.digest import FORMAT, digest
 from feathide.study.engine import Task, tell
-from feathide.study.lab import FORMAT, Lab, lab_of
+from feathide.study.lab import Lab, lab_of
 from feathide.study.stages import Arrays, packed_network
 from feathide.study.store import Store
 from feathide.train import train_classifier

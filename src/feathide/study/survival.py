@@ -8,7 +8,8 @@ import torch
 from feathide.data.archive import Codec
 from feathide.errors import expected
 from feathide.study.engine import Task
-from feathide.study.lab import PLAIN, Lab, lab_of, packed
+from feathide.study.lab import PLAIN, Lab, lab_of
+from feathide.study.packing import packed
 from feathide.study.plan import Cell
 from feathide.study.stages import Arrays, attack_of, cells, decode, encode, observe, score_tasks
 from feathide.study.store import Store

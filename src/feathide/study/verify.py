@@ -17,12 +17,13 @@ from feathide.study.digest import digest
 from feathide.study.export import finished
 from feathide.study.findings import run_of, versions
 from feathide.study.gates import gates_of
-from feathide.study.lab import Lab, cases_of
+from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
 from feathide.study.remote import home_of, near
 from feathide.study.stages import cells, decode, observe
 from feathide.study.store import Store, held_plan
+from feathide.study.subjects import cases_of
 from feathide.study.table import comparisons_of, table_of
 
 __all__ = ["TOLERANCE", "Difference", "Verified", "verify"]

@@ -1,0 +1,212 @@
+"""The networks of a plan: the classifier under audit, as its guards read it, and the witness that some guards ask."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from feathide.adversary import Adversary
+from feathide.catalog import DETECTORS
+from feathide.classifier import FeatureClassifier
+from feathide.data.eps import parse_eps
+from feathide.errors import expected
+from feathide.models import Stem, build, check_network, load_network
+from feathide.study.digest import FORMAT, digest
+from feathide.study.plan import slug
+from feathide.study.store import Store
+from feathide.study.subjects import Subjects
+from feathide.types import Box
+from feathide.weights import load_weights, read_about, weights_digest
+
+__all__ = ["Networks"]
+
+
+@dataclass(frozen=True)
+class Networks(Subjects):
+    """The classifier of one plan and its witness; ``store`` is where trained weights lie."""
+
+    store: Store
+
+    @property
+    def outputs_count(self) -> int:
+        return 1 if self.plan.network.head == "sigmoid" else len(self.cases.class_names)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the classifier is trained here."""
+        return not self.plan.network.own and self.plan.network.weights is None
+
+    @property
+    def network_seed(self) -> int:
+        seed = self.plan.network.seed
+        return self.plan.seed if seed is None else seed
+
+    @cached_property
+    def network_digest(self) -> str:
+        """What the classifier is: the recipe of its training, or the content of its weights."""
+        n = self.plan.network
+        if self.trains:
+            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed])
+        return digest([FORMAT, n.arch, n.arguments, weights_digest(self._network())])
+
+    @cached_property
+    def base(self) -> str:
+        """The digest that everything below depends on: images, where they may change, classifier and what is read from it."""
+        n = self.plan.network
+        region = None if self.region is None else self.region.digest
+        own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
+        own += [] if n.precision == "float32" else [n.precision]
+        own += ["compiled"] if n.compile else []
+        return digest([FORMAT, self.cases.digest, self.network_digest, *own])
+
+    @property
+    def classifier_key(self) -> str:
+        return f"classifier/{slug(self.plan.network.arch)}-{self.network_digest}"
+
+    @cached_property
+    def about(self) -> Mapping[str, Any]:
+        """What a file of weights written by ``feathide train`` says about its network; empty for others."""
+        weights = self.plan.network.weights
+        found = read_about(weights) if weights is not None and weights.endswith(".safetensors") else {}
+        arch = found.get("arch") or self.plan.network.arch
+        if arch != self.plan.network.arch and not self.plan.network.own:
+            raise expected(
+                f"{weights} holds a {arch}",
+                got=f"network.arch: {self.plan.network.arch}",
+                do="name the architecture of the weights",
+            )
+        return found
+
+    @property
+    def window(self) -> Box | None:
+        """The part of the box that the classifier sees: as planned, or as its file of weights says."""
+        low, high = self.plan.network.window or self.about.get("window") or (None, None)
+        return None if low is None or high is None else (float(low), float(high))
+
+    def empty_network(self) -> nn.Module:
+        n = self.plan.network
+        return self._built(n.arch, self.about.get("stem", n.train.stem))
+
+    def _built(self, arch: str, stem: Stem) -> nn.Module:
+        size, outputs = self.cases.shape, self.outputs_count
+        return build(arch, channels=self.cases.channels, outputs=outputs, size=size, stem=stem, seed=self.plan.seed)
+
+    def _network(self) -> nn.Module:
+        n = self.plan.network
+        if n.own:
+            return load_network(n.arch, weights=n.weights, kwargs=n.arguments, trust=n.trust)
+        model = self.empty_network()
+        if n.weights is not None:
+            load_weights(model, n.weights)
+        return model.eval()
+
+    @cached_property
+    def classifier(self) -> FeatureClassifier:
+        """The classifier under audit, without dropout draws."""
+        n = self.plan.network
+        mean, std = (tuple(getattr(n, k) or self.about.get(k) or ()) for k in ("mean", "std"))
+        model = self._network()
+        if self.trains:
+            mean, std = self.restored(model, self.classifier_key)
+        return self._compiled(self.shown(model, n.layers, mean, std))
+
+    def _compiled(self, classifier: FeatureClassifier) -> FeatureClassifier:
+        """Compiled if the plan wants it: only what is run often is worth the wait."""
+        return replace(classifier, compile="inductor") if self.plan.network.compile else classifier
+
+    def restored(self, model: nn.Module, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Give ``model`` the weights that a task of training has stored; mean and std of what it saw."""
+        arrays = self.store.load(key)
+        model.load_state_dict(
+            {k.removeprefix("w/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("w/")}
+        )
+        return tuple(arrays["mean"].tolist()), tuple(arrays["std"].tolist())
+
+    def shown(
+        self, model: nn.Module, layers: str | Sequence[str], mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> FeatureClassifier:
+        """A network as the plan's images, head and precision make it a classifier."""
+        head: str | tuple[str, int] = self.plan.network.head if self.finding is None else ("finding", self.finding)
+        return FeatureClassifier(
+            model.to(self.device).eval(),
+            layers,
+            box=self.cases.box,
+            mean=mean,
+            std=std,
+            window=self.window,
+            head=head,
+            seed=self.plan.seed,
+            precision=self.plan.network.precision,
+        )
+
+    def check_classifier(self) -> list[str]:
+        """Refuse a network that cannot be audited; the caveats of one that can. Only for networks that exist before the run."""
+        rows = self.rows("train")[:2]
+        classifier = self.classifier
+        x = self.images(rows)
+        classifier.check(x)
+        head = classifier.head
+        caveats = check_network(classifier.model, classifier.prepared(x), max(len(self.class_names), 2), head)
+        classifier.names(x)
+        return caveats
+
+    @property
+    def observer(self) -> FeatureClassifier:
+        """The classifier as the guards of the plan read it."""
+        return self.observing(self.plan.detectors)
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def observing(self, detectors: tuple[str, ...]) -> FeatureClassifier:
+        """The classifier as these detectors read it: with dropout draws and a witness where one of them needs them."""
+        dropout, witness = (self.needs(what, detectors) for what in ("dropout", "witness"))
+        if not dropout and not witness:
+            return self.classifier
+        return replace(
+            self.classifier,
+            dropout_samples=self.plan.dropout_samples if dropout else 0,
+            witness=self.witness if witness else None,
+        )
+
+    def needs(self, what: Literal["dropout", "witness"], detectors: Sequence[str] | None = None) -> bool:
+        """Whether a detector, of the plan's unless said, reads dropout draws or a witness."""
+        made = [DETECTORS[d]() for d in (self.plan.detectors if detectors is None else detectors)]
+        return any(d.needs_dropout if what == "dropout" else d.needs_witness for d in made)
+
+    # --- witness ------------------------------------------------------------------------------------------------------
+
+    @property
+    def small_arch(self) -> str:
+        """The smallest network of the zoo for these images."""
+        return "tiny" if len(self.cases.shape) == 2 else "tiny3d"
+
+    @property
+    def witness_arch(self) -> str:
+        return self.plan.witness.arch or self.small_arch
+
+    @cached_property
+    def adversary(self) -> Adversary:
+        """What the witness learns to withstand."""
+        w = self.plan.witness
+        eps = max(self.budgets) if w.eps is None else float(parse_eps(w.eps, self.cases))
+        return Adversary(self.threat(eps), w.steps, self.plan.seed)
+
+    @cached_property
+    def witness_key(self) -> str:
+        p, w = self.plan, self.plan.witness
+        recipe = [w.train, w.steps, p.norm, float(self.adversary.threat.eps), self.window, p.network.head, p.seed]
+        return f"witness/{self.witness_arch}-{digest([FORMAT, self.cases.digest, self.witness_arch, *recipe])}"
+
+    @cached_property
+    def witness(self) -> FeatureClassifier:
+        """A robust network of the same classes, for the guards that ask one."""
+        model = self._built(self.witness_arch, self.plan.witness.train.stem)
+        return self._compiled(self.shown(model, "blocks", *self.restored(model, self.witness_key)))
+
+    @property
+    def sight(self) -> list[str]:
+        """What the guards read beyond a forward pass with its dropout draws."""
+        dropout = [] if self.needs("dropout") else ["no dropout"]
+        return [*dropout, *([self.witness_key] if self.needs("witness") else [])]

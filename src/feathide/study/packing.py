@@ -1,0 +1,38 @@
+"""Outputs as arrays for the store, and back; scores as an array."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from feathide.detectors import Detector
+from feathide.types import Outputs
+
+__all__ = ["packed", "scored", "unpacked"]
+
+
+def scored(detector: Detector, out: Outputs) -> np.ndarray:
+    """Scores (N,) in float64, without gradient."""
+    with torch.no_grad():
+        return detector.score(out.to(torch.float64)).numpy().astype(np.float64)
+
+
+def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs as arrays for the store."""
+    arrays = {"rows": rows, "logits": out.logits.numpy(), "layers": np.array(list(out.features))}
+    arrays |= {f"f{i:03d}": f.numpy() for i, f in enumerate(out.features.values())}
+    for name in ("stochastic", "others"):
+        value = getattr(out, name)
+        if value is not None:
+            arrays[name] = value.numpy()
+    if out.witness is not None:
+        arrays |= {f"witness/{k}": v for k, v in packed(out.witness, rows).items()}
+    return arrays
+
+
+def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
+    """The inverse of ``packed``."""
+    features = {str(n): torch.from_numpy(arrays[f"f{i:03d}"]) for i, n in enumerate(arrays["layers"])}
+    extra = {n: torch.from_numpy(arrays[n]) for n in ("stochastic", "others") if n in arrays}
+    seen = {k.removeprefix("witness/"): v for k, v in arrays.items() if k.startswith("witness/")}
+    return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
