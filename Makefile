@@ -41,8 +41,9 @@ study: .venv/installed  # the paper's experiments: make study DATA=images SCALE=
 survive: .venv/installed
 	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_endurance.py
 
-fuzz: .venv/installed
-	OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)
+fuzz: .venv/installed  # led by the code that is reached: make fuzz ENGINE=atheris
+	$(if $(ENGINE),$(BIN)/python -m pip install --quiet $(ENGINE))
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/$(if $(ENGINE),guided,run).py --minutes $(or $(MINUTES),10)
 
 install: .venv/installed
 

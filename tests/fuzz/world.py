@@ -389,9 +389,13 @@ def targets(folder: Path) -> list[Target]:
 
 
 def survives(target: Target, folder: Path, seed: int) -> bool:
-    """Whether a spoilt copy is read (True) or refused in one sentence (False); anything else is raised."""
+    """``accepts`` of a spoilt copy."""
     draw = random.Random(seed)
-    data = draw.choice([bytewise, target.spoil, target.spoil])(target.seed, draw)
+    return accepts(target, folder, draw.choice([bytewise, target.spoil, target.spoil])(target.seed, draw))
+
+
+def accepts(target: Target, folder: Path, data: bytes) -> bool:
+    """Whether an input is read (True) or refused in one sentence (False); anything else is raised."""
     path = folder / target.name
     path.write_bytes(data)
     with limited():
