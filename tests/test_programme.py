@@ -110,7 +110,8 @@ def test_a_programme_is_answered_once(folder: Path) -> None:
     assert taken["3"] == 3 and taken["5"] == 5
     page = (out / "study.html").read_text()
     assert "A &lt;small&gt; study" in page and "hide-left.html" in page and 'id="drift"' in page
-    assert "Does it hide?" in (out / "study.md").read_text()
+    text = (out / "study.md").read_text()
+    assert "Does it hide?" in text and "| Accuracy | Calibration error | Brier score |" in text
 
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.npz")}
     assert len(list((out / "classifier").glob("*.npz"))) == 1  # one network for all questions

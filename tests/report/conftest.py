@@ -92,6 +92,8 @@ def make_table(dataset: str, classifier: str, eps: float) -> pd.DataFrame:
         rows.append((dataset, classifier, attack, objective, known, at, detector, metric, value, low, high, n, 0))
 
     add("", "", 0.0, "", "accuracy", 0.953, 0.02, 600)
+    add("", "", 0.0, "", "calibration_error", 0.041, 0.02, 600)
+    add("", "", 0.0, "", "brier_score", 0.037, 0.01, 600)
     for name, shift in SEPARATION.items():
         attack, objective = name.split("+")
         for scale in (0.25, 0.5, 1.0, 2.0):

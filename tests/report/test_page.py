@@ -126,6 +126,13 @@ def test_model_card_stands_in_the_page(run: Run, page: Page) -> None:
     assert json.dumps(made, indent=1, ensure_ascii=False) in page.text
 
 
+def test_calibration_stands_beside_accuracy(run: Run, page: Page) -> None:
+    assert "Calibration error" in page.text and "0.041" in page.text and "0.037" in page.text
+    metrics = {m["type"]: m for m in card(run)["model-index"][0]["results"][0]["metrics"]}
+    assert [metrics[k]["value"] for k in ("accuracy", "calibration_error", "brier_score")] == [0.953, 0.041, 0.037]
+    assert metrics["brier_score"]["args"] == pytest.approx({"low": 0.027, "high": 0.047, "n": 600})
+
+
 def test_several_budgets_stand_side_by_side(make: Callable[..., Run], page: Page) -> None:
     assert "The verdict by budget" not in page.text
     budgets = tuple(4 / 255 * scale for scale in (0.25, 1.0, 2.0))

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from feathide.report.results import Run
-from feathide.report.verdict import LEVELS, Finding, Rate, label, verdict
+from feathide.report.tables import CLEAN
+from feathide.report.verdict import LEVELS, Finding, Rate, label, verdict, worst
 
 __all__ = ["card"]
 
@@ -12,18 +13,17 @@ METRICS = {level: f"Slips through at {level} % false alarms" for level in LEVELS
 
 
 def card(run: Run) -> dict[str, Any]:
-    """The model card: one result with the metrics of every guard under its worst attack, and the success of the strongest attack without a guard.
+    """The model card: one result with the classifier's accuracy, calibration error and Brier score on clean test images, the success of the strongest attack
+    without a guard, and the metrics of every guard under its worst attack.
 
     Shares are in [0, 1]; ``args`` holds the interval at 95 %, the number of images, the guard, the attack and the budget. It can stand in the
     header of a model's ``README.md`` as YAML.
     """
     found = verdict(run)
     classifier, data = (", ".join(dict.fromkeys(run.table[c].astype(str))) for c in ("classifier", "dataset"))
-    metrics = (
-        []
-        if found.success is None
-        else [_metric(run, "attack_success_rate", "Attack success, no guard", found.success)]
-    )
+    metrics = list(_clean(run))
+    if found.success is not None:
+        metrics.append(_metric("attack_success_rate", "Attack success, no guard", found.success, **_budget(run)))
     metrics += [m for finding in found.findings for m in _guard(run, finding)]
     result = {
         "task": {"type": "image-classification", "name": "Adversarial robustness of a guarded classifier"},
@@ -39,12 +39,25 @@ def card(run: Run) -> dict[str, Any]:
     }
 
 
+def _clean(run: Run) -> Iterator[dict[str, Any]]:
+    for kind in ("accuracy", "calibration_error", "brier_score"):
+        rate = worst(run.table[(run.table["metric"] == kind) & (run.table["attack"] == "")])
+        if rate is not None:
+            yield _metric(kind, f"{CLEAN[kind]}, clean test images", rate)
+
+
 def _guard(run: Run, finding: Finding) -> Iterator[dict[str, Any]]:
     for level, rate in finding.worst.items():
         name = f"{METRICS[level]}, {label(finding.detector)}, worst attack"
-        yield _metric(run, f"slips_through_fpr{level}", name, rate, guard=finding.detector, attack=finding.attack)
+        yield _metric(
+            f"slips_through_fpr{level}", name, rate, guard=finding.detector, attack=finding.attack, **_budget(run)
+        )
 
 
-def _metric(run: Run, kind: str, name: str, rate: Rate, **more: str) -> dict[str, Any]:
-    args = {**more, "low": rate.low, "high": rate.high, "n": rate.n, "budget": run.size(float(run.threat["eps"]))}
+def _budget(run: Run) -> dict[str, str]:
+    return {"budget": run.size(float(run.threat["eps"]))}
+
+
+def _metric(kind: str, name: str, rate: Rate, **more: str) -> dict[str, Any]:
+    args = {**more, "low": rate.low, "high": rate.high, "n": rate.n}
     return {"type": kind, "name": name, "value": rate.value, "args": args}

@@ -9,12 +9,11 @@ import pandas as pd
 from feathide.report.document import document
 from feathide.report.drawing import CYCLE, MARKERS, SHARE, Figure, Panel, Style, errors, say
 from feathide.report.sheet import SCRIPTS, Plate, Sheet
-from feathide.report.tables import METRICS, Cell, Matrix, Metric, cell
+from feathide.report.tables import METRICS, NO, Cell, Matrix, Metric, cell, classifiers
 from feathide.report.verdict import label
 
 __all__ = ["Book", "Chapter", "Claimed", "Layout", "book", "chapter", "markdown"]
 
-NO = Metric("", "", math.nan, math.nan)  # a number that says nothing about a guard
 WORDS = {"holds": "pass", "does not hold here": "fail"}
 
 
@@ -96,7 +95,8 @@ def chapter(
         return found if layout is None else replace(found, matrices=tuple(_laid_out(table, layout)))
     rows = table[(table.attack != "") & (table.metric.isin([show, "success"]))]
     rows = rows[(rows.metric == show) == (rows.detector != "")]
-    return replace(found, matrices=tuple(_matrices(rows, show)), figures=(_figure(id, rows, show),))
+    matrices = (*_matrices(rows, show), classifiers(table))
+    return replace(found, matrices=matrices, figures=(_figure(id, rows, show),))
 
 
 def _laid_out(table: pd.DataFrame, layout: Layout) -> Iterator[Matrix]:

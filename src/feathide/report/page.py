@@ -13,7 +13,7 @@ from feathide.report.document import asset, document, plain
 from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
-from feathide.report.tables import attacks, guards, matrices, parts
+from feathide.report.tables import attacks, classifiers, guards, matrices, parts
 from feathide.report.verdict import FAILS, HOLDS, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
 
 __all__ = ["Case", "Run", "render"]
@@ -46,6 +46,7 @@ def render(run: Run) -> str:
         budgets=list(by_budget(run)),
         matrices=list(matrices(run)),
         attacks=attacks(run),
+        classifiers=classifiers(run.table),
         guards=guards(run),
         parts=parts(run),
         pairs=list(pairs(run.cases, run.scale, amplify=amplify)),

@@ -9,7 +9,20 @@ import pandas as pd
 from feathide.report.results import Run
 from feathide.report.verdict import LEVELS, at_budget, label
 
-__all__ = ["METRICS", "Cell", "Matrix", "Metric", "attacks", "cell", "guards", "matrices", "parts"]
+__all__ = [
+    "CLEAN",
+    "METRICS",
+    "NO",
+    "Cell",
+    "Matrix",
+    "Metric",
+    "attacks",
+    "cell",
+    "classifiers",
+    "guards",
+    "matrices",
+    "parts",
+]
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Metric:
     worst: float = 1.0  # the value of a useless one
 
 
+NO = Metric("", "", math.nan, math.nan)  # a number that says nothing about a guard
 SLIPS = "share of all attacked images that fool the classifier and pass the guard, at {} % false alarms"
 METRICS = {
     **{f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k)) for k in LEVELS},
@@ -36,6 +50,13 @@ METRICS = {
     "tpr_at_fpr10": Metric(
         "Caught at 10 %", "share of the images that fool the classifier and raise an alarm", 1.0, 0.1
     ),
+}
+CLEAN = {
+    "accuracy": "Accuracy",
+    "calibration_error": "Calibration error",
+    "brier_score": "Brier score",
+    "accuracy_train": "Accuracy in training",
+    **{f"accuracy_shifted_{s}": f"Accuracy under {s}" for s in ("noise", "contrast", "gamma", "rotation")},
 }
 UNITS = {
     **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
@@ -122,6 +143,21 @@ def attacks(run: Run) -> Matrix:
     return Matrix(table.id, table.title, table.says, ("Knowledge", *table.columns), body)
 
 
+def classifiers(table: pd.DataFrame) -> Matrix:
+    """What each classifier does on clean images, all of them: its accuracy, and whether its probabilities can be believed."""
+    rows = table[(table["attack"] == "") & (table["detector"] == "") & table["metric"].isin(list(CLEAN))]
+    names = rows["dataset"].astype(str) + ", " + rows["classifier"].astype(str)
+    names = names + ", seed " + rows["seed"].astype(str) if rows["seed"].nunique() > 1 else names
+    metrics = [m for m in CLEAN if m in set(rows["metric"])]
+    cells = {(n, r["metric"]): cell(r, NO) for n, (_, r) in zip(names, rows.iterrows(), strict=True)}
+    body = tuple((n, tuple(cells.get((n, m), Cell("–")) for m in metrics)) for n in dict.fromkeys(names))
+    says = (
+        "Calibration error: how far, on average over 15 bins, the largest probability lies from the share of right answers; "
+        "Brier score: mean squared error of the probabilities, 0 to 1; less is better."
+    )
+    return Matrix("classifiers", "Classifiers on clean test images", says, tuple(CLEAN[m] for m in metrics), body)
+
+
 def guards(run: Run) -> Matrix:
     """What each detector does without an attack: the false alarms it really raises, the accuracy on what it accepts."""
     rows = at_budget(run)
@@ -153,4 +189,4 @@ def _measure(row: pd.Series, run: Run) -> Cell:
         return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
     if str(row["metric"]).endswith("_per_image") and not math.isnan(value):
         return Cell(f"{value:,.3g}", "", value)
-    return cell(row, Metric("", "", math.nan, math.nan))
+    return cell(row, NO)

@@ -19,7 +19,7 @@ from feathide.study.store import write_whole
 __all__ = ["METRICS", "Condition", "Judged", "write_junit"]
 
 METRICS = (
-    *("accuracy", "accuracy_train", "accuracy_calibrate", "accuracy_accepted_fpr10"),
+    *("accuracy", "accuracy_train", "accuracy_calibrate", "accuracy_accepted_fpr10", "calibration_error", "brier_score"),
     *("success", "auc", "tpr_at_fpr10", "slips_through_fpr10_all"),
     *(f"{m}_{rate}" for m in ("slips_through", "false_alarms") for rate in FALSE_ALARMS),
     *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),

@@ -5,14 +5,23 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
-from feathide.metrics import Interval, auc, bootstrap, paired_difference, proportion, threshold
+from feathide.metrics import (
+    Interval,
+    auc,
+    bootstrap,
+    brier_score,
+    calibration_error,
+    paired_difference,
+    proportion,
+    threshold,
+)
 from feathide.ood import HARMLESS
 from feathide.study.lab import FALSE_ALARMS, PLAIN, Lab, noisy_at
 from feathide.study.plan import Cell
@@ -171,6 +180,11 @@ def _accuracy(lab: Lab) -> Iterator[Row]:
         right = out.predicted.numpy() == lab.labels[rows]
         interval = proportion(right, groups=lab.cases.patients[rows])
         yield _row(None, "accuracy" if part == "test" else f"accuracy_{part}", interval)
+    out, rows = lab.outputs("clean", "test")
+    sure, groups = out.logits.double().softmax(1).numpy(), lab.cases.patients[rows]
+    for measure in (calibration_error, brier_score):
+        found = bootstrap(measure, sure, lab.labels[rows], groups=groups, seed=lab.plan.seed)
+        yield _row(None, measure.__name__, replace(found, n=len(rows)))
     for shift in HARMLESS:
         out, rows = lab.outputs(f"shifted-{shift}", "test")
         right = out.predicted.numpy() == lab.labels[rows]
