@@ -82,8 +82,8 @@ class Attack:
 
     ``step_size``: alpha as a fraction of eps. ``decay``: how it falls over the steps. ``rule``: how the gradient becomes a step. ``blend``: how fooling and
     hiding share the steps. ``view``: what the network sees of an iterate (DIM). ``smooth``: what becomes of a gradient (TIM). ``random_start``: the
-    first iterate is random in the ball. ``restarts``: the best of so many runs, per image. ``confidence``: the lead in logits from which
-    an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before the last step.
+    first iterate is random in the ball ("one-sided": its absolute value). ``restarts``: the best of so many runs, per image. ``confidence``: the lead in
+    logits from which an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before the last step.
     """
 
     objective: Objective
@@ -95,7 +95,7 @@ class Attack:
     blend: Blend = Together()
     view: View | None = None
     smooth: Smooth | None = None
-    random_start: bool = False
+    random_start: bool | Literal["one-sided"] = False
     restarts: int = 1
     confidence: float = 0.0
     leave: Leave = never
@@ -145,6 +145,7 @@ class Attack:
         delta = torch.zeros_like(case.x[rows])
         if self.random_start:
             delta = self.threat.at(rows).start(case.x[rows], noise[rows], draw="start")
+            delta = delta.abs() if self.random_start == "one-sided" else delta
             delta = setting.project(_masked(delta, mask, rows), rows)
         for k in range(self.steps + 1):
             threat, clean = self.threat.at(rows), case.x[rows]

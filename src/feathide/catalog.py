@@ -1,8 +1,10 @@
 """The catalogue: the only tables from a name to what it stands for. Adding a row enrols it in plans, help texts and law tests."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from feathide.attack import Attack
 from feathide.detectors import DETECTORS as OUR_DETECTORS
 from feathide.detectors import Detector
 from feathide.ensemble import Ensemble
+from feathide.errors import expected
 from feathide.mixture import MixtureBank
 from feathide.models import MODELS
 from feathide.objectives import HFC, Evade, Guide, Objective
@@ -26,6 +29,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "fgsm": recipes.fgsm,
     "bim": recipes.bim,
     "pgd": recipes.pgd,
+    "pgd-one-sided": partial(recipes.pgd, one_sided=True),
     "mim": recipes.mim,
     "dim": recipes.dim,
     "tim": recipes.tim,
@@ -39,7 +43,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
 
 STEPS = ("steps", "step_size", "decay", "restarts")
 WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that the attacks of an audit share
-    **dict.fromkeys(("bim", "pgd", "mim", "dim", "tim", "cw"), STEPS),
+    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "mim", "dim", "tim", "cw"), STEPS),
     **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
     "standard": ("steps",),
 }
@@ -72,12 +76,17 @@ class Hiding:
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
-    """``options["layers"]``: names, patterns such as "layer4*", or "last"."""
-    bank, wanted = known.bank(), options.get("layers")
-    if wanted is None:
-        return HFC(bank, **options)
+    """``options``: fields of HFC; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only layers of at most so many channels, a
+    flaw of published code (512) kept to compare."""
+    bank, rest = known.bank(), dict(options)
+    wanted, widest = rest.pop("layers", None), rest.pop("widest", math.inf)
+    wanted = ("*",) if wanted is None else wanted
     found = [n for n in bank.layers if any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)]
-    return HFC(bank, **{**options, "layers": found or wanted})
+    narrow = [n for n in found if bank.width(n) <= widest]
+    if found and not narrow:
+        got = f"widest: {widest}, the narrowest has {min(map(bank.width, found))}"
+        raise expected("HFC needs a layer of at most widest channels", got=got, do="raise widest")
+    return HFC(bank, layers=narrow or wanted, **rest)
 
 
 def _guide(pick: str) -> Callable[[Known, Mapping[str, Any]], Objective]:

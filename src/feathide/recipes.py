@@ -30,9 +30,9 @@ def bim(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) ->
     return _attack(threat, J, hide, fields)
 
 
-def pgd(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
-    """PGD (Madry et al. 2018): BIM from a random start on both sides of the image."""
-    return _attack(threat, J, hide, fields, random_start=True)
+def pgd(threat: ThreatModel, *, hide: Objective | None = None, one_sided: bool = False, **fields: Any) -> Attack:
+    """PGD (Madry et al. 2018): BIM from a random start on both sides of the image; ``one_sided``: above it only, a flaw of published code kept to compare."""
+    return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
 
 
 def mim(threat: ThreatModel, *, hide: Objective | None = None, mu: float = 1.0, **fields: Any) -> Attack:

@@ -23,7 +23,7 @@ from laws.worlds import BLENDS, NAMES, THREATS, World, fits, objectives, run, sh
 CASES = [(name, shape) for name, shape in product(NAMES, SHAPES) if fits(name, shape)]
 OBJECTIVES = list(objectives(world((3, 7, 6))))
 HIDING = OBJECTIVES[7:14]
-STARTS_AT_RANDOM = {"pgd", "cw", "noise", "apgd", "apgd-dlr", "standard"}
+STARTS_AT_RANDOM = {"pgd", "pgd-one-sided", "cw", "noise", "apgd", "apgd-dlr", "standard"}
 RANDOM = STARTS_AT_RANDOM | {"dim", "square"}
 
 every_attack = pytest.mark.parametrize(("name", "shape"), CASES)
@@ -110,6 +110,14 @@ def test_a1_random_starts_fill_the_ball_on_both_sides(norm: str) -> None:
     assert (
         abs(float((size < 0.5 * 2 ** (-1 / 4)).double().mean()) - 0.5) < 0.08
     )  # half of the ball's volume, in 4 dimensions
+
+
+def test_a1_a_one_sided_start_is_the_other_start_with_every_sign_turned_up() -> None:
+    w = world((3, 7, 6))
+    starts = {name: run(short(name, Linf(0.1), steps=0), w).adversarial - w.x for name in ("pgd", "pgd-one-sided")}
+    assert float(starts["pgd"].min()) < -0.09 and float(starts["pgd-one-sided"].min()) >= -1e-12
+    inside = (w.x >= 0.1) & (w.x <= 0.9)
+    torch.testing.assert_close(starts["pgd-one-sided"][inside], starts["pgd"].abs()[inside])
 
 
 # --- A2: a batch is its images ---------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
 from feathide.geometry import Noise
 from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
+from feathide.mixture import MixtureBank
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
 from feathide.types import Goal, Outputs
 from laws.worlds import World, fooling, objectives, world
@@ -112,6 +115,27 @@ def test_o3_what_fools(wish: str, classes: int) -> None:
         value, margin = by_hand(wish, out.logits[i].tolist(), y, t, rank1)
         assert loss(out)[i].item() == pytest.approx(value, rel=1e-9)
         assert loss.margin(out, slice(None))[i].item() == pytest.approx(margin, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, "abc"),
+        ({"layers": None, "soft": True}, "abc"),
+        ({"widest": 8}, "ab"),
+        ({"layers": ["last"]}, "c"),
+        ({"layers": ["b", "last"], "widest": 8}, "b"),
+    ],
+)
+def test_hfc_in_a_plan_chooses_layers_by_name_and_width(options: dict, layers: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(40, width, generator=g) for name, width in (("a", 4), ("b", 8), ("c", 9))}
+    bank = MixtureBank.fit(Outputs(torch.zeros(40, 2), features), torch.arange(40) % 2)
+    make = OBJECTIVES["hfc"].make
+    assert make is not None
+    assert make(SimpleNamespace(bank=lambda: bank), options).reads.layers == tuple(layers)
+    with pytest.raises(InputError, match="at most widest channels, got widest: 3, the narrowest has 4"):
+        make(SimpleNamespace(bank=lambda: bank), {"widest": 3})
 
 
 def test_o3_hfc_is_the_weighted_sum_of_energies_under_the_target_class() -> None:

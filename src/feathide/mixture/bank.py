@@ -83,6 +83,10 @@ class MixtureBank:
     def layers(self) -> tuple[str, ...]:
         return tuple(self.mixtures)
 
+    def width(self, layer: str) -> int:
+        """The number of channels of a layer."""
+        return next(iter(self.mixtures[layer].values())).channels
+
     @property
     def classes(self) -> tuple[int, ...]:
         return tuple(next(iter(self.mixtures.values())))
