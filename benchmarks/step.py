@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from feathide.attack import when_fooled
@@ -50,11 +49,7 @@ def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     cubes = name.endswith("_3d")
     x = torch.rand(BATCH[size], 1 if cubes else 3, *[size] * (3 if cubes else 2))
-    net = (
-        build(name, channels=1, outputs=2, size=x.shape[2:])
-        if cubes
-        else getattr(torchvision.models, name)(num_classes=2)
-    )
+    net = build(name, channels=x.shape[1], outputs=2, size=x.shape[2:])
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -49,6 +49,19 @@ def test_every_architecture_gives_logits_and_downloads_nothing(
     assert first_conv(model).in_channels == channels
 
 
+@pytest.mark.parametrize(("arch", "order"), [("tiny", torch.channels_last), ("tiny3d", torch.channels_last_3d)])
+def test_the_zoo_lays_its_weights_where_processors_read_fast(arch: str, order: torch.memory_format) -> None:
+    model = build(arch, channels=1, outputs=2)
+    wide = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][1]
+    assert wide.is_contiguous(memory_format=order)
+    assert not wide.is_contiguous()
+    usual = wide.detach().contiguous()
+    before = weights_digest(model)
+    with torch.no_grad():
+        wide.set_(usual)
+    assert weights_digest(model) == before  # the order in memory is not part of what a network is
+
+
 @pytest.mark.parametrize(("arch", "factor"), [("resnet18", 4), ("densenet121", 4), ("resnet10_3d", 2), ("tiny", 2)])
 def test_the_small_stem_keeps_more_of_the_image(arch: str, factor: int) -> None:
     size = (64,) * 2 if MODELS[arch].axes == 2 else (48,) * 3

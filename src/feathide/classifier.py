@@ -295,8 +295,8 @@ def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
 
 
 def _refuse_training(model: nn.Module) -> None:
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
+    if any(module.training for module in model.modules()):
+        training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
         raise expected(
             "the network must be in evaluation mode",
             got=f"training mode in {training[0]}",

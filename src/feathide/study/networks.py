@@ -131,7 +131,7 @@ class Networks(Subjects):
         """A network as the plan's images, head and precision make it a classifier."""
         head: str | tuple[str, int] = self.plan.network.head if self.finding is None else ("finding", self.finding)
         return FeatureClassifier(
-            model.to(self.device).eval(),
+            model.to(self.device).eval().requires_grad_(False),  # attacks differentiate with respect to images only
             layers,
             box=self.cases.box,
             mean=mean,
