@@ -60,6 +60,28 @@ def test_help_comes_at_once_and_without_torch() -> None:
     assert min(spent) < 0.5 or min(spent) < 3 * (time.perf_counter() - bare), "a busy machine slows both"
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("data: [a\n b: c", "must be YAML"),
+        ("data: phantoms\nobjektives: hfc", "unknown field 'objektives'; did you mean 'objectives'"),
+        ("data: {path: a, sise: 3}", "unknown field 'data.sise'; did you mean 'data.size'"),
+        (
+            "network: {train: {epoch: 1}}\ndata: a",
+            "unknown field 'network.train.epoch'; did you mean 'network.train.epochs'",
+        ),
+    ],
+)
+def test_a_misspelt_plan_is_said_at_once_and_without_torch(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    code = "import sys, feathide.cli as c\ntry: c.main()\nfinally: sys.exit(9) if 'torch' in sys.modules else None"
+    for verb in ("check", "audit"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, verb, str(tmp_path / "plan.yaml")], capture_output=True, text=True
+        )
+        assert ended.returncode == 2 and words in ended.stderr, ended.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_an_example_that_parses(verb: str) -> None:
     command = VERBS[verb]

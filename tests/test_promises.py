@@ -1,5 +1,6 @@
 """What SECURITY.md promises of a finished run: no patient is named in it. And the disk is looked at before the work begins."""
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_the_disk_is_looked_at_before_the_work(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(InputError, match=r"must have about \d+ MiB free, got 1 MiB; make room"):
             call(load_plan(PLAN), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_may_not_be_written_to_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: Usage(2**20, 2**20, 0)
+    )  # as of a disk that is mounted to be read
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for call in (audit, check_plan):
+        with pytest.raises(
+            InputError, match="out must be writable, got a place that is not; choose another output folder"
+        ):
+            call(load_plan(PLAN), tmp_path / "out")
 
 
 def test_the_foretold_room_is_the_one_that_is_taken(tmp_path: Path) -> None:

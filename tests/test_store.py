@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import BaseModel
 
+from feathide import __version__
 from feathide.errors import InputError
 from feathide.study import store as module
-from feathide.study.digest import digest
+from feathide.study.digest import FORMAT, digest
 from feathide.study.store import Store, open_folder, write_whole
 
 
@@ -326,6 +327,24 @@ def test_a_claim_without_life_is_taken_over(tmp_path):
     path.unlink(missing_ok=True)
 
 
+def test_a_claim_names_no_files_elsewhere(tmp_path):
+    """The text of a claim is a stranger's: it leads to no file of another folder."""
+    (tmp_path / "run" / ".x.a").mkdir(parents=True)
+    other = tmp_path / "h-1-other.tmp"
+    other.write_text("mine")
+    held(tmp_path / "run" / "x.claim", "/../../h-1", 999)
+    with Store(tmp_path / "run").claim("x") as mine:
+        assert mine and other.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "a").write_text("a file where a folder is wanted")
+    with pytest.raises(InputError, match="a must be writable"), Store(tmp_path).claim("a/b"):
+        pass
+    with pytest.raises(InputError, match=r"a/b\.npz must be writable"):
+        Store(tmp_path).save("a/b", {"x": np.zeros(1)})
+
+
 def test_a_held_claim_shows_life(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.01)
     with Store(tmp_path).claim("x"):
@@ -348,6 +367,28 @@ def test_a_folder_of_another_plan_is_refused_and_untouched(tmp_path):
     assert open_folder(out, "bbbb", reuse=True).done("x")
     with pytest.raises(InputError, match="plan bbbb"):
         open_folder(out, "aaaa")
+
+
+def test_a_run_of_another_version_says_so(tmp_path, monkeypatch):
+    open_folder(tmp_path, "aaaa")
+    with pytest.raises(InputError) as same:
+        open_folder(tmp_path, "bbbb")
+    assert "written by" not in str(same.value)
+    module.check_version(tmp_path)
+    monkeypatch.setattr(module, "FORMAT", FORMAT + 1)
+    wrote = rf"written by feathide {__version__} \(format {FORMAT}\), not {__version__} \(format {FORMAT + 1}\)"
+    with pytest.raises(
+        InputError, match=f"holds the plan aaaa, {wrote}, which may read the same plan otherwise; choose"
+    ):
+        open_folder(tmp_path, "bbbb")
+    with pytest.raises(
+        InputError, match=rf"a run of this version of feathide, got one {wrote}.*plan.yaml --out FOLDER"
+    ):
+        module.check_version(tmp_path)
+    (tmp_path / module.MARK).write_text('{"plan": "aaaa"}')
+    with pytest.raises(InputError, match="written by an early version, not"):
+        open_folder(tmp_path, "bbbb")
+    module.check_version(tmp_path)  # it does not tell
 
 
 def test_foreign_folders_are_refused_and_untouched(tmp_path):

@@ -151,5 +151,5 @@ def test_a_trained_witness_withstands_more_than_the_classifier(lab: Lab) -> None
 def test_plans_name_a_network_of_the_zoo(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown architecture 'tinny'"):
         load_plan({"data": "phantoms", "witness": {"arch": "tinny"}})
-    with pytest.raises(InputError, match="unknown field 'step'; did you mean 'steps'"):
+    with pytest.raises(InputError, match=r"unknown field 'witness.step'; did you mean 'witness.steps'"):
         load_plan({"data": "phantoms", "witness": {"step": 2}})

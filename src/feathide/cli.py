@@ -159,10 +159,10 @@ def check(
 ) -> None:  # fmt: skip
     """Check a plan and its data, try a few attack steps, and estimate time and memory."""
     with said():
-        from feathide.study.check import check_plan
-
         chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
                        objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed)  # fmt: skip
+        from feathide.study.check import check_plan
+
         forecast = check_plan(chosen, out)
         if json:
             from json import dumps

@@ -7,13 +7,20 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["InputError", "choose", "expected", "unknown"]
+__all__ = ["InputError", "choose", "expected", "first_line", "unknown"]
+
+LONGEST = 3000  # characters of a sentence
 
 T = TypeVar("T")
 
 
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what to do about it."""
+
+    def __str__(self) -> str:
+        """One line for a terminal, whatever the names and values in it are: without control characters, and cut in the middle."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(self.args[0]).strip())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[5 - LONGEST // 2 :]}"
 
 
 def expected(what: str, *, got: object, do: str) -> InputError:
@@ -24,7 +31,7 @@ def expected(what: str, *, got: object, do: str) -> InputError:
 def unknown(kind: str, name: str, options: Iterable[str]) -> InputError:
     """The error for a name that no table holds: lists the options and offers the closest match."""
     known = list(options)
-    close = get_close_matches(str(name), known, n=1, cutoff=0.4)
+    close = get_close_matches(str(name)[:200], known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     shown = ", ".join(known[:60]) + (f", ... ({len(known)} in all)" if len(known) > 60 else "")
     return InputError(f"unknown {kind} {name!r}; {hint}known: {shown}")
@@ -35,3 +42,9 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as part of a sentence."""
+    text = str(error).strip().splitlines()
+    return text[0][:300].rstrip(".") if text else type(error).__name__

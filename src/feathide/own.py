@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def _import(source: str) -> ModuleType:
         if not source.endswith(".py"):
             return importlib.import_module(source)
         path = Path(source)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise expected("the code must be a file", got=path, do="correct the path")
         found = importlib.util.spec_from_file_location(f"feathide_user_{path.stem}", path)
         assert found is not None and found.loader is not None

@@ -1,5 +1,6 @@
 """Networks that come as files: TorchScript, ``torch.export`` programs, ONNX, and MONAI bundles."""
 
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ __all__ = ["Scripted", "is_packaged", "load_packaged"]
 
 def is_packaged(spec: str) -> bool:
     """Whether ``spec`` is spelled as a file with a network, or is a folder with a MONAI bundle."""
-    return Path(spec).suffix in READERS or (Path(spec) / "configs").is_dir()
+    return Path(spec).suffix in READERS or os.path.isdir(Path(spec) / "configs")
 
 
 def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust: bool = False) -> nn.Module:
@@ -32,7 +33,7 @@ def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust:
     ``weights``: a file for ``load_weights``, in place of those that come along. Raises ``InputError`` for files that cannot be read.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise expected(
             "the network must be a file or a bundle's folder", got=f"{path}, which does not exist", do="correct it"
         )

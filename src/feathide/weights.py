@@ -104,7 +104,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a safetensors or torch file (read with ``weights_only=True``); raises ``InputError``."""
     path = Path(path)
     again = "save the network anew with torch.save(model.state_dict(), path)"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise expected("weights must be a file", got=path, do="correct the path")
     try:
         found = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_torch(path)

@@ -23,12 +23,13 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world import Target, dicom, limited, survives, targets
+from world import Target, accepts, dicom, limited, survives, targets
 
 from feathide.data import guard, load_cases
 from feathide.data.files import read_image
-from feathide.errors import InputError
+from feathide.errors import InputError, expected
 from feathide.study.plan import load_plan
+from feathide.study.run import checked
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = [
@@ -79,6 +80,54 @@ def test_spoilt_inputs_are_read_or_refused_in_a_sentence(name: str, world: tuple
         survives(known[name], folder, seed)
 
     spoilt()
+
+
+# --- what fuzzing has found ----------------------------------------------------------------------------------------
+
+LONG = "x" * 5000
+FOUND = {
+    "a path longer than a file system has": ("plan.yaml", {"network": LONG}),
+    "a value without end": ("plan.yaml", {"eps": LONG}),
+    "a budget beyond all numbers": ("plan.yaml", {"eps": "1e999"}),
+    "a budget that takes long to write out": ("plan.yaml", {"eps": "1e99999999"}),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_found_plans_are_refused_in_a_sentence(what: str, world: tuple[Path, dict[str, Target]]) -> None:
+    folder, known = world
+    name, fields = FOUND[what]
+    plan = {**yaml.safe_load(known[name].seed), **fields}
+    assert not accepts(known[name], folder, yaml.safe_dump(plan).encode())
+
+
+@pytest.mark.parametrize("field", ["data", "network", "mask", "organ"])
+@pytest.mark.parametrize("name", [LONG, LONG + ".npz", "a\x00b"])
+def test_names_that_no_file_has_are_refused_in_a_sentence(field: str, name: str, tmp_path: Path) -> None:
+    small = {"data": {"path": "phantoms", "size": 32, "limit": 60}, "network": {"arch": "tiny", "layers": "conv"}}
+    with pytest.raises(InputError) as said:
+        checked(load_plan({**small, field: name}), tmp_path / "out")
+    assert len(str(said.value)) <= 3000 and str(said.value).isprintable()
+
+
+def test_a_sentence_is_one_line_and_moves_no_cursor() -> None:
+    said = expected("a\nname \x1b[2J\u202e must be short", got="ä" * 9000, do="shorten it")
+    assert str(said).isprintable() and len(str(said)) <= 3000
+    assert str(said).startswith("a\\nname \\x1b[2J\\u202e must") and str(said).endswith("ää; shorten it")
+
+
+def test_long_words_of_a_manifest_and_odd_texts_of_a_header_are_said_in_one_line(
+    world: tuple[Path, dict[str, Target]],
+) -> None:
+    folder, known = world
+    rows = known["cases.csv"].seed.replace(b"\n0.png,", b"\n" + b"9" * 20_000 + b".png,")
+    assert not accepts(known["cases.csv"], folder, rows)
+    no_pixels = (
+        dicom()
+        .replace(b"\xe0\x7f\x10\x00OW", b"\xe1\x7f\x10\x00OW")
+        .replace(b"MONOCHROME2 ", b"\n\x1b[2J\n\n\n\n\n\n\n")
+    )
+    assert not accepts(known["a.dcm"], folder, no_pixels)
 
 
 # --- bombs ---------------------------------------------------------------------------------------------------------

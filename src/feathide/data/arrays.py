@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import expected
+from ..errors import expected, first_line
 from ..types import Box
 from .cases import SPLITS, Cases, few
-from .guard import first_line, guarded, load_arrays, names_up_to
+from .guard import guarded, load_arrays, names_up_to
 from .reading import Reading, read_table
 from .split import thin
 from .stored import box_of, content_hash, grid_of, resize, to_values, with_channels

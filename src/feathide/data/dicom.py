@@ -16,9 +16,9 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ..errors import InputError, expected
+from ..errors import InputError, expected, first_line
 from .cases import few
-from .guard import LARGEST, check_size, first_line, guarded
+from .guard import LARGEST, check_size, guarded
 from .stored import StoredImage
 
 __all__ = [

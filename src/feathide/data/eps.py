@@ -1,7 +1,7 @@
 """Budgets in the units that people use: box units, fractions, grey levels, Hounsfield units."""
 
 import re
-from fractions import Fraction
+from math import isfinite
 
 from ..errors import expected
 from .cases import Cases
@@ -20,10 +20,11 @@ def parse_eps(eps: float | str, cases: Cases) -> float:
     """
     found = re.fullmatch(r"\s*([-+.\d/eE]+)\s*(.*?)\s*", str(eps))
     try:
-        value = float(Fraction(found.group(1))) if found else float("nan")
+        over, _, under = found.group(1).partition("/") if found else ("", "", "")
+        value = float(over) / float(under or 1)
     except (ValueError, ZeroDivisionError):
         value = float("nan")
-    if found is None or value != value:
+    if found is None or not isfinite(value):
         do = "correct it"
         raise expected('eps must be a number, such as 0.0157, "4/255" or "2 HU"', got=repr(eps), do=do)
     unit = found.group(2).lower().removesuffix("s").replace("levels", "level")

@@ -1,5 +1,6 @@
 """Images on disk: each file is read once, checked and hashed, and read again when it is asked for."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, expected
+from ..errors import InputError, expected, first_line
 from ..types import Box
 from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
-from .guard import first_line, guarded
+from .guard import guarded
 from .nifti import is_nifti, read_nifti
 from .reading import Reading
 from .split import by_hash, check_classes, check_patients, thin
@@ -84,7 +85,7 @@ def read_image(path: Path, box: Box | None = None) -> StoredImage:
 
 
 def _read(path: Path, box: Box | None) -> StoredImage:
-    if not path.exists():
+    if not os.path.exists(path):
         raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
     if is_picture(path):
         return read_picture(path, box)

@@ -11,9 +11,9 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from ..errors import InputError, expected
+from ..errors import InputError, expected, first_line
 
-__all__ = ["LARGEST", "MOST_CLASSES", "check_size", "first_line", "guarded", "load_arrays", "names_up_to", "told"]
+__all__ = ["LARGEST", "MOST_CLASSES", "check_size", "guarded", "load_arrays", "names_up_to", "told"]
 
 LARGEST = 4 * 2**30  # bytes that one image may have once it is unpacked
 PATIENCE = 120.0  # seconds that the reading of one file may take
@@ -100,9 +100,3 @@ def names_up_to(count: int) -> tuple[str, ...]:
             f"there must be at most {MOST_CLASSES} classes", got=f"the label {count - 1}", do="number them 0, 1, ..."
         )
     return tuple(map(str, range(count)))
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as part of a sentence."""
-    text = str(error).strip().splitlines()
-    return text[0][:300].rstrip(".") if text else type(error).__name__

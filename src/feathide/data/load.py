@@ -1,5 +1,6 @@
 """The one entry to a study's images: a path in, Cases out."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -116,7 +117,7 @@ def _kind(path: str | Path) -> str:
     where = Path(path)
     if str(path) in ("phantoms", "phantoms3d"):
         return "phantoms"
-    if not where.exists():
+    if not os.path.exists(where):
         raise expected(
             f"{path} must be a file or folder", got="nothing of that name", do='correct the path, or use "phantoms"'
         )

@@ -10,8 +10,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
 
-from ..errors import expected
-from .guard import check_size, first_line
+from ..errors import expected, first_line
+from .guard import check_size
 from .stored import StoredImage
 
 __all__ = ["is_nifti", "open_nifti", "read_nifti"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import expected, unknown
+from ..errors import expected, first_line, unknown
 from ..types import Box
-from .guard import first_line, guarded
+from .guard import guarded
 
 __all__ = ["Reading", "patient_in", "read_table"]
 

@@ -1,5 +1,6 @@
 """The adversarial images of a finished audit as files like their sources, each read back from the disk and judged again."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from feathide.data import read_back, write_like
 from feathide.data.files import is_picture
 from feathide.errors import expected, unknown
 from feathide.study.lab import Lab, lab_of
+from feathide.study.packing import change
 from feathide.study.plan import Cell, load_plan, slug
 from feathide.study.remote import near
 from feathide.study.stages import cells, decode, encode, observe
-from feathide.study.store import Store, refresh, write_whole
+from feathide.study.store import Store, check_version, refresh, write_whole
 from feathide.study.table import Found, found_in, scores_in, thresholds_of
 
 __all__ = ["Choice", "check_format", "export_images", "file_name", "finished", "writer_of"]
@@ -46,9 +48,10 @@ def finished(run: str | Path) -> Lab:
     """The lab of a finished audit. Raises ``InputError`` for a folder without one."""
     folder = near(run)
     refresh(folder)
-    if not (folder / "plan.yaml").is_file() or not (folder / "results.csv").is_file():
+    if not all(os.path.isfile(folder / name) for name in ("plan.yaml", "results.csv")):
         do = "give the folder of an audit that has ended"
         raise expected(f"{run} must hold plan.yaml and results.csv", got="not both", do=do)
+    check_version(folder)
     return lab_of(load_plan(folder / "plan.yaml").model_dump_json(), Store(folder))
 
 
@@ -129,7 +132,7 @@ def _cell(lab: Lab, cell: Cell, place: Path, how: Choice) -> Iterator[dict[str, 
         files = [write(int(r), images[k], n) for r, k, n in zip(rows, keep, names, strict=True)]
         again = np.stack([read_back(f, box=lab.plan.data.box) for f in files])
         prediction = observe(lab.classifier, torch.from_numpy(again).to(lab.device)).predicted.numpy()
-        linf = np.abs(again - lab.cases.images(rows)).reshape(len(rows), -1).max(1)
+        linf = change(again, lab.cases.images(rows), lab.grid)
         for j, k in enumerate(keep):
             i = at[k]
             yield {

@@ -1,6 +1,7 @@
 """Where an attacker may change an image: a region from a file, or from the user's own code."""
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from feathide.data import Cases
 from feathide.data.files import read_image
-from feathide.data.guard import first_line, load_arrays
-from feathide.errors import expected
+from feathide.data.guard import load_arrays
+from feathide.errors import expected, first_line
 from feathide.own import load_callable
 
 __all__ = ["Region", "load_region"]
@@ -37,7 +38,7 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
     Raises ``InputError`` for another shape, an empty mask and a file that is no image.
     """
     path = Path(spec)
-    if not path.exists() and ":" in spec:
+    if not os.path.exists(path) and ":" in spec:
         return _from_code(spec, trust)
     inside = (_array(path) if path.suffix.lower() == ".npz" else read_image(path).stored) != 0
     axes = len(cases.shape)

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from feathide.detectors import Detector
+from feathide.geometry import Grid
 from feathide.types import Outputs
 
-__all__ = ["packed", "scored", "unpacked"]
+__all__ = ["change", "packed", "scored", "unpacked"]
 
 
 def scored(detector: Detector, out: Outputs) -> np.ndarray:
@@ -36,3 +37,10 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     extra = {n: torch.from_numpy(arrays[n]) for n in ("stochastic", "others") if n in arrays}
     seen = {k.removeprefix("witness/"): v for k, v in arrays.items() if k.startswith("witness/")}
     return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
+
+
+def change(a: np.ndarray, b: np.ndarray, grid: Grid | None) -> np.ndarray:
+    """The largest difference of each image (N, ...) from the other, (N,). Where files hold whole levels it is counted in these, so that no rounding
+    of float32 looks like more than eps; of floating-point images it is exact, and half a last digit of a pixel may be above eps."""
+    size = np.abs(a.astype(np.float64) - b).reshape(len(a), -1).max(1)
+    return size if grid is None else np.rint(size / grid.step) * grid.step

@@ -1,15 +1,15 @@
-"""The parts of a plan: images, network, attacks, objectives, mixtures, walk and split, each with its fields and what they may be."""
+"""The parts of a plan: images, network, attacks, objectives, mixtures, walk and split, each with its fields and what they may be.
+
+The tables of names are imported where they are asked: they need torch, which takes seconds, and a misspelt field shall be said at once.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from feathide.catalog import ATTACKS, DETECTORS, MODELS, OBJECTIVES
 from feathide.errors import expected, unknown
-from feathide.packaged import is_packaged
 from feathide.spelling import separated, spelled
-from feathide.zoos import ZOOS
 
 __all__ = [
     "AttackPlan",
@@ -35,6 +35,22 @@ class Part(BaseModel):
     """A part of a plan: unknown fields are refused, nothing changes after it is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, value: Any) -> Any:
+        check_fields(cls, value)
+        return value
+
+
+def check_fields(part: type[Part], value: Any, within: str = "") -> None:
+    """Refuse unknown fields, also of the parts below, before anything else is looked at."""
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        if name not in part.model_fields:
+            raise unknown("field", f"{within}{name}", [within + known for known in part.model_fields])
+        kind = part.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            check_fields(kind, inner, f"{within}{name}.")
 
 
 def named(value: Any) -> Any:
@@ -121,18 +137,27 @@ class NetworkPlan(Part):
     @property
     def own(self) -> bool:
         """Whether it is the user's own network."""
+        from feathide.packaged import is_packaged
+        from feathide.zoos import ZOOS
+
         return self.arch.partition(":")[0] not in ZOOS and (":" in self.arch or is_packaged(self.arch))
 
     @model_validator(mode="before")
     @classmethod
     def _spelled(cls, value: Any) -> Any:
         """The arguments of a library's network are a part of its name."""
-        if isinstance(value, Mapping) and str(value.get("arch")).partition(":")[0] in ZOOS and value.get("arguments"):
-            return {**value, "arch": spelled(value["arch"], value["arguments"]), "arguments": {}}
+        if isinstance(value, Mapping) and value.get("arguments"):
+            from feathide.zoos import ZOOS
+
+            if str(value.get("arch")).partition(":")[0] in ZOOS:
+                return {**value, "arch": spelled(value["arch"], value["arguments"]), "arguments": {}}
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> "NetworkPlan":
+        from feathide.models import MODELS
+        from feathide.zoos import ZOOS
+
         if not self.own and self.arch not in MODELS:
             raise unknown("architecture", self.arch, [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"])
         if (self.mean is None) != (self.std is None):
@@ -159,6 +184,8 @@ class WitnessPlan(Part):
     @field_validator("arch")
     @classmethod
     def _known(cls, arch: str | None) -> str | None:
+        from feathide.models import MODELS
+
         if arch is not None and arch not in MODELS:
             raise unknown("architecture", arch, MODELS)
         return arch
@@ -177,6 +204,8 @@ class AttackPlan(Part):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
+        from feathide.catalog import ATTACKS
+
         if name not in ATTACKS:
             raise unknown("attack", name, ATTACKS)
         return name
@@ -203,6 +232,8 @@ class ObjectivePlan(Part):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
+        from feathide.catalog import DETECTORS, OBJECTIVES
+
         kind, _, detector = name.partition(":")
         if kind not in OBJECTIVES:
             raise unknown("objective", name, OBJECTIVES)

@@ -1,18 +1,16 @@
 """The plan: everything that decides the result of an audit, validated before any long work. Every error names the field."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from feathide.addon import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
-from feathide.catalog import ATTACKS, DETECTORS
-from feathide.data.guard import first_line
-from feathide.errors import InputError, expected, unknown
+from feathide.errors import InputError, expected, first_line, unknown
 from feathide.spelling import parsed
 from feathide.study.parts import (
     AttackPlan,
@@ -22,7 +20,6 @@ from feathide.study.parts import (
     ObjectivePlan,
     Part,
     SplitPlan,
-    TrainPlan,
     WalkPlan,
     WitnessPlan,
     called,
@@ -36,6 +33,7 @@ DEEPEST = 30  # levels of a plan
 __all__ = ["Cell", "Plan", "load_plan", "merged", "slug"]
 
 
+P = TypeVar("P", AttackPlan, ObjectivePlan)
 Attacks = Annotated[tuple[Annotated[AttackPlan, BeforeValidator(called)], ...], BeforeValidator(listed)]
 Objectives = Annotated[tuple[Annotated[ObjectivePlan, BeforeValidator(named)], ...], BeforeValidator(listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
@@ -52,14 +50,16 @@ class Plan(Part):
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not (YAML reads a bare off as false)."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
-    network: Annotated[NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)] = NetworkPlan()
+    network: Annotated[NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)] = Field(
+        default_factory=NetworkPlan
+    )
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
     mask: str | None = None
     organ: str | None = None
     archive: Names = ()
-    attacks: Attacks = tuple(AttackPlan(name=n) for n in ("fgsm", "bim", "pgd", "cw"))
-    objectives: Objectives = tuple(ObjectivePlan(name=n) for n in ("plain", "hfc"))
+    attacks: Attacks = Field(default_factory=lambda: _of(AttackPlan, "fgsm", "bim", "pgd", "cw"))
+    objectives: Objectives = Field(default_factory=lambda: _of(ObjectivePlan, "plain", "hfc"))
     walk: WalkPlan = WalkPlan()
     mixture: MixturePlan = MixturePlan()
     detectors: Detectors = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
@@ -74,6 +74,8 @@ class Plan(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":
+        from feathide.catalog import ATTACKS, DETECTORS
+
         for name in self.detectors:
             if name not in DETECTORS:
                 raise unknown("detector", name, DETECTORS)
@@ -96,6 +98,8 @@ class Plan(Part):
 
     def _check_trust(self) -> None:
         """The user's own attacks and detectors are code, which is run only if it is trusted."""
+        from feathide.addon import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
+
         aims = (d for o in self.objectives for d in o.aim)
         attacks, detectors = (*(a.name for a in self.attacks), self.train_attack), (*self.detectors, *aims)
         for names, libraries in ((attacks, ATTACK_LIBRARIES), (detectors, DETECTOR_LIBRARIES)):
@@ -160,7 +164,7 @@ def merged(source: Path | str | Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise expected("the plan must be a YAML file", got=f"{path}, which does not exist", do="correct the path")
     if path.stat().st_size > 1_000_000:
         raise expected("a plan is a small file", got=f"{path.stat().st_size} bytes", do="is this the right file?")
@@ -194,18 +198,11 @@ def _explained(error: ValidationError, where: str) -> InputError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or "the plan"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        parent: Any = Plan
-        known = list(Plan.model_fields) if len(first["loc"]) == 1 else _fields(parent, first["loc"][:-1])
-        return InputError(f"{where}: {unknown('field', str(first['loc'][-1]), known)}")
     if first["type"] == "value_error":
         return InputError(f"{where}: {message}" if field == where else f"{where}: {field}: {message}")
     got = repr(first["input"])
     return InputError(f"{where}: {field}: {message}, got {got[:200]}{'...' * (len(got) > 200)}; correct this field")
 
 
-def _fields(model: Any, path: tuple[int | str, ...]) -> list[str]:
-    table = {"data": DataPlan, "network": NetworkPlan, "walk": WalkPlan, "mixture": MixturePlan, "split": SplitPlan,
-             "attacks": AttackPlan, "objectives": ObjectivePlan, "train": TrainPlan, "witness": WitnessPlan}  # fmt: skip
-    names = [p for p in path if isinstance(p, str)]
-    return list(table.get(names[-1], model).model_fields) if names else list(model.model_fields)
+def _of(kind: type[P], *names: str) -> tuple[P, ...]:
+    return tuple(kind(name=n) for n in names)

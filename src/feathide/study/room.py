@@ -1,5 +1,6 @@
 """The room that an audit needs on the disk, known before it begins."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from math import prod
@@ -30,9 +31,15 @@ def bytes_ahead(lab: Lab, tasks: Sequence[Task]) -> int:
 
 
 def check_room(lab: Lab, tasks: Sequence[Task]) -> int:
-    """``bytes_ahead``. Raises ``InputError`` if the disk has less."""
+    """``bytes_ahead``. Raises ``InputError`` if the disk has less, or may not be written to."""
     folder = lab.store.folder.absolute()
-    place = next(p for p in (folder, *folder.parents) if p.is_dir())
+    place = next(p for p in (folder, *folder.parents) if os.path.isdir(p))
+    if not os.access(place, os.W_OK):  # looked at first: a read-only disk has no room either
+        raise expected(
+            f"{folder} must be writable",
+            got="a place that is not",
+            do="choose another output folder or change its rights",
+        )
     need, free = bytes_ahead(lab, tasks), shutil.disk_usage(place).free
     if free < need:
         do = "make room, choose another output folder, or attack fewer images (split.most)"

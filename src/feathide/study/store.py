@@ -15,19 +15,20 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from feathide.data.guard import first_line, load_arrays
-from feathide.errors import InputError, expected
-from feathide.study.digest import dumped
+from feathide.data.guard import load_arrays
+from feathide.errors import InputError, expected, first_line
+from feathide.study.digest import FORMAT, dumped
 from feathide.study.remote import home_of, near
 
-__all__ = ["Store", "held_plan", "open_folder", "refresh", "write_whole"]
+__all__ = ["Store", "check_version", "held_plan", "open_folder", "refresh", "write_whole"]
 
 BEAT = 10.0  # seconds between two signs of life of a claim
 STALE = 60.0  # a claim without a sign of life for so long is free to take
@@ -38,6 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+/-]{0,179}")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every entry: equal arrays give equal bytes
 META = "meta.json"
 MARK = ".feathide.json"
+VERSION = version("feathide")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,6 @@ class Store:
         save the same key write equal bytes and rename them into place, so no result ever rests on a claim.
         """
         path = self.path(key, ".claim")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not _take(path):
             yield False
             return
@@ -160,24 +161,24 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
     """
     folder = near(out)
     refresh(folder)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not folder.is_dir():
         raise expected(f"the output {folder} must be a folder", got="a file", do="choose another output folder")
     mark = folder / MARK
-    if mark.exists():
+    if os.path.exists(mark):
         held = held_plan(folder)
         if held != plan_digest and not reuse:
             raise expected(
                 f"the output folder {folder} must be new or hold the plan {plan_digest}",
-                got=f"one that holds the plan {held}",
-                do="choose another output folder, or go back to the plan that this one was begun with",
+                got=f"one that holds the plan {held}{_other_writer(folder)}",
+                do="choose another output folder, or go back to the plan, and version, that this one was begun with",
             )
-    elif folder.exists() and (foreign := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
+    elif os.path.exists(folder) and (foreign := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
         raise expected(
             f"the output folder {folder} must be new or empty, or hold this plan",
             got=f"a folder with other files ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''})",
             do="choose another output folder",
         )
-    write_whole(mark, dumped({"plan": plan_digest}).encode() + b"\n")
+    write_whole(mark, dumped({"plan": plan_digest, "version": VERSION, "format": FORMAT}).encode() + b"\n")
     return Store(folder)
 
 
@@ -206,10 +207,34 @@ def refresh(folder: Path) -> None:
 
 def held_plan(folder: Path) -> str:
     """The digest of the plan that a folder was begun with."""
+    return str(_mark(folder).get("plan", "(unreadable)"))
+
+
+def check_version(folder: Path) -> None:
+    """Refuse the run of a version whose stored files have another meaning: this one would not find them. Those of early versions do not tell."""
+    if _mark(folder).get("format", FORMAT) != FORMAT:
+        do = f"look at it with that version, or run its plan again: feathide audit {folder / 'plan.yaml'} --out FOLDER"
+        raise expected(
+            f"{folder} must hold a run of this version of feathide",
+            got=f"one{_other_writer(folder).lstrip(',')}",
+            do=do,
+        )
+
+
+def _mark(folder: Path) -> Mapping[str, Any]:
     try:
-        return str(json.loads((folder / MARK).read_bytes())["plan"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "(unreadable)"
+        return dict(json.loads((folder / MARK).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _other_writer(folder: Path) -> str:
+    """The version that wrote a run, as a part of a sentence; nothing if it is this one."""
+    mark = _mark(folder)
+    if (mark.get("version"), mark.get("format")) == (VERSION, FORMAT):
+        return ""
+    wrote = f"feathide {mark['version']} (format {mark.get('format')})" if "version" in mark else "an early version"
+    return f", written by {wrote}, not {VERSION} (format {FORMAT}), which may read the same plan otherwise"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -241,11 +266,11 @@ def _place(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritten(path, len(data), error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritten(path, len(data), error) from error
         raise
 
 
@@ -320,6 +345,10 @@ def _me() -> str:
 
 def _take(path: Path) -> bool:
     """Creates the claim, at the place of a stale one if need be; False if another process holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritten(path.parent, 0, error) from error
     for _ in range(2):
         try:
             with open(path, "x") as file:
@@ -337,14 +366,14 @@ def _take(path: Path) -> bool:
 def _abandoned(path: Path) -> bool:
     """Removes a claim whose holder is gone, with the temporary files that it left; False if the holder may live."""
     try:
-        holder, age = path.read_text(), time.time() - path.stat().st_mtime
+        holder, age = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return True
     host, _, pid = holder.rpartition("-")
     gone = host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))
     if not gone and age < (STALE if holder else BIRTH):
         return False
-    if holder:
+    if holder and "/" not in holder:  # else it would name files in other folders
         for leftover in path.parent.glob(f".{path.stem}.*.{holder}-*.tmp"):
             leftover.unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from feathide.study.findings import run_of, versions
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
+from feathide.study.packing import change
 from feathide.study.plan import Cell
 from feathide.study.remote import home_of, near
 from feathide.study.stages import cells, decode, observe
@@ -162,7 +163,7 @@ def _batch(lab: Lab, cell: Cell, index: int, draw: np.random.Generator, most: in
         return 0, []
     x = decode(stored["image"][some], lab.grid, lab.cases.box)
     now = observe(lab.classifier, x.to(lab.device))
-    change = np.abs(x.numpy() - lab.cases.images(stored["rows"][some])).reshape(len(some), -1).max(1)
+    linf = change(x.numpy(), lab.cases.images(stored["rows"][some]), lab.grid)
     wrong = []
     for j, i in enumerate(some):
         old, new = out["logits"][i], now.logits[j].numpy()
@@ -172,10 +173,8 @@ def _batch(lab: Lab, cell: Cell, index: int, draw: np.random.Generator, most: in
         elif (predicted := int(now.predicted[j])) != int(stored["prediction"][i]):
             wrong.append(Difference(case, f"is taken for class {predicted}, stored is {int(stored['prediction'][i])}"))
         limit = cell.eps if lab.plan.norm == "linf" else np.inf
-        if abs(change[j] - stored["linf"][i]) > 1e-6 * max(1.0, abs(lab.cases.box[1])) or change[j] > limit * (
-            1 + 1e-3
-        ):
-            what = f"differs from its source by {change[j]:.6g}, stored is {stored['linf'][i]:.6g}, eps {cell.eps:.6g}"
+        if abs(linf[j] - stored["linf"][i]) > 1e-6 * max(1.0, abs(lab.cases.box[1])) or linf[j] > limit * (1 + 1e-3):
+            what = f"differs from its source by {linf[j]:.6g}, stored is {stored['linf'][i]:.6g}, eps {cell.eps:.6g}"
             wrong.append(Difference(case, what))
     return len(some), wrong
 
