@@ -28,7 +28,7 @@ from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at
-from feathide.study.packing import packed, scored
+from feathide.study.packing import change, packed, scored
 from feathide.study.parts import TrainPlan
 from feathide.study.plan import Cell
 from feathide.study.store import Store
@@ -318,7 +318,7 @@ def _attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, weight: float | None) -
         "label": goal.source.cpu().numpy(),
         "target": goal.target.cpu().numpy(),
         "prediction": prediction.numpy(),
-        "linf": (again - x).flatten(1).abs().amax(1).cpu().numpy().astype(np.float64),
+        "linf": change(again.cpu().numpy(), x.cpu().numpy(), grid),
         "first": found.first.cpu().numpy(),
         "gradients": found.gradients.cpu().numpy(),
         "forwards": found.forwards.cpu().numpy(),
