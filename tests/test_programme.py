@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.study.claims import Claim, judge
+from feathide.study.plan import load_plan
 from feathide.study.programme import load_programme, programmes
 
 PAPER = Path(__file__).parents[1] / "studies" / "paper"
@@ -71,6 +72,23 @@ TABLE = rows(
 def test_claims_are_judged_row_by_row(claim: dict, verdict: str, clear: int) -> None:
     found = judge(TABLE, Claim(says="so", **claim))
     assert (found.verdict, found.clear) == (verdict, clear)
+
+
+def test_what_no_attack_achieves_is_not_tested() -> None:
+    slips = rows(("hfc", "kd", 0.0, 0.0, 0.1), ("plain", "kd", 0.02, 0.0, 0.1)).assign(metric="slips")
+    success = rows(("hfc", "", 0.0, 0.0, 0.1), ("plain", "", 1.0, 0.9, 1.0)).assign(metric="success")
+    table = pd.concat([slips, success])
+
+    def found(where: dict, **form: object) -> tuple[str, int, int]:
+        judged = judge(table, Claim(says="so", where=where, **form))
+        return judged.verdict, judged.n, judged.idle
+
+    hidden = {"metric": "slips", "objective": "hfc"}
+    assert found(hidden, **{"is": "<= 0.05"}) == ("not tested: no attack succeeded", 0, 1)
+    assert found(hidden, below={"objective": "plain"}) == ("not tested: no attack succeeded", 0, 1)
+    assert found(hidden, **{"is": ">= 0.5"}) == ("does not hold here", 1, 0)
+    assert found({"metric": "slips"}, **{"is": "<= 0.05"}) == ("holds", 1, 1)
+    assert found({"metric": "success"}, **{"is": "<= 1"}) == ("holds", 2, 0)
 
 
 def test_what_speaks_against_a_claim_is_named() -> None:
@@ -135,6 +153,27 @@ def test_what_cannot_be_asked_is_refused_before_any_work(folder: Path, change: d
     result = CliRunner().invoke(app, ["study", str(folder), "--out", str(folder / "out")])
     assert result.exit_code == 2 and says in result.output
     assert not list(folder.rglob("*.npz"))
+
+
+def test_images_that_are_not_there_are_named_before_any_work(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["study", "paper", "--data", str(folder / "no"), "--out", str(folder / "out")])
+    assert result.exit_code == 2 and not (folder / "out").exists()
+    text = " ".join(result.output.split())
+    assert "cxr_pneumonia_64.npz" in text and "docs/datasets.md" in text and "studies/prepare.py" in text
+    assert "--only" not in text
+    plans = {"left": TINY, "right": {"data": "no.npz"}}
+    (folder / "small.yaml").write_text(yaml.safe_dump({"plans": plans, "questions": {"drift": {"plans": ["right"]}}}))
+    result = CliRunner().invoke(app, ["study", str(folder), "--out", str(folder / "out")])
+    text = " ".join(result.output.split())
+    assert result.exit_code == 2 and "no data/no.npz" in text and "--only hide,steps" in text
+
+
+def test_the_full_scale_takes_classifiers_that_the_user_has(tmp_path: Path) -> None:
+    for name in ("questions.yaml", "full.yaml"):
+        (tmp_path / name).write_text((PAPER / name).read_text().replace("# network: {", "network: {"))
+    plans = load_programme(tmp_path, scale="full", data=Path("images")).plans
+    networks = {name: load_plan(plan).network for name, plan in plans.items()}
+    assert {name for name, network in networks.items() if network.weights} == {"xray", "xray-vgg", "fundus"}
 
 
 def test_unknown_names_list_what_there_is(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Claims about a table: which of its numbers they speak of, and how many of them are as claimed.
 
-A claim holds where all of its rows are as claimed, holds in part where some are, and does not hold where none is. A row is *clear* if the whole
+A claim holds where all of its rows are as claimed, holds in part where some are, and does not hold where none is. Rows that are as claimed because no attack
+succeeded there are not tested. A row is *clear* if the whole
 95 % interval says the same (for two rows: if the intervals do not meet, which is stricter than a test of the difference).
 """
 
@@ -50,18 +51,20 @@ class Claim(BaseModel):
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a claim: of ``n`` rows ``held`` are as claimed, ``clear`` of these beyond their intervals; ``against`` names some that are not."""
+    """What became of a claim: of ``n`` rows ``held`` are as claimed, ``clear`` of these beyond their intervals; ``against`` names some that are not;
+    ``idle`` further rows are not tested, as no attack succeeded there."""
 
     says: str
     n: int
     held: int
     clear: int
     against: tuple[str, ...]
+    idle: int = 0
 
     @property
     def verdict(self) -> str:
         if not self.n:
-            return "not tested"
+            return "not tested: no attack succeeded" if self.idle else "not tested"
         if self.held == self.n:
             return "holds"
         return f"holds in part ({self.held} of {self.n})" if self.held else "does not hold here"
@@ -83,7 +86,9 @@ def judge(table: pd.DataFrame, claim: Claim) -> Judged:
         held = rows.value > rows.value_other if up else rows.value < rows.value_other
         clear = held & (rows.low > rows.high_other if up else rows.high < rows.low_other)
         named = [_named(r, rows, f"{r.value:.2f} against {r.value_other:.2f}") for _, r in rows[~held].iterrows()]
-    return Judged(claim.says, len(rows), int(held.sum()), int(clear.sum()), tuple(named))
+    idle = held & _idle(table, rows)
+    n, clear = int((~idle).sum()), clear & ~idle
+    return Judged(claim.says, n, int((held & ~idle).sum()), int(clear.sum()), tuple(named), int(idle.sum()))
 
 
 def _sign(text: str) -> tuple[str, float]:
@@ -117,6 +122,15 @@ def _beside(table: pd.DataFrame, rows: pd.DataFrame, other: Mapping[str, str]) -
     text = dict.fromkeys(keys, str)
     against = _where(table, other)[[*keys, *NUMBERS]].astype(text)
     return rows.astype(text).merge(against, on=keys, suffixes=("", "_other"))
+
+
+def _idle(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """Which of the ``rows`` speak of an attack that succeeded on no image, by the row of its success."""
+    keys = [c for c in table.columns if c not in (*NUMBERS, "metric", "detector", "knowledge")]
+    failed = table[(table.metric == "success") & (table.value == 0)]
+    cells = set(failed[keys].astype(str).itertuples(index=False, name=None))
+    those = rows[keys].astype(str).itertuples(index=False, name=None)
+    return pd.Series([cell in cells for cell in those], rows.index, dtype=bool) & (rows.metric != "success")
 
 
 def _named(row: pd.Series, rows: pd.DataFrame, numbers: str) -> str:

@@ -33,6 +33,7 @@ from feathide.study.table import table_of
 
 __all__ = ["Asked", "Programme", "Question", "answer", "asked", "load_programme", "programmes", "run_programme"]
 
+GENERATED = ("phantoms", "phantoms3d")  # images that lie in no folder
 AGAINST = 6  # rows that are named where they speak against a claim
 
 DONE: Mapping[str, tuple[str, ...]] = {
@@ -182,6 +183,7 @@ def run_programme(
         if name not in programme.questions:
             raise unknown("question", name, programme.questions)
     names = [name for name in programme.questions if not only or name in only]
+    _check_images(programme, names)
     open_folder(out, digest(programme), reuse=reuse)
     runs = {name: asked(programme, name, out) for name in names}
     chapters, gates = [], []
@@ -197,6 +199,23 @@ def run_programme(
     write_whole(out / "study.md", markdown(page).encode())
     write_whole(out / "study.html", book(page).encode())
     return out / "study.html"
+
+
+def _check_images(programme: Programme, names: Sequence[str]) -> None:
+    """Refuse questions about images that are not there, and name those that can be asked."""
+
+    def missing(name: str) -> list[str]:
+        question = programme.questions[name]
+        places = [str(programme.plans[p]["data"]["path"]) for p in question.plans]
+        places += [path for kind in ("near", "far") for path in question.options.get(kind, ())]
+        return [place for place in places if place not in GENERATED and not Path(place).exists()]
+
+    lacking = list(dict.fromkeys(place for name in names for place in missing(name)))
+    if lacking:
+        rest = [name for name in names if not missing(name)]
+        do = "docs/datasets.md says what to fetch, and studies/prepare.py makes the files of the small scale from it; then name their folder by --data"
+        do += f", or ask those that have theirs: --only {','.join(rest)}" if rest else ""
+        raise expected("the images of the study must be there", got=f"no {', no '.join(lacking)}", do=do)
 
 
 def answer(
@@ -234,15 +253,18 @@ def answer(
 def _claimed(table: pd.DataFrame, claim: Claim) -> Claimed:
     found = judge(table, claim)
     more = f" and {len(found.against) - AGAINST} more" if len(found.against) > AGAINST else ""
-    return Claimed(found.says, found.verdict, f"{found.clear} of {found.n}", "; ".join(found.against[:AGAINST]) + more)
+    idle = f" ({found.idle} further rows are not tested: no attack succeeded there)" if found.n and found.idle else ""
+    return Claimed(
+        found.says + idle, found.verdict, f"{found.clear} of {found.n}", "; ".join(found.against[:AGAINST]) + more
+    )
 
 
 def _summary(chapters: Sequence[Chapter], gates: Sequence[Mapping[str, str]]) -> list[str]:
     verdicts = [claim.verdict for c in chapters for claim in c.claims]
     whole, none = verdicts.count("holds"), verdicts.count("does not hold here")
-    untold = verdicts.count("not tested")
+    untold = sum(v.startswith("not tested") for v in verdicts)
     part = len(verdicts) - whole - none - untold
-    rest = f"; {untold} could not be tested, having no row to speak of" if untold else ""
+    rest = f"; {untold} could not be tested, having no row to speak of or no attack that succeeded" if untold else ""
     says = [f"Of {len(verdicts)} claims {whole} hold, {part} hold in part and {none} do not hold here{rest}."]
     failed = [f"{g['name']} ({g['question']}, {g['plan']})" for g in gates if g["status"] == "fail"]
     if gates:
@@ -277,6 +299,6 @@ def _placed(plan: Mapping[str, Any], data: Path) -> dict[str, Any]:
     given = plan.get("data")
     images = dict(given) if isinstance(given, Mapping) else {"path": given}
     path = str(images.get("path"))
-    if path not in ("phantoms", "phantoms3d"):
+    if path not in GENERATED:
         images["path"] = str(data / path)
     return {**plan, "data": images}
