@@ -20,7 +20,7 @@ from feathide.errors import expected
 from feathide.mixture.factors import leading_scores
 from feathide.mixture.model import COVARIANCES, Covariance, Mixture
 from feathide.mixture.prior import Prior, fit_prior, in_factors, precision_factor, scale, within
-from feathide.mixture.shapes import log_det, whiten
+from feathide.mixture.shapes import log_det, squares, whiten
 from feathide.mixture.start import kmeans
 
 __all__ = ["fit_mixture"]
@@ -140,7 +140,7 @@ def _maximise(z: Tensor, labels: Tensor, prior: Prior, step: Step, *, tol: float
         precise |= iteration == max_iter
         work = z if precise else coarse
         mixture = step(work, responsibilities.to(work), prior, mixture)
-        joint = mixture.log_joint(work)  # (N, M)
+        joint = mixture.log_joint(work, white=mixture.covariance == "lowrank")  # (N, M)
         log_prob = joint.logsumexp(1, keepdim=True)
         responsibilities = (joint - log_prob).exp()
         previous, bound = bound, float(log_prob.double().mean())
@@ -277,7 +277,7 @@ def _lowrank(rank: int, seed: int) -> Step:
         along = _along(z, means, q)
         inner = torch.einsum("nmr,nms->mrs", along * r[:, :, None], along) / n[:, None, None]
         values, rotation = torch.linalg.eigh(inner + q.mT @ (floor[:, None] * q))
-        trace = (r.T @ z.square().sum(1)) / n - means.square().sum(1) + floor.sum()
+        trace = (r.T @ squares(z)) / n - means.square().sum(1) + floor.sum()
         share = (prior.strength / (n + prior.strength))[:, None]
         values = (1 - share) * values.clamp_min(1e-12) + share  # (M, R)
         trace = (1 - share[:, 0]) * trace + share[:, 0] * c

@@ -134,13 +134,14 @@ class Mixture:
         """The log-density log p(f), (N,), in nats; differentiable in ``f`` (N, C)."""
         return self.log_joint(f).logsumexp(1)
 
-    def log_joint(self, f: Tensor) -> Tensor:
-        """log w_k + log N(f; m_k, Sigma_k) for every component, (N, M), in nats; differentiable in ``f`` (N, C)."""
-        return self._joint(f) + self._in(f).constant
+    def log_joint(self, f: Tensor, *, white: bool = False) -> Tensor:
+        """log w_k + log N(f; m_k, Sigma_k) for every component, (N, M), in nats; differentiable in ``f`` (N, C). ``white``: the rows are
+        (f - centre) whitener already ("tied" and "lowrank")."""
+        return self._joint(f, white=white) + self._in(f).constant
 
-    def _joint(self, f: Tensor) -> Tensor:
+    def _joint(self, f: Tensor, *, white: bool = False) -> Tensor:
         ready = self._in(f)
-        return ready.bias - 0.5 * ready.shape.distances(_whiten(f, ready))
+        return ready.bias - 0.5 * ready.shape.distances(f if white else _whiten(f, ready))
 
     def _choose(self, z: Tensor, ready: Ready) -> Tensor:
         if self.components == 1:

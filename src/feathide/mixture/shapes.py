@@ -13,7 +13,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Diag", "Full", "LowRank", "Shape", "Tied", "log_det", "times_upper", "whiten", "whiten_transposed"]
+__all__ = [
+    "Diag",
+    "Full",
+    "LowRank",
+    "Shape",
+    "Tied",
+    "log_det",
+    "squares",
+    "times_upper",
+    "whiten",
+    "whiten_transposed",
+]
 
 CHUNK = 1 << 17  # numbers in a temporary array: it stays in the processor's cache
 BLOCK = 256  # columns of a triangular matrix that are used together, for the same reason
@@ -99,7 +110,7 @@ class Tied(Shape):
     means: Tensor
 
     def distances(self, z: Tensor) -> Tensor:
-        return z.square().sum(1, keepdim=True) - 2 * z @ self.means.T + self.means.square().sum(1)
+        return squares(z)[:, None] - 2 * (z @ self.means.T) + self.means.square().sum(1)
 
     def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         d = z - self.means[k]
@@ -116,7 +127,7 @@ class LowRank(Shape):
 
     def distances(self, z: Tensor) -> Tensor:
         basis, shifts, weights, norms = self._expanded
-        plain = z.square().sum(1, keepdim=True) - 2 * z @ self.means.T + norms  # (N, M)
+        plain = squares(z)[:, None] - 2 * (z @ self.means.T) + norms  # (N, M)
         along = (z @ basis).view(len(z), *shifts.shape) - shifts  # (N, M, R)
         return self.gains[:, 0].square() * (plain - (along.square() * weights).sum(2))
 
@@ -136,6 +147,11 @@ class LowRank(Shape):
         shifts = torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k U_k (M, R)
         h = self.gains[:, 1:]
         return basis, shifts, h * (2 - h), self.means.square().sum(1)
+
+
+def squares(z: Tensor) -> Tensor:
+    """||z||^2 of each row (N,), in one pass: z.square() would fill memory of the size of z."""
+    return torch.linalg.vector_norm(z, dim=1).square()
 
 
 def whiten(d: Tensor, a: Tensor) -> Tensor:
