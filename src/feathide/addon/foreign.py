@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from feathide.addon.guided import Guided
+from feathide.addon.guided import Guided, host_of, with_objective
 from feathide.attack import Attack, AttackResult
 from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
@@ -25,39 +26,59 @@ from feathide.types import Goal
 __all__ = ["Foreign", "ForeignAttack", "borrowed_seed", "foreign_attack"]
 
 ForeignAttack = Callable[[FeatureClassifier, Tensor, Goal, Sequence[str], int], Tensor]
+Network = Callable[[bool], nn.Module]  # what a library is shown, given whether it is told targets
 
 
-def foreign_attack(attack: Any, *, targeted: bool | None = None, eps: float | None = None) -> ForeignAttack:
+def foreign_attack(
+    attack: Any, *, targeted: bool | None = None, eps: float | None = None, hide: Objective | None = None
+) -> ForeignAttack:
     """An attack object of torchattacks, Foolbox or ART, or any callable, as ``(classifier, x, goal, ids, seed) -> images``; images are in box units.
 
     The object's own network is put aside: a copy of the object attacks the classifier that is given, with its box and preprocessing. ``targeted``: told
     ``goal.target`` (True) or ``goal.source`` (False); by default as the object is set, and untargeted for Foolbox, whose objects do not know. ``eps``:
     for Foolbox, which is told the budget at the call, in box units. torchattacks works in [0, 1]: the eps of its object is a fraction of the width of the box.
+    ``hide``: the objective, such as ``0.3 * HFC(bank)``, that an object minimises besides its own loss, as by ``with_objective``.
 
     Random numbers are the library's own, drawn from ``seed`` for the whole batch, so that they depend on the batch; the global generators are left as they
     were. A callable is passed through: it has to obey ``seed`` itself.
 
     Raises:
-        InputError: an object that cannot be used, a mode that it does not have, no eps for Foolbox.
+        InputError: an object that cannot be used, a mode that it does not have, no eps for Foolbox; with ``hide``, what is no object of an attack to which
+            an objective can be added.
     """
     libraries = {c.__module__.partition(".")[0] for c in type(attack).__mro__}
+    run: Callable[[FeatureClassifier, Tensor, Goal, Network], Tensor]
     if "torchattacks" in libraries:
-        return _seeded(lambda classifier, x, goal: _torchattacks(attack, targeted, classifier, x, goal))
-    if "art" in libraries:
-        return _seeded(lambda classifier, x, goal: _art(attack, targeted, classifier, x, goal))
-    if "foolbox" in libraries:
+        run = partial(_torchattacks, attack, targeted)
+    elif "art" in libraries:
+        run = partial(_art, attack, targeted)
+    elif "foolbox" in libraries:
         if eps is None:
             raise expected(
                 "a Foolbox attack is told its budget at the call", got="no eps", do="pass eps=... in units of the box"
             )
-        return _seeded(lambda classifier, x, goal: _foolbox(attack, bool(targeted), eps, classifier, x, goal))
-    if not callable(attack):
+        run = partial(_foolbox, attack, bool(targeted), eps)
+    elif hide is None and callable(attack):
+        return attack
+    else:
+        callables = ", or a callable (classifier, x, goal, ids, seed) -> images" if hide is None else " to hide in"
         raise expected(
-            "an attack object of torchattacks, Foolbox or ART, or a callable (classifier, x, goal, ids, seed) -> images",
+            f"an attack object of torchattacks, Foolbox or ART{callables}",
             got=type(attack).__name__,
             do="pass one of these",
         )
-    return attack
+    host = None if hide is None else host_of(type(attack))
+
+    def seeded(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
+        def network(aimed: bool) -> nn.Module:
+            if hide is None or host is None:
+                return Guided(classifier, unit="torchattacks" in libraries)
+            return with_objective(classifier, hide, x, goal, host=host, targeted=aimed, ids=ids, seed=seed)
+
+        with borrowed_seed(seed):
+            return run(classifier, x, goal, network).detach()
+
+    return seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +132,11 @@ class _Given(Rule):
         return lambda step: setting.project(self.delta[step.rows], step.rows)
 
 
-def _torchattacks(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
-    own = deepcopy(attack, {id(attack.model): Guided(classifier, unit=True)})
+def _torchattacks(
+    attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal, network: Network
+) -> Tensor:
+    aimed = attack.attack_mode == "targeted(label)" if targeted is None else targeted
+    own = deepcopy(attack, {id(attack.model): network(aimed)})
     with redirect_stdout(StringIO()):  # it reports every change of mode
         own.set_device(x.device)
         own._set_normalization_applied(None)
@@ -124,20 +148,25 @@ def _torchattacks(attack: Any, targeted: bool | None, classifier: FeatureClassif
             own.set_mode_default()
         lo, hi = classifier.box
         unit = ((x - lo) / (hi - lo)).clamp(0, 1)
-        found = own(unit, goal.target if own.attack_mode == "targeted(label)" else goal.source)
+        found = own(unit, goal.target if aimed else goal.source)
     return lo + (hi - lo) * found
 
 
-def _art(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
+def _art(
+    attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: Tensor, goal: Goal, network: Network
+) -> Tensor:
     from art.estimators.classification import PyTorchClassifier
 
-    theirs = attack.estimator
+    theirs, usual = attack.estimator, getattr(attack, "targeted", False)
     if not isinstance(theirs, PyTorchClassifier):
         raise expected(
             "an ART attack on a PyTorchClassifier", got=type(theirs).__name__, do="make it with art's PyTorchClassifier"
         )
+    aimed = usual if targeted is None else targeted
+    if aimed != usual and "targeted" not in attack.attack_params:
+        raise expected(f"{type(attack).__name__} must have the mode targeted={targeted}", got="none", do="leave it out")
     estimator = PyTorchClassifier(
-        model=Guided(classifier),
+        model=network(aimed),
         loss=theirs.loss,
         input_shape=tuple(x.shape[1:]),
         nb_classes=theirs.nb_classes,
@@ -147,35 +176,23 @@ def _art(attack: Any, targeted: bool | None, classifier: FeatureClassifier, x: T
     for name in ("_reduce_labels", "_int_labels", "_probability_labels"):  # what AutoPGD sets for its own losses
         setattr(estimator, name, getattr(theirs, name))
     own = deepcopy(attack, {id(theirs): estimator})
-    if targeted is not None and targeted != getattr(own, "targeted", False):
-        if "targeted" not in own.attack_params:
-            raise expected(
-                f"{type(own).__name__} must have the mode targeted={targeted}", got="none", do="leave it out"
-            )
-        own.set_params(targeted=targeted)
-    labels = goal.target if getattr(own, "targeted", False) else goal.source
+    if aimed != usual:
+        own.set_params(targeted=aimed)
+    labels = goal.target if aimed else goal.source
     found = own.generate(x=x.detach().cpu().numpy(), y=labels.cpu().numpy())
     return torch.from_numpy(np.asarray(found)).to(x)
 
 
-def _foolbox(attack: Any, targeted: bool, eps: float, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> Tensor:
+def _foolbox(
+    attack: Any, targeted: bool, eps: float, classifier: FeatureClassifier, x: Tensor, goal: Goal, network: Network
+) -> Tensor:
     import foolbox
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
-    network = foolbox.PyTorchModel(Guided(classifier), bounds=classifier.box, device=x.device)
+    shown = foolbox.PyTorchModel(network(targeted), bounds=classifier.box, device=x.device)
     criterion = TargetedMisclassification(goal.target) if targeted else Misclassification(goal.source)
-    _, clipped, _ = attack(network, x.clamp(*classifier.box), criterion, epsilons=eps)
+    _, clipped, _ = attack(shown, x.clamp(*classifier.box), criterion, epsilons=eps)
     return clipped
-
-
-def _seeded(attack: Callable[[FeatureClassifier, Tensor, Goal], Tensor]) -> ForeignAttack:
-    """``attack`` with the global generators set by the seed, and put back afterwards."""
-
-    def run(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
-        with borrowed_seed(seed):
-            return attack(classifier, x, goal).detach()
-
-    return run
 
 
 @contextmanager

@@ -6,6 +6,7 @@ are, its backward pass gives dL/dx + w * d(sum of our objective)/dx, with the we
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,17 +19,19 @@ from feathide.geometry import Noise
 from feathide.objectives import BoundLoss, Objective
 from feathide.types import Goal
 
-__all__ = ["HOSTS", "Guided", "Host", "with_objective"]
+__all__ = ["HOSTS", "Guided", "Host", "host_of", "with_objective"]
 
 
 @dataclass(frozen=True)
 class Host:
     """What a library does with the loss: ``averages`` it over the batch (else it sums); ``climbs`` it also when the attack is targeted, having
-    turned its sign (else it descends then). ``unit``: its images lie in [0, 1], whatever the box is."""
+    turned its sign (else it descends then). ``unit``: its images lie in [0, 1], whatever the box is. ``attacks``: the names, or patterns of them, of the
+    attacks that do so."""
 
     averages: bool
     climbs: bool
     unit: bool = False
+    attacks: tuple[str, ...] = ()
 
     def weight(self, n: int, targeted: bool) -> float:
         """What the gradient of our objective, which is to be minimised, is multiplied by for a batch of ``n``."""
@@ -36,11 +39,44 @@ class Host:
 
 
 HOSTS = {
-    "art": Host(averages=True, climbs=False),
-    "foolbox": Host(averages=False, climbs=False),
-    "torchattacks": Host(averages=True, climbs=True, unit=True),
-    "torchattacks-apgd": Host(averages=False, climbs=True, unit=True),
+    "art": Host(
+        averages=True,
+        climbs=False,
+        attacks=("FastGradientMethod", "BasicIterativeMethod", "MomentumIterativeMethod", "*ProjectedGradientDescent"),
+    ),
+    "foolbox": Host(
+        averages=False,
+        climbs=False,
+        attacks=(
+            "*FastGradientAttack",
+            "*BasicIterativeAttack",
+            "*ProjectedGradientDescentAttack",
+            "*MomentumIterativeFastGradientMethod",
+        ),
+    ),
+    "torchattacks": Host(
+        averages=True,
+        climbs=True,
+        unit=True,
+        attacks=("FGSM", "[!P]*FGSM", "BIM", "PGD", "PGDL2", "EOTPGD"),
+    ),
+    "torchattacks-apgd": Host(averages=False, climbs=True, unit=True, attacks=("APGD",)),
 }
+
+
+def host_of(attack: type) -> str:
+    """The row of ``HOSTS`` whose convention a class of another library follows; an ``InputError`` where an objective cannot be added to it."""
+    library, name = attack.__module__.partition(".")[0], attack.__name__
+    hosts = {row: host for row, host in HOSTS.items() if row.partition("-")[0] == library}
+    for row, host in hosts.items():
+        if any(fnmatchcase(name, pattern) for pattern in host.attacks):
+            return row
+    known = ", ".join(pattern for host in hosts.values() for pattern in host.attacks)
+    raise expected(
+        f"an objective can be added to attacks that differentiate one scalar loss of all images at once (of {library}: {known or 'none'})",
+        got=name,
+        do="choose one of these, or attack plainly",
+    )
 
 
 @dataclass(frozen=True)

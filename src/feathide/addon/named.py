@@ -5,6 +5,7 @@ The budget of the plan is told in the convention of each library; steps stay the
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from feathide.addon.foreign import Foreign, ForeignAttack, foreign_attack
-from feathide.addon.guided import Guided
+from feathide.addon.guided import Guided, host_of
 from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError, choose, expected
 from feathide.geometry import L2, ThreatModel
-from feathide.objectives import Objective
+from feathide.objectives import CrossEntropy, Objective
 from feathide.own import called, check_arguments, load_object, source_digest
+from feathide.rules import Blend, Together
 from feathide.spelling import parsed
 from feathide.types import Goal
 
@@ -32,6 +34,7 @@ PACKAGES = {
     "sklearn": "scikit-learn",
     "pytorch_ood": "pytorch-ood",
 }
+RESTARTS = ("nb_random_init", "n_restarts")  # of attacks that leave finished images out from the second one on
 PASSES = 40  # taken for the time estimate where an attack does not say how many steps it makes
 
 
@@ -40,9 +43,10 @@ def attack_named(name: str) -> Maker:
 
     ``torchattacks:Name``, ``foolbox:Name``, ``art:Name`` are the classes of these libraries, aimed at the target where they can be, with the arguments in
     brackets. Other names are the user's own code, which is imported: a callable ``(classifier, x, goal, ids, seed) -> images``, also told ``eps`` in units
-    of the box if it takes it; or a recipe, whose first parameter is called ``threat``.
+    of the box and the objective ``hide`` if it takes them; or a recipe, whose first parameter is called ``threat``. ``hide``: in a library's attack as by
+    ``with_objective``.
 
-    Raises ``InputError`` for an unknown name, arguments that the attack does not take, an attack of another norm, and a term to hide by.
+    Raises ``InputError`` for an unknown name, arguments that the attack does not take, an attack of another norm, and a ``hide`` that it cannot carry.
     """
     base, options = parsed(name)
     library, _, what = base.partition(":")
@@ -54,12 +58,18 @@ def attack_named(name: str) -> Maker:
     if next(iter(inspect.signature(entry).parameters), "") == "threat":
         return lambda threat, **fields: entry(threat, **{**fields, **options})
     told = inspect.signature(entry).parameters
-    check_arguments(entry, base, {**dict.fromkeys({"eps"} & set(told)), **options}, *[None] * 5)
+    check_arguments(entry, base, {**dict.fromkeys({"eps", "hide"} & set(told)), **options}, *[None] * 5)
 
     def make(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Foreign:
-        _refuse_hiding(name, hide)
-        more = {"eps": _one(threat), **options} if "eps" in told else options
-        return Foreign(lambda *args: entry(*args, **more), threat, passes=options.get("steps", PASSES))
+        if hide is not None:
+            _check_blend(name, fields)
+            if "hide" not in told:
+                raise expected(
+                    f"{base} must take the objective as an argument", got="no hide", do="add hide=None to it"
+                )
+        more = {k: v for k, v in {"eps": _one(threat), "hide": hide}.items() if k in told}
+        run = partial(entry, **{**more, **options})
+        return Foreign(run, threat, _judged(hide), passes=options.get("steps", PASSES))
 
     return make
 
@@ -91,11 +101,15 @@ def _library_attack(name: str, library: str, what: str, options: Mapping[str, An
     passes = options.get(steps, parameters[steps].default if steps else PASSES)
 
     def make(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Foreign:
-        _refuse_hiding(name, hide)
         _check_norm(name, what, parameters, threat)
+        if hide is not None:
+            host_of(cls)
+            _check_blend(name, fields)
+            _check_restarts(name, parameters, options)
         return Foreign(
-            _explained(name, build(cls, name, options, threat)),
+            _explained(name, build(cls, name, options, threat, hide)),
             threat,
+            _judged(hide),
             passes=passes if isinstance(passes, int) else PASSES,
         )
 
@@ -119,9 +133,28 @@ def _explained(name: str, attack: ForeignAttack) -> ForeignAttack:
     return run
 
 
-def _refuse_hiding(name: str, hide: Objective | None) -> None:
-    if hide is not None:
-        raise expected(f"{name} attacks plainly", got="an objective to hide by", do="see feathide.addon.with_objective")
+def _judged(hide: Objective | None) -> Objective:
+    return CrossEntropy() if hide is None else CrossEntropy() + hide
+
+
+def _check_blend(name: str, fields: Mapping[str, Any]) -> None:
+    blend: Blend = fields.get("blend", Together())
+    if blend != Together():
+        raise expected(
+            f"{name} walks along the gradient of one sum",
+            got=f"{type(blend).__name__}, which needs the gradients of fooling and hiding apart",
+            do="choose an attack of feathide for it",
+        )
+
+
+def _check_restarts(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    for more in RESTARTS:
+        if more in parameters and (runs := options.get(more, parameters[more].default)) != 1:
+            raise expected(
+                f"{name} leaves finished images out from its second restart on, so that no row tells its image",
+                got=f"{more}={runs}",
+                do=f"say {more}=1 to hide in it",
+            )
 
 
 def _check_norm(name: str, what: str, parameters: Mapping[str, Any], threat: ThreatModel) -> None:
@@ -152,33 +185,39 @@ def _told(cls: type, eps: float, norm: object) -> dict[str, Any]:
     return told | ({"norm": norm} if "norm" in parameters else {})
 
 
-def _torchattacks(cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel) -> ForeignAttack:
+def _torchattacks(
+    cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel, hide: Objective | None
+) -> ForeignAttack:
     eps, norm = _one(threat), "L2" if isinstance(threat, L2) else "Linf"
 
     def run(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
         width = classifier.box[1] - classifier.box[0]
         attack = called(cls, name, {**_told(cls, eps / width, norm), **options}, Guided(classifier, unit=True))
         aimed = "targeted" in attack.supported_mode
-        return foreign_attack(attack, targeted=aimed)(classifier, x, goal, ids, seed)
+        return foreign_attack(attack, targeted=aimed, hide=hide)(classifier, x, goal, ids, seed)
 
     return run
 
 
-def _foolbox(cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel) -> ForeignAttack:
+def _foolbox(
+    cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel, hide: Objective | None
+) -> ForeignAttack:
     attack, eps = called(cls, name, options), _one(threat)
 
     def run(classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int) -> Tensor:
         try:
-            return foreign_attack(attack, targeted=True, eps=eps)(classifier, x, goal, ids, seed)
+            return foreign_attack(attack, targeted=True, eps=eps, hide=hide)(classifier, x, goal, ids, seed)
         except ValueError as error:
             if "unsupported criterion" not in str(error):
                 raise
-            return foreign_attack(attack, targeted=False, eps=eps)(classifier, x, goal, ids, seed)
+            return foreign_attack(attack, targeted=False, eps=eps, hide=hide)(classifier, x, goal, ids, seed)
 
     return run
 
 
-def _art(cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel) -> ForeignAttack:
+def _art(
+    cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel, hide: Objective | None
+) -> ForeignAttack:
     told = _told(cls, _one(threat), 2 if isinstance(threat, L2) else "inf")
     parameters = inspect.signature(cls).parameters
     told |= {k: v for k, v in {"targeted": True, "verbose": False}.items() if k in parameters}
@@ -198,7 +237,7 @@ def _art(cls: type, name: str, options: Mapping[str, Any], threat: ThreatModel) 
         )
         size = {"batch_size": len(x)} if "batch_size" in parameters else {}
         attack = called(cls, name, {**told, **size, **options}, estimator)
-        return foreign_attack(attack)(classifier, x, goal, ids, seed)
+        return foreign_attack(attack, hide=hide)(classifier, x, goal, ids, seed)
 
     return run
 

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from feathide.catalog import ITERATIVE
+from feathide.catalog import ITERATIVE, OUR_ATTACKS
 from feathide.data.eps import format_eps
 from feathide.metrics import enough
 from feathide.study.lab import FALSE_ALARMS, Lab
+from feathide.study.stages import plain_only
 
 __all__ = ["caveats_of"]
 
@@ -21,7 +22,7 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
             found.append(
                 f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
             )
-    found += _budgets(lab)
+    found += _budgets(lab) + _plainly(lab)
     if bad := lab.cases.skipped:
         found.append(f"{len(bad)} files could not be used and were left out, among them {bad[0].path}: {bad[0].reason}")
     success = table[table.metric == "success"]
@@ -47,6 +48,13 @@ def _budgets(lab: Lab) -> list[str]:
                 f"eps {given} was read in units of the box [{low:g}, {high:g}], which makes it {said}; a share of the range is {eps * (high - low):.4g}"
             )
     return found
+
+
+def _plainly(lab: Lab) -> list[str]:
+    """Attacks of others that could not hide as planned."""
+    foreign = [(a, o) for a in lab.plan.attacks if a.name not in OUR_ATTACKS for o in lab.plan.objectives]
+    reasons = {(a.name, o.name): plain_only(lab, a, o) for a, o in foreign}
+    return [f"{attack} did not hide by {by}: {reason}" for (attack, by), reason in reasons.items() if reason]
 
 
 def _weak(success: pd.DataFrame) -> list[str]:

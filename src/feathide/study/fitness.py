@@ -1,15 +1,34 @@
-"""What a plan may not ask of its classifier: features of layers that nobody can watch, gradients of code that has none."""
+"""What a plan may not ask: features of layers that nobody can watch, gradients of code that has none, attacks that hide where they cannot."""
 
 from collections.abc import Mapping
 
 import torch
 
-from feathide.catalog import BLIND, DETECTORS, OBJECTIVES
+from feathide.catalog import BLIND, DETECTORS, OBJECTIVES, OUR_ATTACKS
 from feathide.errors import InputError, expected
 from feathide.study.lab import Lab
+from feathide.study.stages import plain_only
 from feathide.types import Evidence, Outputs
 
-__all__ = ["check_fitness"]
+__all__ = ["check_fitness", "check_hiding"]
+
+
+def check_hiding(lab: Lab) -> None:
+    """Refuse an objective that no attack of the plan can carry, or not the one that its weight is tuned with, where attacks of others, and not only the
+    shortness of ours, are the reason."""
+    foreign, tuned = [a for a in lab.plan.attacks if a.name not in OUR_ATTACKS], lab.plan.learnt_from
+    for objective in lab.plan.objectives:
+        if (
+            objective.weight == "auto"
+            and tuned.name not in OUR_ATTACKS
+            and (reason := plain_only(lab, tuned, objective))
+        ):
+            raise InputError(f"the weight of {objective.name} is tuned with train_attack: {reason}")
+        reasons = [plain_only(lab, attack, objective) for attack in (*foreign, *lab.plan.attacks)]
+        if foreign and all(reasons):
+            raise InputError(
+                f"no attack of the plan can hide by {objective.name}: {reasons[0]}, or leave {objective.name} out"
+            )
 
 
 def check_fitness(lab: Lab) -> None:

@@ -22,7 +22,7 @@ from feathide.study.digest import digest
 from feathide.study.engine import Progress
 from feathide.study.engine import run as work_off
 from feathide.study.findings import run_of, versions
-from feathide.study.fitness import check_fitness
+from feathide.study.fitness import check_fitness, check_hiding
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab, lab_of
 from feathide.study.order import audit_tasks
@@ -55,6 +55,7 @@ def checked(plan: Plan, out: Path) -> Lab:
     lab = lab_of(plan.model_dump_json(), Store(Path(out)))
     _ = lab.budgets, lab.parts, lab.class_names, lab.region, lab.organ
     check_archives(lab)
+    check_hiding(lab)
     _check_head(lab)
     if lab.trains:
         _check_layers(lab)

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from feathide.addon import Foreign
 from feathide.attack import Attack
-from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, WALKS
+from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, OUR_ATTACKS, WALKS
 from feathide.classifier import FeatureClassifier
 from feathide.ensemble import Ensemble
-from feathide.errors import expected
+from feathide.errors import InputError, expected
 from feathide.geometry import Grid
 from feathide.memory import in_halves
 from feathide.mixture import MixtureBank
+from feathide.objectives import CrossEntropy
 from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at
 from feathide.study.packing import change, packed, scored
-from feathide.study.parts import TrainPlan
+from feathide.study.parts import AttackPlan, ObjectivePlan, TrainPlan
 from feathide.study.plan import Cell
 from feathide.study.store import Store
 from feathide.train import Head, TrainResult, train_classifier
@@ -43,6 +44,7 @@ __all__ = [
     "encode",
     "needed",
     "observe",
+    "plain_only",
     "score_tasks",
     "tasks",
     "weight_of",
@@ -53,14 +55,28 @@ TUNE_CASES = 32
 
 
 def cells(lab: Lab) -> list[Cell]:
-    """Every attack with every objective at every budget. One-step and random attacks carry no hiding term: they have no steps to hide in."""
-    found = []
-    for eps in lab.budgets:
-        for attack in lab.plan.attacks:
-            for objective in lab.plan.objectives:
-                if objective.kind == "plain" or attack.name in ITERATIVE:
-                    found.append(Cell(attack, objective, eps))
-    return found
+    """Every attack with every objective that it can carry, at every budget."""
+    return [
+        Cell(attack, objective, eps)
+        for eps in lab.budgets
+        for attack in lab.plan.attacks
+        for objective in lab.plan.objectives
+        if not plain_only(lab, attack, objective)
+    ]
+
+
+def plain_only(lab: Lab, attack: AttackPlan, objective: ObjectivePlan) -> str:
+    """Why an attack cannot hide by an objective; "" where it can. Our one-step and random attacks have no steps to hide in; the others say it themselves."""
+    hiding = OBJECTIVES[objective.kind]
+    if hiding.make is None or attack.name in ITERATIVE:
+        return ""
+    if attack.name in OUR_ATTACKS:
+        return f"{attack.name} has no steps to hide in"
+    try:
+        ATTACKS[attack.name](lab.threat(lab.budgets[0]), hide=CrossEntropy(), blend=hiding.blend)
+    except InputError as reason:
+        return str(reason)
+    return ""
 
 
 def tasks(lab: Lab) -> list[Task]:
