@@ -1,5 +1,6 @@
 """Further seeds of the classifier, and guards that learnt from each attack in turn."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +67,21 @@ def test_each_guard_learns_from_each_attack_and_meets_the_others(lab: Lab) -> No
     one_class = ("pgd", "plain", lab.budgets[0], "kd", "slips_through_fpr10")
     assert value["pgd", *one_class] == value["fgsm", *one_class]  # never sees an attack
     pd.testing.assert_frame_equal(held_out_of(lab).reset_index(drop=True)[["value"]], held[["value"]])
+
+
+def test_the_report_shows_both_tables(lab: Lab) -> None:
+    text = (lab.store.folder / "report.html").read_text()
+    tables = re.findall(r"<caption>Slips through at 10 %, (.*?)<span>.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    lines = {title: re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', body, re.DOTALL) for title, body in tables}
+    seeds, held = lines["over the classifier&#39;s seeds"], lines["by what the guards learnt from"]
+    assert [name for name, _ in seeds] == ["KD", "DNN"]
+    assert [name for name, _ in held] == [f"{d}, learnt from {a}" for d in ("KD", "DNN") for a in ("PGD", "FGSM")]
+    key = ("fgsm", "plain", lab.budgets[0], "dnn", "slips_through_fpr10")
+    found = read(lab, "seeds.csv").set_index(SAME).loc[key]
+    assert f"{found['mean']:.3f} <small>{found['least']:.2f}–{found['greatest']:.2f}</small>" in seeds[1][1]
+    other = read(lab, "held_out.csv").set_index(["learnt_from", *SAME]).value["fgsm", *key]
+    assert f"{other:.3f} <small>" in held[3][1]
+    assert "One classifier, trained once" not in text
 
 
 def test_variants_share_all_work_that_is_the_same(lab: Lab) -> None:

@@ -22,12 +22,21 @@ from feathide.report.verdict import label
 
 __all__ = ["asset", "document", "plain"]
 
+MARKS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)  # control characters, turns of direction
+
 
 def document(template: str, scripts: Sequence[str], data: Mapping[str, Any], **values: Any) -> str:
     """The page that ``template`` (a file of this package) makes of ``values``, with plotly, ``scripts`` and ``data`` inside."""
     inside = [_script(get_plotlyjs()), *(_script(asset(name)) for name in scripts)]
     env = Environment(
-        loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: _legible(value) if type(value) is str else value,
     )
     env.filters |= {"label": label, "firm": _firm}
     return env.get_template(template).render(
@@ -46,7 +55,7 @@ def asset(name: str) -> str:
 
 def _firm(text: object) -> Markup:
     """``text`` with intervals and per cent signs that no line break tears apart."""
-    safe = str(escape(str(text))).replace(" %", "\u00a0%")
+    safe = str(escape(_legible(str(text)))).replace(" %", "\u00a0%")
     return Markup(re.sub(r"\([\d.]+–[\d.]+\)", r'<span class="firm">\g<0></span>', safe))
 
 
@@ -81,4 +90,9 @@ def plain(value: Any) -> Any:
         case list() | tuple():
             return [plain(v) for v in value]
         case _:
-            return str(value)
+            return _legible(str(value))
+
+
+def _legible(text: str) -> str:
+    """Without what would turn the text behind it around: names come from strangers."""
+    return MARKS.sub("\ufffd", text)

@@ -13,7 +13,7 @@ from feathide.report.document import asset, document, plain
 from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
-from feathide.report.tables import attacks, classifiers, guards, matrices, parts
+from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
 from feathide.report.verdict import FAILS, HOLDS, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
 
 __all__ = ["Case", "Run", "render"]
@@ -49,6 +49,7 @@ def render(run: Run) -> str:
         classifiers=classifiers(run.table),
         guards=guards(run),
         parts=parts(run),
+        variants=list(variants(run)),
         pairs=list(pairs(run.cases, run.scale, amplify=amplify)),
         amplify=amplify,
         shown=len(album.pictures) - len(album.clean),
@@ -77,7 +78,7 @@ def limits(run: Run) -> list[str]:
     out.append(
         f"{run.budget}: larger, local or physical changes, and attacks on the data before training, were not tried."
     )
-    if rows["classifier"].nunique() == 1 and rows["seed"].nunique() == 1:
+    if rows["classifier"].nunique() == 1 and rows["seed"].nunique() == 1 and run.seeds is None:
         out.append("One classifier, trained once: the intervals cover the choice of test images, not of networks.")
     if rows.loc[rows["detector"] != "", "detector"].nunique() > 1:
         out.append("The best guard was picked on the images that measure it; on new images it may look worse.")

@@ -88,7 +88,9 @@ class Run:
     t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score, fooled. ``curves`` may
     hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are mappings with name, status
     (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases. ``cost`` is a table of what the
-    run took, one row a stage. ``budgets`` are all budgets that were audited; ``threat["eps"]`` is the one that the page is about.
+    run took, one row a stage. ``seeds`` has every number over the seeds of the classifier (``mean``, ``least``, ``greatest``, ``seeds`` in place of ``value``,
+    ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
+    audited; ``threat["eps"]`` is the one that the page is about.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -107,6 +109,8 @@ class Run:
     caveats: Sequence[str] = ()
     cases: Mapping[str, Sequence[Case]] = field(default_factory=dict)
     cost: pd.DataFrame | None = None
+    seeds: pd.DataFrame | None = None
+    held_out: pd.DataFrame | None = None
     budgets: Sequence[float] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,6 +122,10 @@ class Run:
             if name not in CURVES:
                 raise unknown("curve", name, CURVES)
             _needs(f"the curve {name!r}", CURVES[name], frame.columns)
+        if self.seeds is not None:
+            _needs("the table of seeds", (*COLUMNS[:8], "mean", "least", "greatest", "seeds"), self.seeds.columns)
+        if self.held_out is not None:
+            _needs("the table of held-out attacks", (*COLUMNS, "learnt_from"), self.held_out.columns)
         for gate in self.gates:
             if gate["status"] not in ("pass", "warn", "fail"):
                 raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))

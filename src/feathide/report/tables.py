@@ -1,7 +1,7 @@
 """The tables of the page: detectors by attacks for every metric, and the attacks themselves."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,6 +22,7 @@ __all__ = [
     "guards",
     "matrices",
     "parts",
+    "variants",
 ]
 
 
@@ -114,13 +115,41 @@ def matrices(run: Run) -> Iterable[Matrix]:
     for name in [*(m for m in METRICS if m in found), *(m for m in found if m not in METRICS)]:
         part = rows[rows["metric"] == name]
         metric = METRICS.get(name, Metric(name.replace("_", " "), "", math.nan, math.nan))
-        columns = tuple(dict.fromkeys(part["column"]))
-        cells = {(str(r["detector"]), r["column"]): cell(r, metric) for _, r in part.iterrows()}
-        body = (
-            (label(d), tuple(cells.get((d, c), Cell("–")) for c in columns))
-            for d in dict.fromkeys(part["detector"].astype(str))
+        columns, body = _grid(part.assign(row=part["detector"].astype(str).map(label)), metric)
+        yield Matrix(name, metric.title, metric.says, columns, body)
+
+
+def _grid(rows: pd.DataFrame, metric: Metric) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Cell, ...]], ...]]:
+    """The numbers of one metric by the columns ``row`` and ``column``: the columns, and the lines below them."""
+    columns = tuple(dict.fromkeys(rows["column"]))
+    cells = {(r["row"], r["column"]): cell(r, metric) for _, r in rows.iterrows()}
+    return columns, tuple((r, tuple(cells.get((r, c), Cell("–")) for c in columns)) for r in dict.fromkeys(rows["row"]))
+
+
+def variants(run: Run) -> Iterator[Matrix]:
+    """What slips through at 10 % with other seeds of the classifier, and past guards that learnt from other attacks, where the audit has that."""
+    slips = METRICS["slips_through_fpr10"]
+    if run.seeds is not None:
+        rows = at_budget(run, run.seeds.rename(columns={"mean": "value", "least": "low", "greatest": "high"}))
+        rows = rows[(rows["metric"] == "slips_through_fpr10") & (rows["attack"] != "")].assign(seed=0)
+        rows = rows.assign(row=rows["detector"].map(label), column=_columns(rows))
+        says = (
+            f"Mean of {rows['seeds'].max()} classifiers that were trained alike from different seeds, and the range from the least to the greatest: "
+            "where it is wide, the number of one classifier is a matter of chance."
         )
-        yield Matrix(name, metric.title, metric.says, columns, tuple(body))
+        yield Matrix("seeds", f"{slips.title}, over the classifier's seeds", says, *_grid(rows, slips))
+    if run.held_out is not None and len(run.held_out):
+        rows = at_budget(run, run.held_out)
+        rows = rows[rows["metric"] == "slips_through_fpr10"]
+        order = {name: i for i, name in enumerate(dict.fromkeys(rows["detector"]))}
+        rows = rows.sort_values("detector", key=lambda names: names.map(order), kind="stable")
+        row = rows["detector"].map(label) + ", learnt from " + rows["learnt_from"].map(label)
+        says = (
+            "Read along a line: a guard that stops the attack it learnt from and lets others pass has learnt that attack, "
+            "not what attacks have in common."
+        )
+        rows = rows.assign(row=row, column=_columns(rows))
+        yield Matrix("held-out", f"{slips.title}, by what the guards learnt from", says, *_grid(rows, slips))
 
 
 def cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:

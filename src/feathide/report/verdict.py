@@ -108,12 +108,13 @@ def label(name: str) -> str:
     return f"{label(attack)} + {label(objective)}" if plus else name
 
 
-def at_budget(run: Run) -> pd.DataFrame:
-    """The rows of the table at the audited budget, ``threat["eps"]``: sweeps and unbounded sanity attacks do not count."""
+def at_budget(run: Run, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of the table, the run's unless said, at the audited budget, ``threat["eps"]``: sweeps and unbounded sanity attacks do not count."""
     eps = float(run.threat["eps"])
-    rows = run.table[np.isclose(run.table["eps"].astype(float), eps, rtol=1e-4, atol=1e-9)]
+    table = run.table if table is None else table
+    rows = table[np.isclose(table["eps"].astype(float), eps, rtol=1e-4, atol=1e-9)]
     if rows.empty:
-        known = ", ".join(f"{e:g}" for e in sorted(set(run.table["eps"])))
+        known = ", ".join(f"{e:g}" for e in sorted(set(table["eps"])))
         raise expected(
             f"the table must have rows at eps = {eps:g}", got=known, do="set threat['eps'] to the audited budget"
         )

@@ -29,6 +29,7 @@ __all__ = ["run_of", "versions"]
 PICTURES = 200  # cases of each condition in the report, and
 PIXELS = 2**23  # at most so many pixels of them
 PACKAGES = ("feathide", "torch", "torchvision", "numpy", "scikit-learn", "monai", "lightning")
+NUMBERS = ("eps", "value", "low", "high", "mean", "least", "greatest")
 
 BESIDE = (
     ("explain-stress.csv", "stress", stress_curve),
@@ -62,6 +63,8 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         caveats=caveats_of(lab, table),
         cases={c.name: _cases(lab, c, f) for c, f in shown},
         cost=_cost(lab),
+        seeds=_beside(lab, "seeds.csv") if plan.network.seeds else None,
+        held_out=_beside(lab, "held_out.csv") if plan.held_out else None,
         budgets=lab.budgets,
         counts=counts(lab),
     )
@@ -181,12 +184,8 @@ def _curves(lab: Lab, table: pd.DataFrame, eps: float) -> dict[str, pd.DataFrame
     """The report's figures beyond the table: only those whose data this audit has, or an analysis has left beside it."""
     curves = outlier_curves(lab, eps) if lab.train()[0].features else {}
     for file, name, curve in BESIDE:
-        if (lab.store.folder / file).is_file():
-            curves[name] = curve(
-                pd.read_csv(
-                    lab.store.folder / file, keep_default_na=False, na_values={"value": "", "low": "", "high": ""}
-                )
-            )
+        if (found := _beside(lab, file)) is not None:
+            curves[name] = curve(found)
     if len(lab.budgets) > 1:
         curves["eps"] = table[table.metric.isin(["success", "slips_through_fpr10"])]
     tuned = _tuned(lab)
@@ -195,6 +194,12 @@ def _curves(lab: Lab, table: pd.DataFrame, eps: float) -> dict[str, pd.DataFrame
     if lab.store.done(lab.mixture_key) and lab.bank().curves:
         curves["mixture"] = pd.DataFrame(list(lab.bank().curves))
     return curves
+
+
+def _beside(lab: Lab, file: str) -> pd.DataFrame | None:
+    """A table that lies in the folder of the audit, if it is there; only numbers may be missing in it."""
+    path = lab.store.folder / file
+    return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, "")) if path.is_file() else None
 
 
 def _tuned(lab: Lab) -> list[tuple[float, str, float, float, float]]:
