@@ -98,6 +98,8 @@ def test_calibration_by_hand():
     sure = [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.4, 0.6]]
     # bin (13/15, 14/15]: three at 0.9, two of them right; bin (8/15, 9/15]: one at 0.6, right
     assert metrics.calibration_error(sure, [0, 1, 1, 1]) == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.4)
+    edge = [[0.6, 0.4], [0.45, 0.55]]  # 0.6 = 9/15 is the upper edge of the bin of 0.55
+    assert metrics.calibration_error(edge, [0, 0]) == pytest.approx(abs(1 - 0.6 - 0.55) / 2)
     assert metrics.brier_score(sure, [0, 1, 1, 1]) == pytest.approx((0.01 + 0.81 + 0.01 + 0.16) / 4)
     assert metrics.calibration_error([[1, 0], [0, 1]], [0, 1]) == metrics.brier_score([[1, 0], [0, 1]], [0, 1]) == 0
     assert metrics.calibration_error([[1, 0], [0, 1]], [1, 0]) == metrics.brier_score([[1, 0], [0, 1]], [1, 0]) == 1
