@@ -149,7 +149,7 @@ def test_a_single_attack_wants_one_attack(tmp_path: Path) -> None:
 
 def test_check_takes_every_flag_of_audit_that_changes_the_plan() -> None:
     flags = {verb: {p.name for p in VERBS[f"feathide {verb}"].params} for verb in ("audit", "check")}
-    of_the_run = {"workers", "shard", "engine", "address", "strict", "fail_if", "track", "reuse"}
+    of_the_run = {"workers", "shard", "engine", "address", "gpus", "strict", "fail_if", "track", "reuse"}
     assert flags["audit"] - flags["check"] == of_the_run
 
 

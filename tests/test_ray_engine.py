@@ -12,8 +12,12 @@ import pytest
 
 from feathide.errors import InputError
 from feathide.study.engine import Task, run
+from feathide.study.plan import load_plan
 from feathide.study.ray_engine import run_on_ray
+from feathide.study.run import audit
 from feathide.study.store import Store
+from test_endurance import PLAN
+from test_endurance import contents as audit_contents
 from test_engine import Said, contents, graph
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -22,12 +26,13 @@ MEMORY = 80 * 2**20
 
 
 @pytest.fixture
-def nodes(monkeypatch):
+def nodes(monkeypatch, tmp_path):
     """A cluster of two nodes with one core each, and its second node."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("FEATHIDE_CACHE", str(tmp_path / "cache"))
     head = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
@@ -68,6 +73,32 @@ def test_two_nodes_of_which_one_is_killed_give_the_same_bytes(tmp_path, nodes):
         with pytest.raises(kind, match="bad/1"):
             run_on_ray([*graph(), Task("bad/1", (), partial(fail, error))], on_ray, address=cluster.address)
     assert not ray.is_initialized()
+
+
+def seen(store):
+    return {"gpu": np.array(os.environ.get("CUDA_VISIBLE_DEVICES", ""))}
+
+
+def test_an_audit_on_two_nodes_with_its_home_in_an_object_store_is_a_plain_one(tmp_path, s3, nodes):
+    """The same plan, so the same bytes; the driver tells of every task. A task that asks for a part of a GPU gets one."""
+    cluster, _ = nodes
+    audit(load_plan(PLAN), tmp_path / "plain")
+    said = Said()
+    found = audit(load_plan(PLAN), s3, engine="ray", address=cluster.address, progress=said)
+    assert audit_contents(found.folder) == audit_contents(tmp_path / "plain")
+    counts = [shown.done for shown in said.shown]
+    assert counts == sorted(counts) and counts[-1] == said.shown[-1].total and len(set(counts)) > 5
+
+    def task(name):
+        return [Task(name, (), seen)]
+
+    with pytest.raises(InputError, match=r"the Ray cluster must have the 0.5 GPUs of a task, got 0; start nodes"):
+        run_on_ray(task("a"), Store(tmp_path / "gpu"), address=cluster.address, gpus=0.5)
+    cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
+    cluster.wait_for_nodes()
+    store = Store(tmp_path / "gpu")
+    run_on_ray(task("a"), store, address=cluster.address, gpus=0.5)
+    assert store.load("a")["gpu"] == "0"
 
 
 def test_no_cluster_and_no_ray_are_said(tmp_path, monkeypatch):

@@ -1,10 +1,6 @@
 """A run whose home is elsewhere ends with the bytes of a plain one, whatever machine begins it, and can be read from there."""
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,32 +134,6 @@ def test_the_command_line_takes_a_url(url: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["verify", url, "--sample", "2"])
     assert result.exit_code == 0 and "2 images" in result.output, result.output
     assert not Path("memory:").exists()
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a local S3 server."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    pytest.importorskip("moto.server", reason="moto is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**names, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
-        monkeypatch.setenv(name, value)
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=-3, stderr=-3)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield "s3://bucket/run"
-    finally:
-        server.terminate()
-        server.wait()
-        fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.mark.slow

@@ -345,6 +345,23 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
         Store(tmp_path).save("a/b", {"x": np.zeros(1)})
 
 
+def test_links_do_not_lead_out_of_the_folder(tmp_path):
+    """The folder of a run is a stranger's: a link in it is no way out."""
+    (tmp_path / "elsewhere").mkdir()
+    store = open_folder(tmp_path / "run", "aaaa")
+    (tmp_path / "run" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "results.csv").symlink_to(tmp_path / "elsewhere" / "results.csv")
+    for write in (
+        lambda: store.save("a/b", {"x": np.zeros(1)}),
+        lambda: store.save_json("a/b", 1),
+        lambda: store.claim("a/b").__enter__(),
+    ):
+        with pytest.raises(InputError, match="must lie in the output folder, got a link that leads elsewhere"):
+            write()
+    write_whole(tmp_path / "run" / "results.csv", b"x")  # takes the place of the link
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_held_claim_shows_life(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.01)
     with Store(tmp_path).claim("x"):

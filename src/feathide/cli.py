@@ -93,6 +93,7 @@ def audit(
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address; a local one by default.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs for each task on Ray; with 0.25 four share one.")] = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a gate fails.")] = False,
     fail_if: Annotated[
         list[str] | None,
@@ -130,6 +131,7 @@ def audit(
             shard=_part(shard),
             engine=engine,
             address=address,
+            gpus=gpus,
             reuse=reuse,
             fail_if=fail_if or (),
         )

@@ -1,5 +1,6 @@
 """What a stranger may hand in: spoilt files are refused in one sentence; bombs, pipes and paths that lead elsewhere do no harm."""
 
+import csv
 import gzip
 import io
 import os
@@ -90,6 +91,13 @@ FOUND = {
     "a value without end": ("plan.yaml", {"eps": LONG}),
     "a budget beyond all numbers": ("plan.yaml", {"eps": "1e999"}),
     "a budget that takes long to write out": ("plan.yaml", {"eps": "1e99999999"}),
+    "a budget that is no number": ("plan.yaml", {"eps": [float("nan"), float("inf")]}),
+    "a range that is none": ("plan.yaml", {"data": {"path": "phantoms", "box": [float("nan"), 1.0]}}),
+    "a number that no computer counts to": ("plan.yaml", {"walk": {"steps": 10**30}}),
+    "a number of them in a list": ("plan.yaml", {"network": {"arch": "tiny", "seeds": [1, 10**30]}}),
+    "a negative seed": ("plan.yaml", {"seed": -1}),
+    "images larger than all memory": ("plan.yaml", {"data": {"path": "phantoms", "size": 10**8}}),
+    "no component": ("plan.yaml", {"mixture": {"components": -5}}),
 }
 
 
@@ -144,10 +152,18 @@ def nested(path: Path) -> None:
     path.write_text("data: " + "[" * 50_000)
 
 
-@pytest.mark.parametrize("make", [laughs, nested])
+def many_digits(path: Path) -> None:
+    path.write_text("data: phantoms\nseed: 0x" + "f" * 900_000)
+
+
+def base_sixty(path: Path) -> None:
+    path.write_text("data: phantoms\nseed: " + "1:" * 200_000 + "1")
+
+
+@pytest.mark.parametrize("make", [laughs, nested, many_digits, base_sixty])
 def test_plans_that_grow_are_refused(make, tmp_path: Path) -> None:
     make(tmp_path / "plan.yaml")
-    with limited(), pytest.raises(InputError, match=r"plan.yaml must be written out plainly"):
+    with limited(), pytest.raises(InputError, match=r"plan.yaml must (be written out plainly|have values of at most)"):
         load_plan(tmp_path / "plan.yaml")
 
 
@@ -253,6 +269,14 @@ def test_bombs_are_refused_small_and_soon(name: str, tmp_path: Path, monkeypatch
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
+@pytest.mark.parametrize("name", ["a.npz", "a.csv", "a.png", "a.nii"])
+def test_devices_are_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("/dev/zero")
+    with limited(), pytest.raises(InputError, match=rf"{name} must be"):
+        load_cases(tmp_path / name) if name[2:] in ("npz", "csv") else read_image(tmp_path / name)
+
+
 # --- what does not answer ------------------------------------------------------------------------------------------
 
 
@@ -296,6 +320,9 @@ WILD = [
     "..",
     "a\tb",
     "-rf",
+    '=cmd|"/c calc"!A0',
+    "@SUM(1)",
+    "\x1b[31mred",
 ]
 
 
@@ -314,8 +341,8 @@ def test_ids_and_labels_never_lead_out_of_the_folder(tmp_path: Path) -> None:
         image[:, 8 * (k % 2) : 8 * (k % 2) + 8] += 60
         Image.fromarray(image).save(home / f"{k}.png")
         split = ("train", "train", "test", "test", "val")[k // 2 % 5]
-        name = WILD[k % len(WILD)].replace('"', "") + str(k // len(WILD))
-        rows.append(f'{k}.png,"{("../left", "/etc/right")[k % 2]}","../{name}",{split},"{name}"')
+        name = WILD[k % len(WILD)].replace('"', '""') + str(k // len(WILD))
+        rows.append(f'{k}.png,"{("../left", "</script><svg onload=alert(2)>")[k % 2]}","../{name}",{split},"{name}"')
     (home / "cases.csv").write_text("\n".join(rows))
     plan = {
         "data": str(home / "cases.csv"), "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 4, "augment": False}},
@@ -323,11 +350,15 @@ def test_ids_and_labels_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     }  # fmt: skip
     before = set(tmp_path.rglob("*"))
     audit(load_plan(plan), home / "out")
-    export_images(home / "out", home / "exported")
+    exported = export_images(home / "out", home / "exported")
     new = set(tmp_path.rglob("*")) - before
     assert all(p.is_relative_to(home / "out") or p.is_relative_to(home / "exported") for p in new)
     assert not Path("/tmp/escaped0").exists() and not Path("/tmp/absolute1").exists()
     assert len(list((home / "exported").rglob("*.png"))) > 4
     page = (home / "out" / "report.html").read_text()
-    assert "<script>alert(1)" not in page
+    assert not any(text in page for text in ("<script>alert(1)", "<svg onload", "\u202e", "\x1b"))
+    with open(home / "exported" / "export.csv", newline="") as file:
+        written = [row["id"] for row in csv.DictReader(file)]
+    assert not any(name[0] in "=+-@\t\r" for name in written) and any(name[0] == "'" for name in written)
+    assert [name.removeprefix("'") for name in written] == [*exported.id]
     assert yaml.safe_load((home / "out" / "plan.yaml").read_text())["seed"] == 0

@@ -31,6 +31,8 @@ def guarded(path: Path, work: Callable[[], T]) -> T:
     def read() -> None:
         try:
             with told(path):
+                if path.is_char_device():
+                    raise expected(f"{path} must be a file", got="a device", do="replace it or leave it out")
                 found.append(work())
         except InputError as error:
             failed.append(error)

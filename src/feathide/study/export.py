@@ -26,7 +26,7 @@ from feathide.study.stages import cells, decode, encode, observe
 from feathide.study.store import Store, check_version, refresh, write_whole
 from feathide.study.table import Found, found_in, scores_in, thresholds_of
 
-__all__ = ["Choice", "check_format", "export_images", "file_name", "finished", "writer_of"]
+__all__ = ["Choice", "as_csv", "check_format", "export_images", "file_name", "finished", "writer_of"]
 
 
 class Writer(Protocol):
@@ -91,7 +91,7 @@ def export_images(
         for row in _cell(lab, cell, place, how):
             rows.append({**row, "file": Path(str(row["file"])).relative_to(folder).as_posix()})
     table = pd.DataFrame(rows, columns=COLUMNS)
-    write_whole(folder / "export.csv", table.to_csv(index=False).encode())
+    write_whole(folder / "export.csv", as_csv(table))
     return table
 
 
@@ -99,6 +99,12 @@ COLUMNS = [
     *("id", "file", "attack", "objective", "eps", "label", "target"),
     *("prediction", "file_prediction", "linf", "accepted_by", "survived"),
 ]  # fmt: skip
+
+
+def as_csv(table: pd.DataFrame) -> bytes:
+    """A table with ids as CSV. An id that a spreadsheet would take for a formula has an apostrophe before it, which spreadsheets take for text."""
+    formula = r"^(?=[=+\-@\t\r])(?![-+]?[\d.]+$)"
+    return bytes(table.assign(id=table.id.str.replace(formula, "'", regex=True)).to_csv(index=False).encode())
 
 
 def _chosen(lab: Lab, attack: str | None, objective: str | None) -> list[Cell]:
@@ -158,8 +164,8 @@ def file_name(case: str, deidentify: bool) -> str:
     """A file name, without ending, of its own for each id."""
     if deidentify:
         return sha256(case.encode()).hexdigest()[:16]
-    plain = re.sub(r"[^\w-]+", "_", case)
-    return plain if plain == case else f"{plain[:80]}-{sha256(case.encode()).hexdigest()[:8]}"
+    plain = re.sub(r"^-|[^\w-]+", "_", case).encode()[:80].decode(errors="ignore")  # file systems count bytes
+    return plain if plain == case else f"{plain}-{sha256(case.encode()).hexdigest()[:8]}"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ __all__ = [
     "NetworkPlan",
     "ObjectivePlan",
     "Part",
+    "Seed",
     "SplitPlan",
     "TrainPlan",
     "WalkPlan",
@@ -29,12 +30,15 @@ __all__ = [
 ]
 
 AIMED = ("evade", "selective", "orthogonal")
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1, le=2**15)]  # of an image: its square just fits into 4 GiB
 
 
 class Part(BaseModel):
     """A part of a plan: unknown fields are refused, nothing changes after it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -44,10 +48,13 @@ class Part(BaseModel):
 
 
 def check_fields(part: type[Part], value: Any, within: str = "") -> None:
-    """Refuse unknown fields, also of the parts below, before anything else is looked at."""
+    """Refuse unknown fields, and numbers that no computer counts to, also of the parts below, before anything else is looked at."""
     for name, inner in value.items() if isinstance(value, Mapping) else ():
         if name not in part.model_fields:
             raise unknown("field", f"{within}{name}", [within + known for known in part.model_fields])
+        for number in inner if isinstance(inner, list | tuple) else (inner,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise expected(f"{within}{name} must lie below 2^63", got=f"{number:.3g}", do="correct it")
         kind = part.model_fields[name].annotation
         if isinstance(kind, type) and issubclass(kind, Part):
             check_fields(kind, inner, f"{within}{name}.")
@@ -88,7 +95,7 @@ class DataPlan(Part):
     name: str | None = None
     patients: str | None = None
     patient_pattern: str | None = None
-    size: int | tuple[int, ...] | None = None
+    size: Side | tuple[Side, ...] | None = None
     channels: Literal[1, 3] | None = None
     box: tuple[float, float] | None = None
     limit: int | None = Field(None, ge=1)
@@ -131,8 +138,8 @@ class NetworkPlan(Part):
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     train: TrainPlan = TrainPlan()
-    seed: int | None = None
-    seeds: tuple[int, ...] = ()
+    seed: Seed | None = None
+    seeds: tuple[Seed, ...] = ()
 
     @property
     def own(self) -> bool:
@@ -256,7 +263,7 @@ class ObjectivePlan(Part):
 class MixturePlan(Part):
     """The Gaussian mixtures of HFC."""
 
-    components: int | Literal["auto"] | tuple[int, ...] = 1
+    components: Count | Literal["auto"] | tuple[Count, ...] = 1
     covariance: Literal["full", "tied", "diag", "lowrank"] = "full"
     shrinkage: float | Literal["auto"] = "auto"
 

@@ -19,6 +19,7 @@ from feathide.study.parts import (
     NetworkPlan,
     ObjectivePlan,
     Part,
+    Seed,
     SplitPlan,
     WalkPlan,
     WitnessPlan,
@@ -29,6 +30,7 @@ from feathide.study.parts import (
 )
 
 DEEPEST = 30  # levels of a plan
+LONGEST = 4096  # characters of a value, as of a path
 
 __all__ = ["Cell", "Plan", "load_plan", "merged", "slug"]
 
@@ -67,10 +69,10 @@ class Plan(Part):
     train_attack: str = "pgd"
     held_out: bool = False
     split: SplitPlan = SplitPlan()
-    dropout_samples: int = Field(50, ge=2)
+    dropout_samples: int = Field(50, ge=2, le=10_000)
     batch_size: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v)] = Field(32, ge=0)
     gates: Annotated[Literal["quick", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "quick"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":
@@ -185,9 +187,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _check_growth(path: Path, text: str) -> None:
-    """Refuse what takes more memory or time than its length: aliases, of which a few lines make a billion nodes, and deep nesting."""
+    """Refuse what takes more memory or time than its length: aliases, of which a few lines make a billion nodes, deep nesting, long numbers."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
+            got = f"one of {len(event.value)}, {event.value[:20]}..."
+            raise expected(f"{path} must have values of at most {LONGEST} characters", got=got, do="shorten it")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
             got = "an alias (*name)" if depth <= DEEPEST else f"more than {DEEPEST} levels"

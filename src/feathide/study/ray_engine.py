@@ -43,13 +43,16 @@ def run_on_ray(
 
     A task takes ``cpus`` and ``gpus`` (0.25: four tasks share a GPU) and as many torch threads as this process has, so
     the files are those of ``run``. What a lost worker was at is begun anew elsewhere. Raises what ``run`` raises, and
-    ``InputError`` without Ray or without a cluster at the address.
+    ``InputError`` without Ray, without a cluster at the address, and for more GPUs than its nodes have.
     """
     order, display = ordered(tasks), progress or Silent()
     store = Store(store.folder.resolve())
     missing = missing_of(order, store, display)
     try:
         with _connected(address) as ray:
+            if gpus > (there := ray.cluster_resources().get("GPU", 0)):  # it would wait for ever
+                do = "start nodes with ray start --num-gpus, or ask for less"
+                raise expected(f"the Ray cluster must have the {gpus:g} GPUs of a task", got=f"{there:g}", do=do)
             step = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_step)
             return _drive(ray, step, order, missing, store, display)
     except KeyboardInterrupt:

@@ -81,14 +81,16 @@ def audit(
     shard: tuple[int, int] | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
+    gpus: float = 0.0,
     reuse: bool = False,
     fail_if: Sequence[str] = (),
 ) -> Audit:
     """Run the audit of ``plan`` into ``out``, a folder or an fsspec URL such as s3://bucket/run (``study.remote``), and give the table and the report.
 
     ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several machines on one folder; ``engine`` "ray": on
-    the Ray cluster at ``address``, whose machines see ``out``; ``reuse``: take a folder that holds another plan, where work that both share is kept;
-    ``fail_if``: conditions such as "slips_through_fpr10 > 0.05", judged in ``Audit.judged`` and in ``audit.junit.xml``.
+    the Ray cluster at ``address``, whose machines see ``out``, with ``gpus`` for each task (0.25: four share one); ``reuse``: take a folder
+    that holds another plan, where work that both share is kept; ``fail_if``: conditions such as "slips_through_fpr10 > 0.05", judged in
+    ``Audit.judged`` and in ``audit.junit.xml``.
 
     Finished work in ``out`` is kept: after an interruption the same call goes on. Raises ``InputError`` before any long work for
     whatever cannot be used, and for a folder that holds a different plan.
@@ -100,7 +102,7 @@ def audit(
     open_folder(out, digest([lab.plan, lab.cases.digest]), reuse=reuse)
     write_plan(lab)
     if engine == "ray":
-        run_on_ray(order, lab.store, address=address, progress=progress)
+        run_on_ray(order, lab.store, address=address, progress=progress, gpus=gpus)
     else:
         work_off(order, lab.store, progress=progress, workers=workers, shard=shard)
     table = table_of(lab)

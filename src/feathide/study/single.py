@@ -13,7 +13,7 @@ from feathide.data import read_back
 from feathide.errors import expected
 from feathide.study.digest import digest
 from feathide.study.engine import Progress, run
-from feathide.study.export import Choice, check_format, file_name, writer_of
+from feathide.study.export import Choice, as_csv, check_format, file_name, writer_of
 from feathide.study.lab import Lab
 from feathide.study.plan import Cell, Plan
 from feathide.study.run import checked
@@ -59,7 +59,7 @@ def attack_images(
     audit = tasks(lab)
     run(with_needs([t for t in audit if t.key in known], audit), lab.store, progress=progress)
     table = pd.DataFrame(_attacked(lab, chosen[0], rows, folder / "images"), columns=list(COLUMNS))
-    write_whole(folder / "attack.csv", table.to_csv(index=False).encode())
+    write_whole(folder / "attack.csv", as_csv(table))
     return table
 
 

@@ -63,6 +63,13 @@ class Store:
             )
         return Path(self.folder, *parts[:-1], parts[-1] + suffix)
 
+    def _own(self, key: str, suffix: str = ".npz") -> Path:
+        """The file of a key that is to be written. Raises ``InputError`` where links lead out of the folder."""
+        path = self.path(key, suffix)
+        if not path.parent.resolve().is_relative_to(Path(self.folder).resolve()):
+            raise expected(f"{path} must lie in the output folder", got="a link that leads elsewhere", do="remove it")
+        return path
+
     def done(self, key: str) -> bool:
         """True if the arrays of ``key`` are there and end as they should (a cheap look; ``sound`` reads all)."""
         try:
@@ -89,7 +96,7 @@ class Store:
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray], *, meta: Mapping[str, Any] | None = None) -> None:
         """Writes arrays of numbers, bools or strings, and a JSON-like ``meta``: equal content gives equal bytes."""
-        write_whole(self.path(key), _packed(key, arrays, meta))
+        write_whole(self._own(key), _packed(key, arrays, meta))
 
     def load(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of ``key``. Raises ``InputError`` if the file is missing or does not match its checksum."""
@@ -109,7 +116,7 @@ class Store:
         """Writes a document of plain values to ``<key>.json``, with its checksum."""
         seal = hashlib.sha256(dumped(value).encode()).hexdigest()
         text = json.dumps({"sha256": seal, "content": value}, sort_keys=True, indent=1, ensure_ascii=False)
-        write_whole(self.path(key, ".json"), text.encode() + b"\n")
+        write_whole(self._own(key, ".json"), text.encode() + b"\n")
 
     def load_json(self, key: str) -> Any:
         """The document of ``key``. Raises ``InputError`` if it is missing or does not match its checksum."""
@@ -131,7 +138,7 @@ class Store:
         process is gone or a minute has passed without a sign of life. It only saves double work: two processes that
         save the same key write equal bytes and rename them into place, so no result ever rests on a claim.
         """
-        path = self.path(key, ".claim")
+        path = self._own(key, ".claim")
         if not _take(path):
             yield False
             return
