@@ -1,4 +1,4 @@
-"""An audit whose attacks and detectors come from other libraries and from this very file, by their names in the plan.
+"""An audit whose attacks and detectors come from other libraries and from this very file, by their names in the plan. The libraries' attacks hide by HFC, too.
 
 pip install feathide torchattacks foolbox adversarial-robustness-toolbox pytorch-ood
 """
@@ -26,11 +26,11 @@ if __name__ == "__main__":
             "eps": "8/255",
             "attacks": [
                 {"name": "torchattacks:PGD", "options": {"steps": 10}},
-                "foolbox:LinfPGD(steps=10)",
+                "foolbox:LinfPGD(steps=10, rel_stepsize=0.1)",
                 "art:BasicIterativeMethod(max_iter=10)",
                 f"{__file__}:sign_step",
             ],
-            "objectives": "plain",
+            "objectives": ["plain", "hfc"],
             "detectors": [
                 "kd",
                 "sklearn:IsolationForest(layers='all')",
@@ -42,4 +42,5 @@ if __name__ == "__main__":
         }
     )
     table = audit(plan, sys.argv[1] if len(sys.argv) > 1 else mkdtemp()).table
-    print(table[table.metric == "auc"].pivot(index="attack", columns="detector", values="value").round(2).to_string())
+    auc = table[table.metric == "auc"]
+    print(auc.pivot(index=["attack", "objective"], columns="detector", values="value").round(2).to_string())

@@ -365,6 +365,7 @@ def test_bf16_changes_outputs_gradients_and_images_a_little_and_decisions_hardly
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="torch 2.4 cannot compile one module at two places")
 def test_a_compiled_copy_shows_the_same_and_leaves_the_network_alone(backend: str) -> None:
     random = torch.Generator().manual_seed(0)
     relu = nn.ReLU()  # runs twice: the call counts
