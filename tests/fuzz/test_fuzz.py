@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +32,7 @@ from feathide.data.files import read_image
 from feathide.errors import InputError, expected
 from feathide.study.plan import load_plan
 from feathide.study.run import checked
+from feathide.study.table import stored_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = [
@@ -267,6 +269,13 @@ def test_bombs_are_refused_small_and_soon(name: str, tmp_path: Path, monkeypatch
         load_cases(tmp_path / name) if name.endswith("npz") else read_image(tmp_path / name)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
     assert time.monotonic() - began < 15
+
+
+def test_a_table_of_too_many_rows_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feathide.study.table.MOST_ROWS", 1000)
+    pd.DataFrame({"a": ["x"] * 1001}).to_parquet(tmp_path / "results.parquet")
+    with pytest.raises(InputError, match=r"results.parquet must be readable, got 1001 rows"):
+        stored_table(tmp_path / "results.parquet")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")

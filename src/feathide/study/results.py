@@ -21,7 +21,7 @@ from feathide.study.lab import Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 from feathide.study.store import write_whole
-from feathide.study.table import COLUMNS, Found, found_in, scores_in, slips_in
+from feathide.study.table import COLUMNS, Found, found_in, scores_in, slips_in, stored_table
 
 __all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again"]
 
@@ -64,7 +64,7 @@ def _document(folder: Path) -> dict[str, Any]:
 
 def _table(folder: Path) -> pd.DataFrame:
     path = folder / "results.parquet"
-    table = guarded(path, lambda: pd.read_parquet(path))
+    table = stored_table(path)
     if tuple(table.columns) != COLUMNS or not all(
         table[c].dtype.kind in "fi" for c in ("eps", "value", "low", "high", "n")
     ):

@@ -6,11 +6,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from feathide.catalog import OBJECTIVES
+from feathide.data.guard import guarded
 from feathide.errors import InputError
 from feathide.metrics import (
     Interval,
@@ -37,10 +40,12 @@ __all__ = [
     "negatives_in",
     "seconds_of",
     "slips_in",
+    "stored_table",
     "table_of",
     "thresholds_of",
 ]
 
+MOST_ROWS = 10_000_000
 COLUMNS = (
     *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector"),
     *("metric", "value", "low", "high", "n", "seed"),
@@ -320,3 +325,14 @@ def _worst(lab: Lab, eps: float) -> Iterator[Row]:
             share = proportion(np.isin(rows, np.concatenate(slipped)), groups=groups)
             head = ("worst", "any", knowledge, eps, detector, f"slips_through_{name}")
             yield (*head, share.value, share.low, share.high, share.n)
+
+
+def stored_table(path: Path) -> pd.DataFrame:
+    """A table in a parquet file. A small one can hold more rows than there is memory for: beyond ``MOST_ROWS`` it is refused."""
+
+    def read() -> pd.DataFrame:
+        if (rows := pq.read_metadata(path).num_rows) > MOST_ROWS:
+            raise ValueError(f"{rows} rows")
+        return pd.read_parquet(path)
+
+    return guarded(path, read)

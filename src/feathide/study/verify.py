@@ -25,7 +25,7 @@ from feathide.study.remote import home_of, near
 from feathide.study.stages import cells, decode, observe
 from feathide.study.store import Store, held_plan
 from feathide.study.subjects import cases_of
-from feathide.study.table import comparisons_of, table_of
+from feathide.study.table import comparisons_of, stored_table, table_of
 
 __all__ = ["TOLERANCE", "Difference", "Verified", "verify"]
 
@@ -209,9 +209,7 @@ def _tables(lab: Lab) -> tuple[int, list[Difference]]:
 def _changed(path: Path, now: pd.DataFrame) -> Iterator[str]:
     """What a written table says otherwise."""
     try:
-        text = (
-            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False, dtype=str)
-        )
+        text = stored_table(path) if path.suffix == ".parquet" else pd.read_csv(path, keep_default_na=False, dtype=str)
     except Exception as error:  # pandas and pyarrow raise whatever their parsers meet
         yield f"cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         return
