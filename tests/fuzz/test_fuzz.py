@@ -364,6 +364,7 @@ def test_ids_and_labels_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert all(p.is_relative_to(home / "out") or p.is_relative_to(home / "exported") for p in new)
     assert not Path("/tmp/escaped0").exists() and not Path("/tmp/absolute1").exists()
     assert len(list((home / "exported").rglob("*.png"))) > 4
+    assert (exported.linf <= exported.eps).all()  # to the last digit
     page = (home / "out" / "report.html").read_text()
     assert not any(text in page for text in ("<script>alert(1)", "<svg onload", "\u202e", "\x1b"))
     with open(home / "exported" / "export.csv", newline="") as file:
