@@ -48,6 +48,7 @@ def test_the_wheel_is_whole_and_can_be_imported(tmp_path: Path) -> None:
         for f in (source / "feathide").rglob("*")
         if f.suffix in kinds or f.name == "py.typed"
     }
+    wanted |= {f"feathide/{f.relative_to(ROOT)}" for f in (ROOT / "studies" / "paper").glob("*.yaml")}
     assert wanted <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     installed = tmp_path / "site"
