@@ -30,8 +30,11 @@ def laws(
 ) -> None:
     """Hold the laws against your own attack, detector or objective; exit with 4 if one is broken."""
     with said():
+        import torch
+
         from feathide.laws import check
 
+        torch.set_num_threads(1)  # the networks are tiny: threads would only wait for one another
         found: list[Verdict] = []
         for verdict in check(name, kind=kind, skip=skip or ()):
             found.append(verdict)
