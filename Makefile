@@ -10,8 +10,10 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# torchattacks comes alone: of requests it takes 2.25 only, which other packages of the tests refuse; it works with newer ones.
 test-integrations: .venv/installed
-	$(BIN)/python -m pip install --quiet -e '.[test,compare,ood,timm,onnx,ray]'
+	$(BIN)/python -m pip install --quiet -e '.[test,art,foolbox,ood,timm,onnx,ray]'
+	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5'
 	$(BIN)/python -m pytest tests/integration
 
 # The fast tests with the oldest versions that pyproject.toml promises (Python 3.11). Needs uv, which resolves to the lowest.
