@@ -94,6 +94,9 @@ def test_what_no_attack_achieves_is_not_tested() -> None:
 def test_what_speaks_against_a_claim_is_named() -> None:
     found = judge(TABLE, Claim(says="so", where={"objective": "hfc"}, above={"objective": "plain"}))
     assert found.against == ("kd: 0.30 against 0.90", "lid: 0.55 against 0.60")
+    sweep = pd.concat([TABLE.assign(eps=e / 255, variation=f"{e}/255") for e in (2, 8)])
+    found = judge(sweep, Claim(says="so", where={"objective": "hfc"}, **{"is": "> 0.5"}))
+    assert found.against == ("2/255 kd: 0.30", "8/255 kd: 0.30")
 
 
 @pytest.mark.parametrize("claim", [{}, {"is": "0.9"}, {"is": "> 1", "above": {"a": "b"}}])
@@ -129,7 +132,9 @@ def test_a_programme_is_answered_once(folder: Path) -> None:
     page = (out / "study.html").read_text()
     assert "A &lt;small&gt; study" in page and "hide-left.html" in page and 'id="drift"' in page
     text = (out / "study.md").read_text()
-    assert "Does it hide?" in text and "| Accuracy | Calibration error | Brier score |" in text
+    assert "Does it hide?" in text
+    assert text.count("| Accuracy | Calibration error | Brier score |") == 1  # one table for all chapters
+    assert page.count(">Classifiers on clean test images") == 1
 
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.npz")}
     assert len(list((out / "classifier").glob("*.npz"))) == 1  # one network for all questions

@@ -65,6 +65,12 @@ class Book:
     says: Sequence[str]
     chapters: Sequence[Chapter]
 
+    @property
+    def matrices(self) -> Sequence[Matrix]:
+        """What the classifiers of all audits do on clean images."""
+        tables = [c.table for c in self.chapters if "calibration_error" in set(c.table.metric)]
+        return [classifiers(pd.concat(tables))] if tables else []
+
 
 def book(page: Book) -> str:
     """The book as HTML text; it loads nothing and holds its numbers."""
@@ -95,8 +101,7 @@ def chapter(
         return found if layout is None else replace(found, matrices=tuple(_laid_out(table, layout)))
     rows = table[(table.attack != "") & (table.metric.isin([show, "success"]))]
     rows = rows[(rows.metric == show) == (rows.detector != "")]
-    matrices = (*_matrices(rows, show), classifiers(table))
-    return replace(found, matrices=matrices, figures=(_figure(id, rows, show),))
+    return replace(found, matrices=tuple(_matrices(rows, show)), figures=(_figure(id, rows, show),))
 
 
 def _laid_out(table: pd.DataFrame, layout: Layout) -> Iterator[Matrix]:
@@ -181,22 +186,20 @@ def _line(rows: pd.DataFrame, name: str, number: int, x: str) -> Style:
 
 def markdown(page: Book) -> str:
     """The book in Markdown: claims and tables; the figures stand in the page."""
-    lines = [f"# {page.title}", "", *(f"- {line}" for line in page.says), ""]
+    lines = [f"# {page.title}", "", *(f"- {line}" for line in page.says), "", *_tables(page.matrices)]
     for c in page.chapters:
         lines += [f"## {c.title}", ""] + ([f"The paper: {c.paper}", ""] if c.paper else [])
         for claim in c.claims:
             against = f" Not so: {claim.against}." if claim.against else ""
             lines.append(f"- **{claim.verdict}** ({claim.clear} beyond the intervals): {claim.says}.{against}")
         lines.append("")
-        for m in c.matrices:
-            lines += [
-                f"{m.title}",
-                "",
-                "| | " + " | ".join(m.columns) + " |",
-                "|---" * (len(m.columns) + 1) + "|",
-            ]
-            lines += [
-                f"| {n} | " + " | ".join(f"{v.text} {v.interval}".strip() for v in cells) + " |" for n, cells in m.rows
-            ]
-            lines.append("")
+        lines += _tables(c.matrices)
     return "\n".join(lines)
+
+
+def _tables(matrices: Sequence[Matrix]) -> Iterator[str]:
+    for m in matrices:
+        yield from (m.title, "", "| | " + " | ".join(m.columns) + " |", "|---" * (len(m.columns) + 1) + "|")
+        for name, cells in m.rows:
+            yield f"| {name} | " + " | ".join(f"{v.text} {v.interval}".strip() for v in cells) + " |"
+        yield ""

@@ -42,7 +42,8 @@ WORDS = {
 }  # best first
 AIMS = {"kde": "kd", "lid": "lid"}  # objectives that are aimed at one detector by name
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
-ACRONYMS |= {"kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
+ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
+SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def label(name: str) -> str:
     """How an attack, objective, detector or condition is written: ``pgd+hfc`` as ``PGD + HFC``, ``pgd+plain`` as ``PGD``."""
     if name in ACRONYMS:
         return name.upper()
-    if name == "worst+any":
-        return "the worst for each image"
+    if name in SPELT:
+        return SPELT[name]
     attack, plus, objective = name.partition("+")
     if plus and objective == "plain":
         return label(attack)

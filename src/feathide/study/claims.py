@@ -136,7 +136,9 @@ def _idle(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
 def _named(row: pd.Series, rows: pd.DataFrame, numbers: str) -> str:
     """A row by what tells it from the others, without what follows from that."""
     several: list[str] = []
-    for column in rows.columns:
+    for column in sorted(
+        rows.columns, key=lambda name: name != "variation"
+    ):  # a variation's name says more than what is varied
         if column.startswith(NUMBERS) or column == "knowledge" or rows[column].nunique() < 2:
             continue
         if not several or rows.groupby(several)[column].nunique().max() > 1:
