@@ -40,7 +40,15 @@ def test_a_plan_names_other_libraries(
     monkeypatch.setattr("sys.argv", ["example", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / "plan_with_other_libraries.py"), run_name="__main__")
     shown = capsys.readouterr().out
-    for name in ("torchattacks:PGD(steps=10)", "hfc", "foolbox:LinfPGD", "art:Basic", "sign_step", "sklearn:", "pytorch_ood:"):
+    for name in (
+        "torchattacks:PGD(steps=10)",
+        "hfc",
+        "foolbox:LinfPGD",
+        "art:Basic",
+        "sign_step",
+        "sklearn:",
+        "pytorch_ood:",
+    ):
         assert name in shown
 
 
