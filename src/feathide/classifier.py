@@ -27,9 +27,9 @@ def channel_mean(h: Tensor) -> Tensor:
     where its mean does not."""
     if h.ndim == 2:
         return h
-    flat = h.flatten(2)
     # the gradient of mean would fill memory of the size of h; that of sum is a view
-    return flat.sum(2, dtype=torch.promote_types(h.dtype, torch.float32)) / flat.shape[2]
+    total = h.sum(tuple(range(2, h.ndim)), dtype=torch.promote_types(h.dtype, torch.float32))
+    return total / (h.numel() // total.numel())
 
 
 @dataclass(frozen=True, eq=False)
