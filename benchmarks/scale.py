@@ -84,24 +84,27 @@ def growth(folder):
     return peaks[1] - peaks[0]
 
 
-def audit_plan(limit):
+def audit_plan(limit, steps):
     """A whole audit of phantoms whose work is the attack on ``limit`` held-out images, in batches of 8."""
     return {
         "data": {"path": "phantoms", "limit": limit}, "network": {"arch": "resnet18", "layers": "stages", "train": {"epochs": 1, "augment": False}},
-        "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": 10}, "detectors": ["msp", "maha"], "eps": "4/255", "batch_size": 8, "gates": "off",
+        "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": steps}, "detectors": ["msp", "maha"], "eps": "4/255", "batch_size": 8, "gates": "off",
     }  # fmt: skip
 
 
-def measured(limit, workers, pipe, folder):
+def measured(limit, steps, workers, pipe, folder):
     """Send (images attacked, seconds, peak MiB) of one whole audit; its classifier is trained before the clock starts."""
+    from feathide.study.digest import digest
     from feathide.study.lab import lab_of
     from feathide.study.plan import load_plan
     from feathide.study.run import audit
     from feathide.study.stages import tasks
+    from feathide.study.store import open_folder
 
     torch.set_num_threads(1)
-    plan = load_plan(audit_plan(limit))
+    plan = load_plan(audit_plan(limit, steps))
     lab = lab_of(plan.model_dump_json(), Store(folder))
+    open_folder(folder, digest([lab.plan, lab.cases.digest]))
     run([t for t in tasks(lab) if t.key == lab.classifier_key], lab.store)
     began = time.perf_counter()
     audit(plan, folder, workers=workers, reuse=True)
@@ -112,13 +115,14 @@ def measured(limit, workers, pipe, folder):
 
 def whole_audits(folder):
     """Rows of a table: a process of its own for each audit, so that peaks of memory are its own."""
-    for limit, workers in ((60, 1), (120, 1), (240, 1), (240, 2)):
+    for limit, steps, workers in ((60, 20, 1), (120, 20, 1), (240, 20, 1), (240, 80, 1), (240, 80, 2)):
         ours, theirs = get_context("spawn").Pipe()
         child = get_context("spawn").Process(
-            target=measured, args=(limit, workers, theirs, folder / f"{limit}-{workers}")
+            target=measured, args=(limit, steps, workers, theirs, folder / f"{limit}-{steps}-{workers}")
         )
         child.start()
-        yield workers, *ours.recv()
+        theirs.close()  # so that a child that fails ends the wait
+        yield workers, steps, *ours.recv()
         child.join()
 
 
@@ -169,11 +173,12 @@ def main():
     torch.set_num_threads(1)
     if given.workers:
         print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
-        print("| processes | images attacked | s | ms an image | peak MiB |\n|---|---|---|---|---|")
+        print("| processes | steps | images attacked | s | ms an image | peak MiB |\n|---|---|---|---|---|---|")
         with tempfile.TemporaryDirectory() as name:
-            for workers, images, seconds, peak in whole_audits(Path(name)):
+            for workers, steps, images, seconds, peak in whole_audits(Path(name)):
                 print(
-                    f"| {workers} | {images} | {seconds:.1f} | {1000 * seconds / images:.0f} | {peak:.0f} |", flush=True
+                    f"| {workers} | {steps} | {images} | {seconds:.1f} | {1000 * seconds / images:.0f} | {peak:.0f} |",
+                    flush=True,
                 )
         return
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
