@@ -1,6 +1,8 @@
 """Seconds and peak memory of every detector: 10,000 training features, 10,000 features to score.
 
-``python benchmarks/detectors.py`` writes ``benchmarks/detectors.md``. Each detector runs in a process of its own, so that its
+    python benchmarks/detectors.py [--out FILE]
+
+Each detector runs in a process of its own, so that its
 peak is its own. Features are drawn from two Gaussian classes with correlated channels, one layer, 32-bit, as extracted.
 """
 
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--channels", type=int, default=512)
+    parser.add_argument("--out", type=Path, help="write a page here")
     options = parser.parse_args()
     rows = []
     for name in DETECTORS:
@@ -76,7 +79,8 @@ def main() -> None:
         "|---|---|---|---|",
         *rows,
     ]
-    Path(__file__).with_suffix(".md").write_text("\n".join(page) + "\n")
+    if options.out is not None:
+        options.out.write_text("\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Features: chest X-rays of one class, seen by a ResNet-50 that was trained for a few steps (channel means of layers with 64 to 2048
 channels). Each fit runs in a process of its own, so that its peak is its own, and the methods take turns. Seconds are CPU seconds of
-the process, which other work on the machine disturbs little; read the ratios. Writes ``benchmarks/mixture.md``.
+the process, which other work on the machine disturbs little; read the ratios. ``--out FILE`` writes a page.
 """
 
 import argparse
@@ -134,8 +134,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes, about three minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "cxr_pneumonia_64.npz")
+    parser.add_argument("--out", type=Path, help="write a page here")
     parser.add_argument("--features", type=Path, help="keep the features here, or take them from here")
     options = parser.parse_args()
+    if not options.data.exists() and not (options.features and options.features.exists()):
+        print(
+            f"no mixtures: {options.data} is not there; give --data FILE.npz with train_images (N, 64, 64) and train_labels"
+        )
+        return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch come in
         os.environ[name] = str(options.threads)
     import sklearn.mixture  # noqa: F401  once, for all children
@@ -163,7 +169,8 @@ def main() -> None:
         "",
         bank_size(),
     ]
-    (HERE / "mixture.md").write_text("\n".join(page) + "\n")
+    if options.out is not None:
+        options.out.write_text("\n".join(page) + "\n")
     print(page[-1])
 
 

@@ -7,7 +7,8 @@ features of every conv unit and their energies under mixtures of two classes, ha
 common factors whiten. By hand: one forward and one ``autograd.grad``. All variants of a network take turns in one process; a number is
 the median over the rounds of the ratio of CPU seconds (of this process, which other work on the machine disturbs least; on a GPU:
 seconds by the clock, after it has finished) in the same round. The networks have random weights and the mixtures random parameters
-around real features: neither changes the work. Prints ratios only and writes ``benchmarks/step.md``.
+around real features: neither changes the work. Prints ratios only; ``--out FILE`` writes
+them as a page, too. Other libraries are left out where they are not installed.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from feathide.recipes import pgd
 from feathide.types import Goal, Outputs
 
 COMPONENTS = (1, 16, 64)
+PEERS = ("torchattacks", "foolbox", "art")
 CASES = [(name, size) for name in ("resnet18", "resnet50") for size in (64, 128, 224)] + [
     ("resnet10_3d", 32),
     ("resnet18_3d", 32),
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda without other libraries")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--out", type=Path, help="write a page here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -226,7 +230,10 @@ def main() -> None:
         if name.startswith(options.only) and options.size in (None, size):
             lines.append(hfc_row(name, size, options))
             print(lines[-1], flush=True)
-    if not options.no_peers and options.device == "cpu":
+    missing = [name for name in PEERS if find_spec(name) is None]
+    if missing:
+        print(f"PGD of other libraries left out: {', '.join(missing)} not installed")
+    elif not options.no_peers and options.device == "cpu":
         lines += ["", "| PGD of | px | steps | fooled | seconds / ours |", "|---|---|---|---|---|"]
         for steps in (10,) if options.quick else (10, 40):
             lines += peers(64, options.rounds, steps)
@@ -235,10 +242,8 @@ def main() -> None:
     place = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
     head = f"`{command}`: one thread, torch {torch.__version__}, {place}, {options.precision}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores."
     about = (__doc__ or "").split("\n\n")[2].strip()
-    if not options.only and options.size is None:
-        Path(__file__).with_suffix(".md").write_text(
-            "\n".join(["# The cost of a step", "", head, about, "", *lines, ""])
-        )
+    if options.out is not None:
+        options.out.write_text("\n".join(["# The cost of a step", "", head, about, "", *lines, ""]))
 
 
 if __name__ == "__main__":
