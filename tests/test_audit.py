@@ -114,6 +114,13 @@ def test_stored_images_are_what_was_judged(lab: Lab) -> None:
         assert list(stored["id"]) == list(lab.ids(stored["rows"]))
 
 
+def test_the_classifier_sees_what_it_was_trained_on(lab: Lab) -> None:
+    train = lab.images(lab.rows("train")).double()
+    axes = tuple(i for i in range(train.ndim) if i != 1)
+    assert lab.classifier.mean == pytest.approx(train.mean(axes).tolist(), rel=1e-4)
+    assert lab.classifier.std == pytest.approx(train.std(axes, correction=0).tolist(), rel=1e-2)
+
+
 def test_only_correct_images_are_attacked(lab: Lab) -> None:
     out, rows = lab.outputs("clean", "test")
     right = rows[out.predicted.numpy() == lab.labels[rows]]
