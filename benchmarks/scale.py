@@ -115,7 +115,15 @@ def measured(limit, steps, workers, pipe, folder):
 
 def whole_audits(folder):
     """Rows of a table: a process of its own for each audit, so that peaks of memory are its own."""
-    for limit, steps, workers in ((60, 20, 1), (120, 20, 1), (240, 20, 1), (240, 200, 1), (240, 200, 2)):
+    for limit, steps, workers in (
+        (60, 20, 1),
+        (120, 20, 1),
+        (240, 20, 1),
+        (240, 80, 1),
+        (240, 80, 2),
+        (240, 200, 1),
+        (240, 200, 2),
+    ):
         ours, theirs = get_context("spawn").Pipe()
         child = get_context("spawn").Process(
             target=measured, args=(limit, steps, workers, theirs, folder / f"{limit}-{steps}-{workers}")
