@@ -119,6 +119,7 @@ def test_the_classifier_sees_what_it_was_trained_on(lab: Lab) -> None:
     axes = tuple(i for i in range(train.ndim) if i != 1)
     assert lab.classifier.mean == pytest.approx(train.mean(axes).tolist(), rel=1e-4)
     assert lab.classifier.std == pytest.approx(train.std(axes, correction=0).tolist(), rel=1e-2)
+    assert not any(p.requires_grad for p in lab.classifier.model.parameters())  # and nobody trains it further
 
 
 def test_only_correct_images_are_attacked(lab: Lab) -> None:
