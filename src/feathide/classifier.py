@@ -1,6 +1,7 @@
 """FeatureClassifier: any torch network, unmodified, that shows its logits and its pooled features in one forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -27,9 +28,13 @@ def channel_mean(h: Tensor) -> Tensor:
     where its mean does not."""
     if h.ndim == 2:
         return h
-    # the gradient of mean would fill memory of the size of h; that of sum is a view
-    total = h.sum(tuple(range(2, h.ndim)), dtype=torch.promote_types(h.dtype, torch.float32))
-    return total / (h.numel() // total.numel())
+    total, count = _channel_sum(h)
+    return total / count
+
+
+def _channel_sum(h: Tensor) -> tuple[Tensor, int]:
+    """The sum over all spatial axes (N, C), and of how many values. The gradient of a mean would fill memory of the size of h; that of a sum is a view."""
+    return h.sum(tuple(range(2, h.ndim)), dtype=torch.promote_types(h.dtype, torch.float32)), math.prod(h.shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +111,9 @@ class FeatureClassifier:
             logits, others = self._as_decision(raw)
             features = {n: _full(f) for n, f in zip(names, pooled, strict=True)}
             return Outputs(logits, features, None, others, witness=None if self.witness is None else self.witness(x))
-        found: dict[str, Tensor] = {}
+        found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
-        hooks = _collectors(names, found, {}, self.pool)
+        hooks = _collectors(names, found, {}, self.pool, counts)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
             raw = self.model(z)
@@ -118,7 +123,7 @@ class FeatureClassifier:
         logits, others = self._as_decision(raw)
         return Outputs(
             logits,
-            {n: found[n] for n in names},
+            _means({n: found[n] for n in names}, counts),
             stochastic if self.dropout_samples else None,
             others,
             witness=None if self.witness is None else self.witness(x),
@@ -256,10 +261,15 @@ class _Watched(nn.Module):
 
 
 def _collectors(
-    names: Sequence[str], found: dict[str, Tensor], calls: dict[str, int], pool: Pool
+    names: Sequence[str],
+    found: dict[str, Tensor],
+    calls: dict[str, int],
+    pool: Pool,
+    counts: dict[str, int] | None = None,
 ) -> dict[str, Callable[..., None]]:
     """One hook per module, which pools and copies the outputs of the calls that are wanted as they are made: a following in-place
-    activation cannot corrupt them, and memory stays (N, C). ``calls`` counts how often each module has run."""
+    activation cannot corrupt them, and memory stays (N, C). ``calls`` counts how often each module has run. Given ``counts``, sums stand in place of
+    means, and there how many values they are of."""
     wanted: dict[str, dict[int, str]] = {}
     for name in names:
         module, _, call = name.partition("#")
@@ -268,13 +278,30 @@ def _collectors(
     def collect(module: str, kept: dict[int, str]) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
             call = calls.get(module, 0)
-            if call in kept:
-                found[kept[call]] = _full(pool(output).clone())
             calls[module] = call + 1
+            if call not in kept:
+                return
+            if counts is not None and pool is channel_mean and output.ndim > 2:
+                found[kept[call]], counts[kept[call]] = _channel_sum(output)
+            else:
+                found[kept[call]] = _full(pool(output).clone())
 
         return hook
 
     return {module: collect(module, kept) for module, kept in wanted.items()}
+
+
+def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The features, where those in ``counts`` are sums of so many values. They are columns of one tensor where they can be: one division for all
+    layers, and one gradient."""
+    if len({(f.dtype, f.device) for f in sums.values()}) != 1 or any(f.ndim != 2 for f in sums.values()):
+        return {name: f / counts[name] if name in counts else f for name, f in sums.items()}
+    sizes = [f.shape[1] for f in sums.values()]
+    joint = torch.cat(list(sums.values()), 1)  # (N, D)
+    if counts:
+        divisors = [counts.get(name, 1) for name in sums]
+        joint = joint / torch.repeat_interleave(joint.new_tensor(divisors), torch.tensor(sizes, device=joint.device))
+    return dict(zip(sums, joint.split(sizes, 1), strict=True))
 
 
 def _full(value: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from feathide.cli_laws import laws
 from feathide.cli_results import compare, report, verify
 from feathide.cli_study import study
 from feathide.ending import said
+from feathide.heap import keep_freed_memory
 from feathide.study.remote import near
 
 if TYPE_CHECKING:
@@ -283,6 +284,7 @@ app.command(epilog="Example: `feathide ood plan.yaml --out runs/chest`")(ood)
 
 def main() -> None:
     """The entry point of the ``feathide`` command."""
+    keep_freed_memory()
     app()
 
 

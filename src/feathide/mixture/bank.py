@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.errors import choose, expected
+from feathide.mixture.energies import Fields, Groups, energies
 from feathide.mixture.fit import fit_mixture
-from feathide.mixture.model import Covariance, Mixture, with_gradient
+from feathide.mixture.model import Covariance, Mixture
 from feathide.types import Outputs
 
 __all__ = ["MixtureBank"]
@@ -34,6 +35,7 @@ class MixtureBank:
 
     mixtures: Mapping[str, Mapping[int, Mixture]]
     curves: tuple[dict[str, Any], ...] = ()
+    _ready: dict[tuple[Any, ...], Fields] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def fit(
@@ -98,14 +100,8 @@ class MixtureBank:
         if soft:
             return self._each(out, classes, layers, lambda mixture, f: mixture.energy(f, soft=True))
         names, groups = self._layers(layers), self._groups(classes)
-
-        def measure(features: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-            pairs = [
-                self._in(name, f, groups, Mixture.energy_and_gradient) for name, f in zip(names, features, strict=True)
-            ]
-            return torch.stack([value for value, _ in pairs], 1), [gradient for _, gradient in pairs]
-
-        return with_gradient(measure, [choose("layer", name, out.features) for name in names])
+        features = [choose("layer", name, out.features) for name in names]
+        return energies(features, {label: self._fields(label, names, features[0]) for label in groups.labels}, groups)
 
     def log_prob(self, out: Outputs, classes: Tensor, *, layers: Sequence[str] | None = None) -> Tensor:
         """The log-density (N, L) of every sample under the mixtures of its own class ``classes`` (N,); differentiable."""
@@ -176,49 +172,37 @@ class MixtureBank:
             )
         return cls.unpacked(tensors, metadata["content"])
 
-    def _each(
-        self, out: Outputs, classes: Tensor, layers: Sequence[str] | None, measure: Callable[[Mixture, Tensor], Tensor]
-    ) -> Tensor:
-        groups = self._groups(classes)
-        features = {name: choose("layer", name, out.features) for name in self._layers(layers)}
-        return torch.stack(
-            [self._in(n, f, groups, lambda m, part: (measure(m, part),))[0] for n, f in features.items()], 1
-        )
-
     def _layers(self, layers: Sequence[str] | None) -> tuple[str, ...]:
         return self.layers if layers is None else tuple(name for name in layers if choose("layer", name, self.mixtures))
 
-    def _groups(self, classes: Tensor) -> "_Groups":
-        present, counts = classes.unique(return_counts=True)
-        labels = present.tolist()
-        if missing := set(labels) - set(self.classes):
+    def _fields(self, label: int, names: tuple[str, ...], like: Tensor) -> Fields:
+        """The mixtures of a class in these layers, in the dtype and on the device of ``like``; made once for each."""
+        key = (label, names, like.dtype, like.device)
+        if key not in self._ready:
+            self._ready[key] = Fields.of([self.mixtures[name][label].field(like) for name in names])
+        return self._ready[key]
+
+    def _groups(self, classes: Tensor) -> Groups:
+        groups = Groups.of(classes)
+        if missing := set(groups.labels) - set(self.classes):
             raise expected(
                 "classes must have mixtures",
                 got=f"class {min(missing)}, fitted: {', '.join(map(str, self.classes))}",
                 do="fit on samples of every class that occurs as a target",
             )
-        order = classes.argsort(stable=True)
-        return _Groups(labels, counts.tolist(), order, order.argsort())
+        return groups
 
-    def _in(
-        self, name: str, f: Tensor, groups: "_Groups", measure: Callable[[Mixture, Tensor], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """``measure`` of the rows of each class under the mixtures of that class, in the order of the rows."""
-        mixtures = self.mixtures[name]
-        if len(groups.labels) == 1:
-            return measure(mixtures[groups.labels[0]], f)
-        parts = zip(groups.labels, f[groups.order].split(groups.sizes), strict=True)
-        results = zip(*(measure(mixtures[label], part) for label, part in parts), strict=True)
-        return tuple(torch.cat(columns)[groups.back] for columns in results)
-
-
-class _Groups(NamedTuple):
-    """The rows of a batch by class: which classes occur, how often, the rows in their order, and the way back."""
-
-    labels: list[int]
-    sizes: list[int]
-    order: Tensor
-    back: Tensor
+    def _each(
+        self, out: Outputs, classes: Tensor, layers: Sequence[str] | None, measure: Callable[[Mixture, Tensor], Tensor]
+    ) -> Tensor:
+        """``measure`` of the rows of each class under the mixtures of that class, in the order of the rows, (N, L)."""
+        groups = self._groups(classes)
+        columns = []
+        for name in self._layers(layers):
+            parts = choose("layer", name, out.features)[groups.order].split(groups.sizes)
+            mixtures = [self.mixtures[name][label] for label in groups.labels]
+            columns.append(torch.cat([measure(m, part) for m, part in zip(mixtures, parts, strict=True)]))
+        return torch.stack(columns, 1)[groups.back]
 
 
 def _listed(components: int | Sequence[int] | str) -> Sequence[int]:

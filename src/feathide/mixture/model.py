@@ -18,30 +18,19 @@ shared is a factor analysis, A = diag(w) (I - Q Q^T) with at most 64 factors, ke
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from feathide.mixture.shapes import Diag, Full, LowRank, Shape, Tied, log_det, whiten, whiten_transposed
+from feathide.mixture.energies import Field, Fields, Groups, energies
+from feathide.mixture.shapes import BLOCK, Diag, Full, LowRank, Plain, Shape, Thin, into, likeliest, log_det, parted
 
-__all__ = ["COVARIANCES", "Covariance", "Mixture", "with_gradient"]
+__all__ = ["COVARIANCES", "Covariance", "Mixture"]
 
 Covariance = Literal["full", "tied", "diag", "lowrank"]
 COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
-
-
-class Ready(NamedTuple):
-    """A mixture in one dtype and on one device."""
-
-    centre: Tensor  # (C,)
-    whitener: Tensor | None  # (C,), (C, C) or (C, R + 1)
-    shape: Shape
-    bias: Tensor  # (M,) log w_k + log det P_k
-    constant: Tensor  # log det A - C/2 log 2 pi
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +59,7 @@ class Mixture:
     n_iter: int = 0
     lower_bound: float = math.nan
     notes: tuple[str, ...] = ()
-    _ready: dict[tuple[torch.dtype, torch.device], Ready] = field(default_factory=dict, init=False, repr=False)
+    _ready: dict[tuple[torch.dtype, torch.device, bool], Field] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def components(self) -> int:
@@ -100,8 +89,8 @@ class Mixture:
     def nearest(self, f: Tensor) -> Tensor:
         """The component (N,) with the largest log w_k + log det P_k - 1/2 ||(f - m_k) P_k||^2; without gradient."""
         with torch.no_grad():
-            ready = self._in(f)
-            return self._choose(_whiten(f, ready), ready)
+            field = self._in(f)
+            return likeliest(field.shape, _whiten(f, field), field.bias)
 
     def energy(self, f: Tensor, *, soft: bool = False) -> Tensor:
         """Squared Mahalanobis distance to the nearest component, a mean over channels, (N,); differentiable in ``f`` (N, C).
@@ -111,24 +100,16 @@ class Mixture:
         the same for one component.
         """
         if soft:
-            bias = self._in(f).bias
-            return (bias.max() - self._joint(f).logsumexp(1)) * (2 / self.channels)
+            field = self._in(f)
+            joint = field.bias - 0.5 * field.shape.distances(_whiten(f, field))
+            return (field.bias.max() - joint.logsumexp(1)) * (2 / self.channels)
 
-        def measure(features: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-            value, gradient = self.energy_and_gradient(features[0])
-            return value[:, None], [gradient]
+        whole = Groups([0], [len(f)], f, f)
+        return energies([f], {0: Fields.of([self.field(f)])}, whole)[:, 0]
 
-        return with_gradient(measure, [f])[:, 0]
-
-    def energy_and_gradient(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """The (hard) energy (N,) and its gradient (N, C), in closed form and without a graph."""
-        with torch.no_grad():
-            ready = self._in(f)
-            z = _whiten(f, ready)
-            distance, half = ready.shape.pull(z, self._choose(z, ready))
-            a = ready.whitener
-            gradient = half if a is None else whiten_transposed(half, a)
-            return distance / self.channels, gradient * (2 / self.channels)
+    def field(self, like: Tensor) -> Field:
+        """The mixture as energies need it, in the dtype and on the device of ``like``; made once for each."""
+        return self._in(like, folded=self.components == 1)
 
     def log_prob(self, f: Tensor) -> Tensor:
         """The log-density log p(f), (N,), in nats; differentiable in ``f`` (N, C)."""
@@ -137,74 +118,79 @@ class Mixture:
     def log_joint(self, f: Tensor, *, white: bool = False) -> Tensor:
         """log w_k + log N(f; m_k, Sigma_k) for every component, (N, M), in nats; differentiable in ``f`` (N, C). ``white``: the rows are
         (f - centre) whitener already ("tied" and "lowrank")."""
-        return self._joint(f, white=white) + self._in(f).constant
+        field = self._in(f)
+        joint = field.bias - 0.5 * field.shape.distances(f if white else _whiten(f, field))
+        return joint + (log_det(self.whitener) - self.channels / 2 * math.log(2 * math.pi)).to(f)
 
-    def _joint(self, f: Tensor, *, white: bool = False) -> Tensor:
-        ready = self._in(f)
-        return ready.bias - 0.5 * ready.shape.distances(f if white else _whiten(f, ready))
-
-    def _choose(self, z: Tensor, ready: Ready) -> Tensor:
-        if self.components == 1:
-            return torch.zeros(len(z), dtype=torch.long, device=z.device)
-        return (ready.bias - 0.5 * ready.shape.distances(z)).argmax(1)
-
-    def _in(self, like: Tensor) -> Ready:
+    def _in(self, like: Tensor, *, folded: bool = False) -> Field:
         """The mixture in the dtype and on the device of ``like``; made once for each."""
-        key = (like.dtype, like.device)
+        key = (like.dtype, like.device, folded)
         if key not in self._ready:
-            self._ready[key] = self._prepare(like)
+            self._ready[key] = (_folded(self) if folded else _as_it_is(self)).to(like)
         return self._ready[key]
 
-    def _prepare(self, like: Tensor) -> Ready:
-        a, means, factors = self.whitener, self.means, self.factors
-        constant = log_det(a) - self.channels / 2 * math.log(2 * math.pi)
-        own = torch.zeros_like(self.weights)
-        shape: Shape
-        whitener: Tensor | None = a.to(like)
-        if self.covariance in ("full", "diag"):  # a scale of the channels goes into the factors
-            diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=1, dim2=2)
-            own = diagonal.log().sum(1)
-            means, factors = (means / a).to(like), (factors * (a if factors.ndim == 2 else a[:, None])).to(like)
-            shape, whitener = (Diag if factors.ndim == 2 else Full)(means, factors), None
-        elif self.covariance == "tied":
-            shape = Tied(means.to(like))
-        else:
-            own = self.channels * self.gains[:, 0].log() + torch.log1p(-self.gains[:, 1:]).sum(1)
-            shape = LowRank(means.to(like), factors.to(like), self.gains.to(like))
-        return Ready(
-            self.centre.to(like),
-            whitener,
-            shape,
-            (self.weights.log() + own).to(like),
-            constant.to(like),
-        )
 
-
-def _whiten(f: Tensor, ready: Ready) -> Tensor:
+def _whiten(f: Tensor, field: Field) -> Tensor:
     """z = (f - centre) A, (N, C)."""
-    d, a = f - ready.centre, ready.whitener
-    return d if a is None else whiten(d, a)
+    return into((f - field.centre) * field.scale, field.rest)
 
 
-Measure = Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+def _as_it_is(mixture: Mixture) -> Field:
+    """What is stored, in double precision."""
+    means, factors, gains = mixture.means, mixture.factors, mixture.gains
+    scale, rest = parted(mixture.whitener)
+    own = torch.zeros_like(mixture.weights)  # log det P_k
+    shape: Shape
+    if mixture.covariance == "full":
+        own = factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        shape = Full(means, factors)
+    elif mixture.covariance == "diag":
+        own = factors.log().sum(1)
+        shape = Diag(means, factors)
+    elif mixture.covariance == "tied":
+        shape = LowRank.of(means, means.new_zeros(*means.shape, 0), means.new_ones(len(means), 1))
+    else:
+        own = mixture.channels * gains[:, 0].log() + torch.log1p(-gains[:, 1:]).sum(1)
+        shape = LowRank.of(means, factors, gains)
+    scale = torch.ones_like(mixture.centre) if scale is None else scale
+    return Field(mixture.centre, scale, rest, shape, mixture.weights.log() + own)
 
 
-def with_gradient(measure: Measure, features: Sequence[Tensor]) -> Tensor:
-    """The values that ``measure`` gives with their gradients, as one node of the graph: an attack's step needs it only once.
+def _folded(mixture: Mixture) -> Field:
+    """One component with its mean in the centre and its factor in the whitening, in double precision: one matrix, where that is possible."""
+    field = _as_it_is(mixture)
+    factor, gains, rest = mixture.factors, mixture.gains, field.rest
+    field = field._replace(centre=field.centre + _unwhitened(mixture.means[0], field), shape=Plain())
+    if mixture.covariance == "full":
+        return field._replace(rest=factor[0])
+    if mixture.covariance == "diag":
+        return field._replace(scale=field.scale * factor[0])
+    if mixture.covariance == "tied":
+        return field
+    s, h, u = gains[0, 0], gains[0, 1:], factor[0]
+    if rest is None or len(rest) != rest.shape[1]:
+        shape = _thin(u.new_zeros(len(u), 0) if rest is None else rest, u, h)
+        return field._replace(scale=field.scale * s, rest=None, shape=shape)
+    if len(rest) > BLOCK and bool(h.any()):  # the product would not be triangular
+        return _as_it_is(mixture)
+    return field._replace(rest=s * (rest - (rest @ u) * h @ u.T))
 
-    ``measure`` maps L features (N, C_l) to values (N, L) and, for each column, its gradient (N, C_l) in the feature of that column.
-    """
-    return _Known.apply(measure, *features)
+
+def _unwhitened(z: Tensor, field: Field) -> Tensor:
+    """z A^-1 (C,), where z is in the whitened space."""
+    q = field.rest
+    if q is not None and len(q) == q.shape[1]:
+        z = torch.linalg.solve_triangular(q, z[None], upper=True, left=False)[0]
+    elif q is not None:  # (I - Q Q^T)^-1 = I + Q (I - Q^T Q)^-1 Q^T
+        z = z + q @ torch.linalg.solve(torch.eye(q.shape[1]).to(q) - q.T @ q, q.T @ z)
+    return z / field.scale
 
 
-class _Known(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, measure: Measure, *features: Tensor) -> Tensor:
-        values, gradients = measure(features)
-        ctx.save_for_backward(*gradients)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(g * w[:, None] for g, w in zip(ctx.saved_tensors, weight.unbind(1), strict=True))
+def _thin(q: Tensor, u: Tensor, h: Tensor) -> Shape:
+    """(I - Q Q^T) (I - U diag(h) U^T)^2 (I - Q Q^T) as I - V diag(b) V^T: in the space of the columns of Q and U, the rest is the identity."""
+    basis = torch.linalg.qr(torch.cat([q, u], 1)).Q  # (C, R)
+    seen = basis - q @ (q.T @ basis)
+    seen = seen - (u * h) @ (u.T @ seen)
+    values, rotation = torch.linalg.eigh(seen.T @ seen)
+    vectors = basis @ rotation
+    return Thin(vectors, 1 - values) if basis.shape[1] else Plain()

@@ -1,29 +1,35 @@
 """Squared distances to the components of a mixture, one class for each structure of the covariance.
 
 z (N, C) are whitened features, mu_k the means and P_k the precision factors of :mod:`feathide.mixture.model`. Every shape answers two
-questions: ``distances``, ||(z - mu_k) P_k||^2 to all components, and ``pull``, for a chosen component of each sample, the distance and
+questions: ``distances``, ||(z - mu_k) P_k||^2 to all components, and ``pull``: for the likeliest component of each sample, the distance and
 half its gradient (z - mu_k) P_k P_k^T in closed form.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "Diag",
     "Full",
     "LowRank",
+    "Plain",
     "Shape",
-    "Tied",
+    "Thin",
+    "back",
+    "into",
+    "likeliest",
     "log_det",
+    "parted",
     "squares",
     "times_upper",
     "whiten",
-    "whiten_transposed",
 ]
 
 CHUNK = 1 << 17  # numbers in a temporary array: it stays in the processor's cache
@@ -39,13 +45,43 @@ def blocks(channels: int) -> Iterator[tuple[slice, slice]]:
 class Shape(ABC):
     """The components' means and covariances, in one dtype and on one device."""
 
+    def to(self, like: Tensor) -> Self:
+        """In the dtype and on the device of ``like``."""
+        return replace(self, **{f.name: getattr(self, f.name).to(like) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
     @abstractmethod
     def distances(self, z: Tensor) -> Tensor:
         """||(z - mu_k) P_k||^2 for every component, (N, M); differentiable."""
 
     @abstractmethod
-    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """||(z - mu_k) P_k||^2 (N,) and (z - mu_k) P_k P_k^T (N, C) for the component k (N,) of each sample."""
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """||(z - mu_k) P_k||^2 (N,) and (z - mu_k) P_k P_k^T (N, C), for the k with the largest bias_k - 1/2 ||(z - mu_k) P_k||^2."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(Shape):
+    """One component, whose mean and covariance are in the whitening already."""
+
+    def distances(self, z: Tensor) -> Tensor:
+        return squares(z)[:, None]
+
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.linalg.vecdot(z, z), z
+
+
+@dataclass(frozen=True, eq=False)
+class Thin(Shape):
+    """One component with mean 0: P P^T = I - V diag(b) V^T, with few columns V (C, R) and b (R,)."""
+
+    vectors: Tensor
+    shares: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        return self.pull(z, z)[0][:, None]
+
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        half = torch.addmm(z, (z @ self.vectors) * self.shares, self.vectors.T, alpha=-1)
+        return torch.linalg.vecdot(z, half), half
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +98,8 @@ class Full(Shape):
             [torch.baddbmm(-shift[:, None], z.expand(len(p), *z.shape), p).square().sum(2) for p, shift in pairs]
         ).T  # (N, M)
 
-    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if len(self.factors) == 1:
-            return self._pull(z - self.means, 0)
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        k = likeliest(self, z, bias)
         order, d = k.argsort(), z - self.means[k]
         present, counts = k.unique(return_counts=True)  # one product for each component, no copy of P for each sample
         parts = zip(present.tolist(), d[order].split(counts.tolist()), strict=True)
@@ -74,8 +109,9 @@ class Full(Shape):
         )
 
     def _pull(self, d: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        y = times_upper(d, self.factors[k])
-        return torch.linalg.vecdot(y, y), times_upper_transposed(y, self.factors[k])
+        y, half = times_upper(d, self.factors[k]), torch.empty_like(d)
+        back(y, self.factors[k], half)
+        return torch.linalg.vecdot(y, y), half
 
     @cached_property
     def _shifts(self) -> Tensor:
@@ -93,7 +129,8 @@ class Diag(Shape):
         linear, quadratic, constant = self._expanded
         return z.square() @ quadratic - z @ linear + constant
 
-    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        k = likeliest(self, z, bias)
         d = (z - self.means[k]) * self.factors[k]
         return torch.linalg.vecdot(d, d), d * self.factors[k]
 
@@ -104,49 +141,64 @@ class Diag(Shape):
 
 
 @dataclass(frozen=True, eq=False)
-class Tied(Shape):
-    """P_k = I: all of the covariance is in the whitener."""
-
-    means: Tensor
-
-    def distances(self, z: Tensor) -> Tensor:
-        return squares(z)[:, None] - 2 * (z @ self.means.T) + self.means.square().sum(1)
-
-    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        d = z - self.means[k]
-        return torch.linalg.vecdot(d, d), d
-
-
-@dataclass(frozen=True, eq=False)
 class LowRank(Shape):
-    """P_k = s_k (I - U_k diag(h_k) U_k^T), so P_k P_k^T = s_k^2 (I - U_k diag(h_k (2 - h_k)) U_k^T); U (M, C, R), gains (M, R + 1)."""
+    """P_k P_k^T = s_k^2 (I - U_k diag(h_k (2 - h_k)) U_k^T); U (M, C, R), gains [s, h] (M, R + 1). "tied" is R = 0 and s = 1.
 
-    means: Tensor
-    factors: Tensor
-    gains: Tensor
+    With m_k = P_k P_k^T mu_k and the columns of U_k times s_k sqrt|h (2 - h)|, V_k, a distance is s_k^2 ||z||^2 - 2 z m_k + c_k - sum_r
+    sign_r (z V_kr)^2: all components by one product with the rows V_k, then m_k, of one table. For the likeliest the products with V_k
+    are used again, and d = z - mu_k is taken first, so that nothing cancels.
+    """
+
+    means: Tensor  # (M, C)
+    table: Tensor  # (M R + M, C)
+    own: Tensor  # mu_k V_k, then s^2, (M, R + 1)
+    signs: Tensor  # (M R), or (0,) where all are positive
+    constants: Tensor  # c / 2 (M,)
+
+    @classmethod
+    def of(cls, means: Tensor, factors: Tensor, gains: Tensor) -> "LowRank":
+        """From the stored statistics, in double precision."""
+        scales, weights = gains[:, :1].square(), gains[:, 1:] * (2 - gains[:, 1:])  # (M, 1), (M, R)
+        rows = (factors * (gains[:, :1] * weights.abs().sqrt())[:, None]).mT  # (M, R, C)
+        shifts, signs = torch.einsum("mc,mrc->mr", means, rows), torch.where(weights < 0, -1.0, 1.0).to(means)
+        linear = scales * means - torch.einsum("mrc,mr->mc", rows, signs * shifts)
+        signs = signs.flatten() if bool((signs < 0).any()) else signs.new_zeros(0)
+        table = torch.cat([rows.flatten(0, 1), linear])
+        return cls(means, table, torch.cat([shifts, scales], 1), signs, (means * linear).sum(1) / 2)
 
     def distances(self, z: Tensor) -> Tensor:
-        basis, shifts, weights, norms = self._expanded
-        plain = squares(z)[:, None] - 2 * (z @ self.means.T) + norms  # (N, M)
-        along = (z @ basis).view(len(z), *shifts.shape) - shifts  # (N, M, R)
-        return self.gains[:, 0].square() * (plain - (along.square() * weights).sum(2))
+        return -2 * self._halves(z, z @ self.table.T)
 
-    def pull(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if len(self.means) == 1:  # no copy of U for each sample
-            d, u, scale = z - self.means, self.factors[0], self.gains[0, 0].square()
-            gradient = torch.addmm(d, (d @ u) * self._expanded[2], u.T, alpha=-1).mul_(scale)
-            return torch.linalg.vecdot(d, gradient), gradient
-        d, u = z - self.means[k], self.factors[k]  # (N, C), (N, C, R)
-        along = torch.bmm(d[:, None], u) * self._expanded[2][k][:, None]  # (N, 1, R)
-        gradient = (d - torch.bmm(along, u.mT)[:, 0]) * self.gains[k, :1].square()
-        return torch.linalg.vecdot(d, gradient), gradient
+    def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        along = z @ self.table.T  # (N, M R + M)
+        k = (bias + self._halves(z, along)).argmax(1)
+        own, d, rank = self.own.index_select(0, k), z - self.means.index_select(0, k), self._rank
+        half = d * own[:, rank:]
+        if rank:
+            rows = k[:, None] * rank + torch.arange(rank, device=k.device)  # V_k in the table, (N, R)
+            weights = along.gather(1, rows) - own[:, :rank]
+            weights = weights * self.signs[rows] if len(self.signs) else weights
+            half -= F.embedding_bag(rows, self.table, per_sample_weights=weights, mode="sum")  # no copies of the rows
+        return torch.linalg.vecdot(d, half), half
 
-    @cached_property
-    def _expanded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        basis = self.factors.transpose(0, 1).flatten(1)  # (C, M R)
-        shifts = torch.matmul(self.means[:, None], self.factors)[:, 0]  # mu_k U_k (M, R)
-        h = self.gains[:, 1:]
-        return basis, shifts, h * (2 - h), self.means.square().sum(1)
+    @property
+    def _rank(self) -> int:
+        return self.own.shape[1] - 1
+
+    def _halves(self, z: Tensor, along: Tensor) -> Tensor:
+        """Minus half the distances, (N, M), from the products with the table."""
+        columns = len(self.means) * self._rank
+        rows, linear = along[:, :columns], along[:, columns:]
+        halves = torch.addr(linear - self.constants, squares(z), self.own[:, -1], alpha=-0.5)
+        if not columns:
+            return halves
+        squared = rows.square() * self.signs if len(self.signs) else rows.square()
+        return torch.add(halves, squared.unflatten(1, (-1, self._rank)).sum(2), alpha=0.5)
+
+
+def likeliest(shape: Shape, z: Tensor, bias: Tensor) -> Tensor:
+    """The component (N,) with the largest bias_k - 1/2 ||(z - mu_k) P_k||^2."""
+    return (bias - 0.5 * shape.distances(z)).argmax(1)
 
 
 def squares(z: Tensor) -> Tensor:
@@ -156,22 +208,35 @@ def squares(z: Tensor) -> Tensor:
 
 def whiten(d: Tensor, a: Tensor) -> Tensor:
     """d A for rows d (N, C) and a whitener: diagonal (C,), upper triangular (C, C), or [w | Q] (C, R + 1), A = diag(w) (I - Q Q^T)."""
-    if a.ndim == 1:
-        return d * a
-    if a.shape[0] == a.shape[1]:
-        return times_upper(d, a)
-    scaled, q = d * a[:, 0], a[:, 1:]
-    return torch.addmm(scaled, scaled @ q, q.T, alpha=-1)
+    scale, rest = parted(a)
+    return into(d if scale is None else d * scale, rest)
 
 
-def whiten_transposed(z: Tensor, a: Tensor) -> Tensor:
-    """z A^T for rows z (N, C): what a gradient in whitened features is in the features."""
+def parted(a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A whitener as a scale of the channels (C,) and what is left of it: an upper triangular matrix (C, C), or Q (C, R) of I - Q Q^T."""
     if a.ndim == 1:
-        return z * a
-    if a.shape[0] == a.shape[1]:
-        return times_upper_transposed(z, a)
-    q = a[:, 1:]
-    return torch.addmm(z, z @ q, q.T, alpha=-1) * a[:, 0]
+        return a, None
+    return (None, a) if a.shape[0] == a.shape[1] else (a[:, 0], a[:, 1:])
+
+
+def into(d: Tensor, rest: Tensor | None) -> Tensor:
+    """The rows d (N, C), scaled already, in the whitened space."""
+    if rest is None:
+        return d
+    return times_upper(d, rest) if rest.shape[0] == rest.shape[1] else torch.addmm(d, d @ rest, rest.T, alpha=-1)
+
+
+def back(z: Tensor, rest: Tensor | None, out: Tensor) -> None:
+    """z A^T, what a gradient in the whitened space is before it is scaled, written to ``out`` (N, C)."""
+    if rest is None:
+        out.copy_(z)
+    elif rest.shape[0] != rest.shape[1]:
+        torch.addmm(z, z @ rest, rest.T, alpha=-1, out=out)
+    elif rest.shape[0] <= BLOCK:
+        torch.mm(z, rest.T, out=out)
+    else:
+        for _, c in blocks(len(rest)):  # the rows of the matrix that begin in the block c of columns
+            torch.mm(z[:, c.start :], rest[c, c.start :].T, out=out[:, c])
 
 
 def log_det(a: Tensor) -> Tensor:
@@ -184,13 +249,6 @@ def log_det(a: Tensor) -> Tensor:
 
 def times_upper(d: Tensor, a: Tensor) -> Tensor:
     """d a for rows d (N, C) and an upper triangular a (C, C), without the blocks of a that are zero: about half of the work."""
-    if len(a) <= BLOCK:
+    if a.shape[0] <= BLOCK:
         return d @ a
     return torch.cat([d[:, rows] @ a[rows, columns] for rows, columns in blocks(len(a))], 1)
-
-
-def times_upper_transposed(z: Tensor, a: Tensor) -> Tensor:
-    """z a^T, as :func:`times_upper`."""
-    if len(a) <= BLOCK:
-        return z @ a.T
-    return torch.cat([z[:, c.start :] @ a[c, c.start :].T for _, c in blocks(len(a))], 1)

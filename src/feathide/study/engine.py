@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 
 from feathide.errors import InputError, expected, unknown
+from feathide.heap import keep_freed_memory
 from feathide.study.store import Store
 
 __all__ = ["Interrupted", "Progress", "RichProgress", "Status", "Task", "run", "tell"]
@@ -261,6 +262,7 @@ def _helpers(order: Sequence[Task], missing: set[str], store: Store, count: int)
 def _help(blob: bytes) -> None:
     order, missing, store, threads = cloudpickle.loads(blob)  # bytes of our own parent, through a pipe
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with suppress(KeyboardInterrupt, Exception):  # the parent takes up the failed task and says what is wrong with it
         _work_off(order, missing, store, Tied())
 

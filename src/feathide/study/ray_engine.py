@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from feathide.errors import InputError, expected
+from feathide.heap import keep_freed_memory
 from feathide.study.engine import (
     POLL,
     Clock,
@@ -110,6 +111,7 @@ def _step(task: Task, place: str, threads: int) -> tuple[str, str]:
     """Runs on a worker. Errors come back as sentences, since not every exception survives the way."""
     store = Store(near(place))
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         while (found := attempt(task, store)) == "busy":
             time.sleep(POLL)
