@@ -31,6 +31,7 @@ from feathide.attack import when_fooled
 from feathide.classifier import FeatureClassifier
 from feathide.geometry import Linf
 from feathide.heap import keep_freed_memory
+from feathide.memory import MOST, activations, batch_for
 from feathide.mixture import Covariance, Mixture, MixtureBank
 from feathide.mixture.factors import COMMON, WIDE
 from feathide.models import build
@@ -45,18 +46,18 @@ CASES = [(name, size) for name in ("resnet18", "resnet50") for size in (64, 128,
     ("resnet18_3d", 32),
 ]
 QUICK = [("resnet18", 64), ("resnet50", 64), ("resnet10_3d", 32)]
-BATCH = {64: 32, 128: 16, 224: 8, 32: 8}
 STEPS = 3  # the last iterate is judged without a gradient, so this gives two whole steps
 EPS = 4 / 255
 
 
-def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
-    """A network with random weights whose batch norms know its features, and images for it."""
+def network(name: str, size: int, batch: int | None = None) -> tuple[nn.Module, Tensor]:
+    """A network with random weights whose batch norms know its features, and images for it: as many as an audit takes at once."""
     torch.manual_seed(0)
     cubes = name.endswith("_3d")
-    x = torch.rand(BATCH[size], 1 if cubes else 3, *[size] * (3 if cubes else 2))
+    x = torch.rand(MOST, 1 if cubes else 3, *[size] * (3 if cubes else 2))
     net = build(name, channels=x.shape[1], outputs=2, size=x.shape[2:])
     with torch.no_grad():
+        x = x[: batch or batch_for(activations(net.eval(), x[:1]))]
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = None
@@ -153,7 +154,7 @@ def ratios(variants: dict[str, Callable[[], float]], base: str, rounds: int) -> 
 
 
 def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
-    net, x = (part.to(options.device) for part in network(name, size))
+    net, x = (part.to(options.device) for part in network(name, size, options.batch))
     rounds, covariance, precision = options.rounds, options.covariance, options.precision
     target = torch.arange(len(x), device=x.device) % 2
     goal, threat = Goal(1 - target, target), Linf(EPS)
@@ -184,8 +185,7 @@ def peers(size: int, rounds: int, steps: int) -> list[str]:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    net, x = network("resnet18", size)
-    x = x[:8]
+    net, x = network("resnet18", size, 8)
     with torch.no_grad():
         source = net(x).argmax(1)
     goal, ids = Goal(source, 1 - source), [str(i) for i in range(len(x))]
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="networks whose name begins so")
     parser.add_argument("--size", type=int, help="one size only")
+    parser.add_argument("--batch", type=int, help="images at once (default: as many as an audit takes)")
     parser.add_argument("--covariance", default="lowrank")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda without other libraries")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")

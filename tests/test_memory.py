@@ -1,5 +1,7 @@
 """Where memory does not suffice, a batch is halved: the results are the same, and it is said."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,31 @@ def test_auto_stands_as_a_number_in_the_stored_plan_and_goes_on_from_there(tmp_p
     before = (tmp_path / "results.csv").read_bytes()
     again = audit(stored, tmp_path)
     assert (again.folder / "results.csv").read_bytes() == before and found.folder == again.folder
+
+
+HEAP = """
+import resource
+from feathide.heap import keep_freed_memory
+import torch
+kept = keep_freed_memory() if {keep} else None
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(3 * 2**22)  # 48 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a matter of the GNU C library")
+def test_freed_memory_is_kept() -> None:
+    def run(keep: bool) -> tuple[str, int]:
+        code = [sys.executable, "-c", HEAP.format(keep=keep)]
+        kept, faults = subprocess.run(code, capture_output=True, text=True, check=True).stdout.split()
+        return kept, int(faults)
+
+    kept, faults = run(True)
+    if kept == "False":
+        pytest.skip("no GNU C library")
+    assert faults < 100 < run(False)[1]

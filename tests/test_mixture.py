@@ -146,6 +146,33 @@ def test_wide_layers_have_the_energy_and_gradient_of_the_plain_formula(
     assert float(error) < tolerance
 
 
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("shared", ["diagonal", "triangular", "factors", "wide triangular"])
+def test_any_low_rank_mixture_is_measured_by_the_book(shared: str, components: int) -> None:
+    """Also what no fit makes: one component with a mean and directions of its own, some of which vary less than the others."""
+    g = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    c = 270 if shared == "wide triangular" else 12
+    scale = 1 + normal(c).abs()
+    whitener = {
+        "diagonal": scale,
+        "factors": torch.cat([scale[:, None], torch.linalg.qr(normal(c, 4)).Q * 0.8], 1),
+    }.get(shared, torch.eye(c, dtype=torch.float64) + normal(c, c).triu(1) / c)
+    gains = torch.tensor([[1.3, 0.6, 0.2, -0.4]], dtype=torch.float64).repeat(components, 1)
+    weights = torch.full((components,), 1 / components, dtype=torch.float64)
+    factors = torch.linalg.qr(normal(components, c, 3)).Q
+    mixture = Mixture("lowrank", weights, normal(c), whitener, 2 * normal(components, c), factors, gains)
+    f = mixture.centre + 2 * normal(5, c)
+    energy, chosen, density = by_loop(mixture, f)
+    torch.testing.assert_close(mixture.energy(f), energy, rtol=1e-8, atol=0)
+    torch.testing.assert_close(mixture.log_prob(f), density, rtol=1e-8, atol=1e-8)
+    assert torch.equal(mixture.nearest(f), chosen)
+    assert torch.autograd.gradcheck(mixture.energy, f[:2].requires_grad_())
+
+
 @pytest.mark.parametrize("covariance", ["full", "tied", "diag"])
 def test_the_likelihood_is_that_of_scikit_learn_from_the_same_start(covariance: Covariance) -> None:
     x, _ = blobs(600, 6, 4, distance=1.5)
@@ -451,6 +478,25 @@ def test_a_sample_moves_only_its_own_gradient(world: tuple[MixtureBank, Outputs,
     weights[3:] = 0
     for gradient in torch.autograd.grad((energy(*features) * weights).sum(), features):
         assert bool((gradient[:3] != 0).any(1).all() and (gradient[3:] == 0).all())
+
+
+def test_features_that_are_columns_of_one_tensor_are_not_copied(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
+    bank, out, classes = world
+    leaf = torch.cat(list(out.features.values()), 1).requires_grad_()
+    columns = (leaf * 1).split([5, 9], 1)
+    apart = [f.clone().requires_grad_() for f in out.features.values()]
+    weights = torch.rand(240, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def energy(features: Any, names: Any = bank.layers) -> Tensor:
+        return bank.energy(Outputs(out.logits, dict(zip(bank.layers, features, strict=True))), classes, layers=names)
+
+    together = energy(columns)
+    assert together.grad_fn is not None and "Cat" not in str(together.grad_fn.next_functions[0][0])
+    assert torch.equal(together, energy(apart))
+    assert torch.equal(energy(columns, ["b/0", "a"]), energy(apart, ["b/0", "a"]))
+    assert torch.equal(energy([f[::1] for f in columns]), energy(apart))
+    (whole,) = torch.autograd.grad((together * weights).sum(), leaf)
+    assert torch.equal(whole, torch.cat(torch.autograd.grad((energy(apart) * weights).sum(), apart), 1))
 
 
 def test_attacks_run_in_the_type_of_the_features(world: tuple[MixtureBank, Outputs, Tensor]) -> None:

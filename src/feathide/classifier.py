@@ -292,15 +292,14 @@ def _collectors(
 
 
 def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """The features, where those in ``counts`` are sums of so many values. They are columns of one tensor where they can be: one division for all
-    layers, and one gradient."""
-    if len({(f.dtype, f.device) for f in sums.values()}) != 1 or any(f.ndim != 2 for f in sums.values()):
-        return {name: f / counts[name] if name in counts else f for name, f in sums.items()}
+    """The features, where those in ``counts`` are sums of so many values: columns of one tensor, with one division for all layers and one gradient."""
+    if not sums:
+        return {}
     sizes = [f.shape[1] for f in sums.values()]
     joint = torch.cat(list(sums.values()), 1)  # (N, D)
     if counts:
-        divisors = [counts.get(name, 1) for name in sums]
-        joint = joint / torch.repeat_interleave(joint.new_tensor(divisors), torch.tensor(sizes, device=joint.device))
+        divisors = joint.new_tensor([counts.get(name, 1) for name in sums])
+        joint = joint / divisors.repeat_interleave(torch.tensor(sizes, device=joint.device))
     return dict(zip(sums, joint.split(sizes, 1), strict=True))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError
 
-__all__ = ["BUDGET", "activations", "batch_for", "in_halves", "peak"]
+__all__ = ["BUDGET", "MOST", "activations", "batch_for", "in_halves", "peak"]
 
 T = TypeVar("T")
 R = TypeVar("R", Tensor, np.ndarray)
