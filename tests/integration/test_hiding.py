@@ -241,6 +241,9 @@ def step(classifier, x, goal, ids, seed, eps=0.1, hide=None):
 def plainly(classifier, x, goal, ids, seed):
     return x
 
+def deaf(classifier, x, goal, ids, seed, eps=0.1, hide=None):
+    return step(classifier, x, goal, ids, seed, eps)
+
 def three(threat, **fields):
     return bim(threat, **{**fields, "steps": 3})
 """
@@ -260,3 +263,13 @@ def test_own_attacks_are_told_the_objective(tmp_path: Path, monkeypatch: pytest.
         assert energy(name, hide) < energy(name, None)
     with pytest.raises(InputError, match=r"own.py:plainly must take the objective as an argument"):
         ATTACKS["own.py:plainly"](Linf(0.05), hide=hide)
+
+
+def test_an_own_attack_that_ignores_the_objective_is_told_of(data: Path, tmp_path: Path) -> None:
+    (data.parent / "ears.py").write_text(OWN)
+    own = [f"{data.parent / 'ears.py'}:{name}" for name in ("step", "deaf")]
+    fields = plan(data, attacks=["bim", *own])
+    fields["network"] = {**fields["network"], "trust": True}
+    page = audit(load_plan(fields), tmp_path).report.read_text()
+    assert "ears.py:deaf ignores what it should hide by: its images with hfc are its plain ones" in page
+    assert "ears.py:step ignores" not in page

@@ -1,12 +1,13 @@
 """Sanity checks of the evaluation itself, in sentences: what happened, why it matters, what to do."""
 
 import pandas as pd
+import torch
 
-from feathide.catalog import ITERATIVE, OUR_ATTACKS
+from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
 from feathide.data.eps import format_eps
 from feathide.metrics import enough
 from feathide.study.lab import FALSE_ALARMS, Lab
-from feathide.study.stages import plain_only
+from feathide.study.stages import cells, plain_only
 
 __all__ = ["caveats_of"]
 
@@ -22,7 +23,7 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
             found.append(
                 f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
             )
-    found += _budgets(lab) + _plainly(lab)
+    found += _budgets(lab) + _plainly(lab) + _unmoved(lab)
     if bad := lab.cases.skipped:
         found.append(f"{len(bad)} files could not be used and were left out, among them {bad[0].path}: {bad[0].reason}")
     success = table[table.metric == "success"]
@@ -55,6 +56,22 @@ def _plainly(lab: Lab) -> list[str]:
     foreign = [(a, o) for a in lab.plan.attacks if a.name not in OUR_ATTACKS for o in lab.plan.objectives]
     reasons = {(a.name, o.name): plain_only(lab, a, o) for a, o in foreign}
     return [f"{attack} did not hide by {by}: {reason}" for (attack, by), reason in reasons.items() if reason]
+
+
+def _unmoved(lab: Lab) -> list[str]:
+    """Attacks of others that took an objective to hide by, and made the images that they make without it."""
+    made = {(c.attack.name, c.objective.name, c.eps): c for c in cells(lab) if c.attack.name not in OUR_ATTACKS}
+    found = {}
+    for (attack, by, eps), cell in made.items():
+        plain = made.get((attack, "plain", eps))
+        if plain is None or OBJECTIVES[cell.objective.kind].make is None:
+            continue
+        seen, unhidden = (lab.outputs(lab.condition(c), "test")[0].logits for c in (cell, plain))
+        if len(seen) and torch.equal(seen, unhidden):
+            found[attack, by] = (
+                f"{attack} ignores what it should hide by: its images with {by} are its plain ones; let it minimise ``hide``, or leave {by} out"
+            )
+    return list(found.values())
 
 
 def _weak(success: pd.DataFrame) -> list[str]:
