@@ -83,12 +83,12 @@ def energies(features: Sequence[Tensor], fields: Mapping[int, Fields], groups: G
 
 def _joint(features: Sequence[Tensor]) -> Tensor:
     """The features side by side (N, D): the tensor of which they are the columns, as of a classifier's outputs, or a new one."""
-    base = features[0]._base
-    width, at = sum(f.shape[1] for f in features), 0
-    if base is None or base.shape != (len(features[0]), width) or base.stride() != (width, 1):
+    base, at = features[0]._base, 0
+    if base is None or base.shape != (len(features[0]), sum(f.shape[1] for f in features)):
         return torch.cat(list(features), 1)
-    for f in features:
-        if f._base is not base or f.storage_offset() != base.storage_offset() + at or f.stride() != base.stride():
+    for f in features:  # a column that was detached, or that is a leaf, is not one of the base's graph
+        same = f._base is base and f.stride() == base.stride() and f.requires_grad == base.requires_grad
+        if not same or f.storage_offset() != base.storage_offset() + at:
             return torch.cat(list(features), 1)
         at += f.shape[1]
     return base
