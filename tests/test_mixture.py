@@ -14,6 +14,7 @@ from torch import Tensor
 from feathide.errors import InputError
 from feathide.mixture import Covariance, Mixture, MixtureBank, fit_mixture
 from feathide.mixture.full import in_channels, in_samples
+from feathide.mixture.lowrank import in_directions
 from feathide.mixture.prior import drawn, fit_prior, precision_factor, within
 from feathide.mixture.shapes import whiten
 from feathide.types import Outputs
@@ -243,6 +244,10 @@ def test_the_climb_in_samples_is_the_climb_in_channels(
     torch.testing.assert_close(found[1].log_prob(f), found[0].log_prob(f), rtol=1e-7, atol=1e-6)
     surest = float(found[0].log_joint(z).softmax(1).amax(1).min())
     assert surest < 0.9 if distance < 1 and channels < n else surest > 0.999
+    if distance > 1:  # nothing moves: each climb sees that at once, the one in channels again in double precision
+        r = torch.nn.functional.one_hot(labels)
+        steps = [climb(z, white, r, prior, tol=3e-4, max_iter=9).n_iter for climb in (in_channels, in_samples)]
+        assert steps == [3, 2]
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 100])
@@ -280,6 +285,22 @@ def test_wide_low_rank_has_the_directions_it_is_asked_for(rank: int) -> None:
     assert mixture.factors.shape == (3, 300, rank)
     eye = torch.eye(rank, dtype=torch.float64).expand(3, rank, rank)
     torch.testing.assert_close(mixture.factors.mT @ mixture.factors, eye, rtol=0, atol=1e-5)
+
+
+def test_the_directions_begin_with_the_leading_ones_and_keep_where_the_samples_lie() -> None:
+    x, labels = blobs(200, 300, 3, distance=2.0)
+    z = (x - x.mean(0)).float()
+    prior = fit_prior(within(z, labels), labels, "lowrank", "auto", torch.full((300,), 1e-6, dtype=torch.float64))
+    two, eight = (drawn(prior, z, labels, "lowrank", rank).directions for rank in (2, 8))
+    assert two is not None and eight is not None and torch.equal(two, eight[:, -2:])
+    d = within(z, labels)
+    along = torch.stack([(d[labels == k] @ eight[k].T).square().mean(0) for k in range(3)])
+    assert bool((along.diff(dim=1) > -1e-4).all())  # the leading ones are the last
+    step, r, found = in_directions(z, prior, eight), torch.nn.functional.one_hot(labels), None
+    for _ in range(3):
+        found, joint = step(r, found)
+        torch.testing.assert_close(found.along, found.basis @ z.T, rtol=1e-3, atol=1e-3)
+        r = joint.softmax(1)
 
 
 @pytest.mark.parametrize("components", [1, 3])
