@@ -12,13 +12,14 @@ Gavish and Johnstone 2018): l is taken in its place, and a direction below the e
 import torch
 from torch import Tensor
 
-__all__ = ["COMMON", "WIDE", "common_factors", "leading_scores", "leading_variances"]
+__all__ = ["COMMON", "ROWS", "WIDE", "column_squares", "common_factors", "leading_scores", "leading_variances"]
 
 COMMON = 64  # factors at most
-START = 8 * COMMON  # samples at least that the first step looks at
+START = 8 * COMMON  # samples at least that a first look is at
 WIDE = 4 * COMMON  # channels above which factors are less work than a covariance
 ROUNDS = 3
 FEW_ROUNDS = 5  # of fewer samples than channels: each is less work and brings less
+ROWS = 128  # that are worked on at a time: they stay in the processor's cache
 STEPS = 6  # of subspace iteration
 LEAST = 0.01  # of a channel's variance within clusters is its own
 FLOOR = 1e-4  # of its variance, at least
@@ -28,9 +29,9 @@ def common_factors(z: Tensor, samples: int) -> tuple[Tensor, float]:
     """The whitener (C, R + 1) of T (``shapes``) for centred rows z (N, C) of unit variance with ``samples`` degrees of freedom, and the mean
     squared distance of the rows, tr(T^-1 S)."""
     n, c = max(samples, 2), z.shape[1]
-    variance = z.square().sum(0) / n
+    variance = column_squares(z) / n
     psi = floored = variance.clamp_min(FLOOR)
-    part = z[:: max(1, len(z) // START)]
+    part = _some(z)
     pulled = (z[:: max(1, len(z) // COMMON)][:COMMON] / psi @ part.T) @ part
     for left in reversed(range(ROUNDS if n >= c else FEW_ROUNDS)):
         q = _orthonormal(pulled / psi.sqrt())
@@ -51,7 +52,7 @@ def common_factors(z: Tensor, samples: int) -> tuple[Tensor, float]:
 
 def leading_scores(z: Tensor, rank: int) -> Tensor:
     """The rows of z (N, C) in about their leading directions, (N, rank): enough to find clusters."""
-    return (leading_directions(z, rank) @ z.T).T
+    return (leading_directions(_some(z), rank) @ z.T).T
 
 
 def leading_directions(z: Tensor, rank: int, steps: int = 1) -> Tensor:
@@ -68,6 +69,15 @@ def leading_variances(d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     y = q @ d.T
     values, rotation = torch.linalg.eigh((y @ y.T).double() / len(d))
     return _unbiased(values, d.shape[1] / len(d)), rotation.T.to(q) @ q
+
+
+def _some(z: Tensor) -> Tensor:
+    return z[:: max(1, len(z) // START)]
+
+
+def column_squares(z: Tensor) -> Tensor:
+    """The sum of squares of each column of z (N, C), of a few rows at a time: z.square() would fill memory of the size of z."""
+    return torch.stack([rows.square().sum(0) for rows in z.split(ROWS)]).sum(0)
 
 
 def _unbiased(values: Tensor, ratio: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from feathide.errors import expected
 from feathide.mixture.climb import Climb, Step, climb, climbed, local, moments
-from feathide.mixture.factors import leading_scores
+from feathide.mixture.factors import ROWS, leading_scores
 from feathide.mixture.full import Target, fit_full, gaussians
 from feathide.mixture.lowrank import Directions, in_directions, mixture_of, random_basis
 from feathide.mixture.model import COVARIANCES, Covariance, Mixture
@@ -58,9 +58,9 @@ def fit_mixture(
     x, factored = x.detach(), in_factors(covariance, shrinkage, x.shape[1])
     centre = x.mean(0, dtype=torch.float64)
     _check_finite(x, centre)
-    z = x - centre
-    if factored:
-        z = z.float()
+    z = torch.empty_like(x, dtype=torch.float32) if factored else x - centre
+    for rows, out in zip(x.split(ROWS), z.split(ROWS), strict=True) if factored else ():
+        torch.sub(rows, centre, out=out)
     total, constant = scale(z, centre)
     z /= total.to(z)
     if start is None:

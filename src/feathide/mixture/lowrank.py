@@ -44,10 +44,11 @@ def in_directions(z: Tensor, prior: Prior, start: Tensor) -> Step[Directions]:
         share = r.T[:, None]  # (M, 1, N)
         basis = (start if before is None else before.basis).to(z)
         along = before.along if before is not None and before.along.dtype == z.dtype else onto(basis)
-        weighted = _centred(along, basis, means) * share
-        pulled = (weighted.flatten(0, 1) @ z).unflatten(0, basis.shape[:2])
-        basis = torch.linalg.qr((pulled / n[:, None, None] + floor * basis).mT).Q.mT
-        along = onto(basis)
+        if before is not None or prior.directions is None:  # else the start is about the leading directions already
+            weighted = _centred(along, basis, means) * share
+            pulled = (weighted.flatten(0, 1) @ z).unflatten(0, basis.shape[:2])
+            basis = torch.linalg.qr((pulled / n[:, None, None] + floor * basis).mT).Q.mT
+            along = onto(basis)
         centred = _centred(along, basis, means)
         inner = (centred * share) @ centred.mT / n[:, None, None] + (floor * basis) @ basis.mT
         values, rotation = torch.linalg.eigh(inner)

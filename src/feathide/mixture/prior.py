@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from feathide.mixture.factors import WIDE, common_factors, leading_variances
+from feathide.mixture.factors import WIDE, column_squares, common_factors, leading_variances
 from feathide.mixture.model import Covariance
 
 __all__ = ["Prior", "drawn", "fit_prior", "in_factors", "precision_factor", "scale", "within"]
@@ -55,7 +55,7 @@ def scale(d: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     fires on a few images only, is measured in ``FLOOR`` of the median: the prior, the identity in these units, then keeps its
     variance from being believed to be next to nothing. Without shrinkage this changes nothing but the units.
     """
-    sd = d.square().mean(0).double().sqrt()
+    sd = (column_squares(d).double() / len(d)).sqrt()
     largest = torch.hypot(sd, centre)
     constant = sd <= 1e-7 * largest
     varying = sd[~constant]
@@ -96,7 +96,7 @@ def fit_prior(
 def drawn(prior: Prior, white: Tensor, labels: Tensor, covariance: Covariance, rank: int) -> Prior:
     """The prior with its strength, by what is within clusters of the whitened rows (N, C); single precision is enough."""
     sizes, (n, c) = labels.bincount().tolist(), white.shape
-    parts = [p - p.mean(0) for p in white.float()[labels.argsort()].split(sizes)]
+    parts = [p.sub_(p.mean(0)) for p in white[labels.argsort()].float().split(sizes)]
     if covariance == "tied":
         free = n - len(sizes) + 1
         return _strong(prior, [(spectrum(torch.cat(parts)) * (n / free), free)], c, n)
@@ -170,4 +170,5 @@ def _inverse(chol: Tensor) -> Tensor:
 def within(z: Tensor, labels: Tensor) -> Tensor:
     """The rows z (N, C) minus the mean of their cluster."""
     share = torch.nn.functional.one_hot(labels).to(z)
-    return z - (share.T @ z / share.sum(0)[:, None])[labels]
+    means = (share.T @ z / share.sum(0)[:, None])[labels]
+    return torch.sub(z, means, out=means)
