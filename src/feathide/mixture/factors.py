@@ -20,7 +20,7 @@ WIDE = 4 * COMMON  # channels above which factors are less work than a covarianc
 ROUNDS = 3
 FEW_ROUNDS = 5  # of fewer samples than channels: each is less work and brings less
 ROWS = 128  # that are worked on at a time: they stay in the processor's cache
-STEPS = 6  # of subspace iteration
+STEPS = 8  # of subspace iteration
 LEAST = 0.01  # of a channel's variance within clusters is its own
 FLOOR = 1e-4  # of its variance, at least
 
