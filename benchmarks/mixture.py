@@ -5,7 +5,8 @@
 Features: chest X-rays of one class, seen by a ResNet-50 that was trained for a few steps (channel means of layers with 64 to 2048
 channels). Each method has a process of its own for each size, so that its peak is its own, and the methods take turns. Seconds are CPU
 seconds of the process, which other work on the machine disturbs little, the median of five fits (fewer if they take more than two
-seconds in all); read the ratios. ``--out FILE`` writes a page.
+seconds in all); read the ratios. Some environments pin an older kernel of OpenBLAS (OPENBLAS_CORETYPE), which slows numpy and scikit-learn:
+it is unpinned here, and the kernel that ran is named. ``--out FILE`` writes a page.
 """
 
 import argparse
@@ -122,6 +123,18 @@ def table(features: Path, grid: list[tuple[int, int]], children: Pool) -> list[s
     return lines
 
 
+def kernel() -> str:
+    """The kernel that numpy and scikit-learn multiply matrices with."""
+    from threadpoolctl import threadpool_info
+
+    found = {
+        f"{i['internal_api']} {i['version']} ({i.get('architecture')})"
+        for i in threadpool_info()
+        if i["user_api"] == "blas"
+    }
+    return ", ".join(sorted(found))
+
+
 def bank_size(components: int = 64, rank: int = 8) -> str:
     """What lowrank mixtures of all 49 conv layers of a ResNet-50 hold for one class."""
     from feathide.mixture.factors import COMMON, WIDE
@@ -151,6 +164,8 @@ def main() -> None:
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch come in
         os.environ[name] = str(options.threads)
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        os.environ.pop(name, None)
     import sklearn.mixture  # noqa: F401  once, for all children
 
     import feathide.mixture  # noqa: F401
@@ -165,7 +180,7 @@ def main() -> None:
         if options.features is None:
             features.unlink(missing_ok=True)
     command = " ".join(["python benchmarks/mixture.py", *(["--quick"] if options.quick else [])])
-    head = f"{SAMPLES} training samples, {options.threads} thread(s), {platform.processor() or platform.machine()}."
+    head = f"{SAMPLES} training samples, {options.threads} thread(s), {platform.processor() or platform.machine()}, BLAS: {kernel()}."
     page = [
         "# Fitting mixtures",
         "",
@@ -178,6 +193,7 @@ def main() -> None:
     ]
     if options.out is not None:
         options.out.write_text("\n".join(page) + "\n")
+    print(head)
     print(page[-1])
 
 

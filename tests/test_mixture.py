@@ -13,6 +13,10 @@ from torch import Tensor
 
 from feathide.errors import InputError
 from feathide.mixture import Covariance, Mixture, MixtureBank, fit_mixture
+from feathide.mixture.full import in_channels, in_samples
+from feathide.mixture.lowrank import in_directions
+from feathide.mixture.prior import drawn, fit_prior, precision_factor, within
+from feathide.mixture.shapes import whiten
 from feathide.types import Outputs
 
 STRUCTURES: list[Covariance] = ["full", "tied", "diag", "lowrank"]
@@ -235,6 +239,95 @@ def in_factors(
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(n, 5, generator=g, dtype=torch.float64) @ loadings.T
     return 3 + z + torch.randn(n, channels, generator=g, dtype=torch.float64) * noise.sqrt(), truth
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("distance", [0.3, 12.0])
+@pytest.mark.parametrize(("n", "channels", "components"), [(90, 40, 2), (60, 80, 3), (120, 20, 5)])
+def test_the_climb_in_samples_is_the_climb_in_channels(
+    n: int, channels: int, components: int, distance: float, own: bool
+) -> None:
+    """Overlapping clusters and clusters far apart, and channels that do not vary within clusters or at all."""
+    z, labels = blobs(n, channels, components, distance=distance)
+    z = (z - z.mean(0)) / within(z, labels).std(0)
+    limits = torch.full((channels,), 1e-6, dtype=torch.float64)
+    if own:
+        z[:, 3] = 0
+        z[:, 7] = 1e-4 * z[:, 7] + labels
+        limits[[3, 7]] += 1
+    prior = fit_prior(within(z, labels), labels, "full", "auto", limits)
+    assert prior.whitener is not None
+    white = whiten(z, prior.whitener)
+    prior = drawn(prior, white, labels, "full", 8)
+    found = [
+        climb(z, white, torch.nn.functional.one_hot(labels), prior, tol=1e-13, max_iter=300)
+        for climb in (in_channels, in_samples)
+    ]
+    f = torch.cat([z, 1.1 * z[::3]])
+    for mixture in found:
+        assert mixture.lower_bound == pytest.approx(float(mixture.log_prob(z).mean()), rel=1e-10)
+    assert found[1].lower_bound == pytest.approx(found[0].lower_bound, rel=1e-8)
+    torch.testing.assert_close(found[1].weights, found[0].weights, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found[1].log_prob(f), found[0].log_prob(f), rtol=1e-7, atol=1e-6)
+    surest = float(found[0].log_joint(z).softmax(1).amax(1).min())
+    assert surest < 0.9 if distance < 1 and channels < n else surest > 0.999
+    if distance > 1:  # nothing moves: each climb sees that at once, the one in channels again in double precision
+        r = torch.nn.functional.one_hot(labels)
+        steps = [climb(z, white, r, prior, tol=3e-4, max_iter=9).n_iter for climb in (in_channels, in_samples)]
+        assert steps == [3, 2]
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 100])
+@pytest.mark.parametrize(("n", "channels", "components"), [(120, 60, 1), (120, 60, 4), (300, 60, 4), (120, 300, 3)])
+@pytest.mark.parametrize("covariance", ["full", "lowrank"])
+def test_the_lower_bound_is_the_mean_log_density_wherever_the_climb_ends(
+    covariance: Covariance, n: int, channels: int, components: int, max_iter: int
+) -> None:
+    """In samples, in channels and in factors; one channel does not vary."""
+    x, _ = blobs(n, channels, 4, distance=0.2)
+    x[:, 5] = 3.0
+    start = torch.arange(n) % components
+    mixture = fit_mixture(x, components=components, covariance=covariance, start=start, max_iter=max_iter)
+    assert mixture.n_iter <= max_iter
+    single = covariance == "lowrank" and channels > 256  # rows in single precision
+    density = float(mixture.log_prob(x).mean())
+    assert mixture.lower_bound == pytest.approx(density, rel=1e-6 if single else 1e-11)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 127, 128, 129, 515])
+def test_a_factor_of_the_precision_is_upper_triangular_and_its_square_the_inverse(channels: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    d = torch.randn(2, 2 * channels, channels, generator=g, dtype=torch.float64)
+    cov = d.mT @ d / channels
+    factor = precision_factor(cov)
+    assert torch.equal(factor, factor.triu())
+    eye = torch.eye(channels, dtype=torch.float64).expand_as(cov)
+    torch.testing.assert_close(factor @ factor.mT @ cov, eye, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [2, 8, 11])
+def test_wide_low_rank_has_the_directions_it_is_asked_for(rank: int) -> None:
+    x, labels = blobs(200, 300, 3, distance=2.0)
+    mixture = fit_mixture(x, components=3, covariance="lowrank", rank=rank, start=labels)
+    assert mixture.factors.shape == (3, 300, rank)
+    eye = torch.eye(rank, dtype=torch.float64).expand(3, rank, rank)
+    torch.testing.assert_close(mixture.factors.mT @ mixture.factors, eye, rtol=0, atol=1e-5)
+
+
+def test_the_directions_begin_with_the_leading_ones_and_keep_where_the_samples_lie() -> None:
+    x, labels = blobs(200, 300, 3, distance=2.0)
+    z = (x - x.mean(0)).float()
+    prior = fit_prior(within(z, labels), labels, "lowrank", "auto", torch.full((300,), 1e-6, dtype=torch.float64))
+    two, eight = (drawn(prior, z, labels, "lowrank", rank).directions for rank in (2, 8))
+    assert two is not None and eight is not None and torch.equal(two, eight[:, -2:])
+    d = within(z, labels)
+    along = torch.stack([(d[labels == k] @ eight[k].T).square().mean(0) for k in range(3)])
+    assert bool((along.diff(dim=1) > -1e-4).all())  # the leading ones are the last
+    step, r, found = in_directions(z, prior, eight), torch.nn.functional.one_hot(labels), None
+    for _ in range(3):
+        found, joint = step(r, found)
+        torch.testing.assert_close(found.along, found.basis @ z.T, rtol=1e-3, atol=1e-3)
+        r = joint.softmax(1)
 
 
 @pytest.mark.parametrize("components", [1, 3])

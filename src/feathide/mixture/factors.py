@@ -1,7 +1,8 @@
 """The covariance that the components of a wide "lowrank" mixture share, by factor analysis: no C x C matrix is ever made.
 
 For standardised channels T = L L^T + diag(psi), with few factors L (C, R) and psi_c what they leave of the variance of channel c. In turns:
-the leading eigenvectors of diag(psi)^-1/2 S diag(psi)^-1/2, by one step of subspace iteration in products with the samples only, and psi.
+psi, and the leading eigenvectors of diag(psi)^-1/2 S diag(psi)^-1/2, by one step of subspace iteration in products with the samples only. It begins
+with a few of the samples, and a step with more of them.
 
 Of few samples the leading eigenvalues are too large, and noise alone has leading directions. For C channels, n samples and noise of variance 1, an
 eigenvalue v that lies above the edge (1 + sqrt(g))^2, g = C/n, stems from a variance l with v = l (1 + g / (l - 1)) (Baik and Silverstein 2006; Donoho,
@@ -11,43 +12,72 @@ Gavish and Johnstone 2018): l is taken in its place, and a direction below the e
 import torch
 from torch import Tensor
 
-__all__ = ["COMMON", "WIDE", "common_factors", "leading_scores", "leading_variances"]
+__all__ = ["COMMON", "ROWS", "WIDE", "column_squares", "common_factors", "leading_scores", "leading_variances"]
 
 COMMON = 64  # factors at most
+START = 8 * COMMON  # samples at least that a first look is at
 WIDE = 4 * COMMON  # channels above which factors are less work than a covariance
 ROUNDS = 3
+FEW_ROUNDS = 5  # of fewer samples than channels: each is less work and brings less
+ROWS = 128  # that are worked on at a time: they stay in the processor's cache
+STEPS = 8  # of subspace iteration
 LEAST = 0.01  # of a channel's variance within clusters is its own
 FLOOR = 1e-4  # of its variance, at least
 
 
-def common_factors(z: Tensor, samples: int) -> Tensor:
-    """The whitener (C, R + 1) of T for centred rows z (N, C) of unit variance with ``samples`` degrees of freedom (``shapes``)."""
+def common_factors(z: Tensor, samples: int) -> tuple[Tensor, float]:
+    """The whitener (C, R + 1) of T (``shapes``) for centred rows z (N, C) of unit variance with ``samples`` degrees of freedom, and the mean
+    squared distance of the rows, tr(T^-1 S)."""
     n, c = max(samples, 2), z.shape[1]
-    variance = (z.square().sum(0) / n).clamp_min(FLOOR)
-    psi = variance
-    y = z @ _random(c, min(COMMON, len(z))).to(z)
-    loadings = z.new_zeros(c, 0)
-    for _ in range(ROUNDS):
-        root = psi.sqrt()[:, None]
-        q = torch.linalg.qr(z.T @ y / root).Q
-        y = z @ (q / root)
-        values, rotation = torch.linalg.eigh(y.T @ y / n)
-        loadings = (q @ rotation) * (_unbiased(values, c / n) - 1).sqrt() * root
-        psi = torch.maximum(variance - loadings.square().sum(1), (LEAST * variance).clamp_min(FLOOR))
-    return _whitener(loadings.double(), psi.double())
+    variance = column_squares(z) / n
+    psi = floored = variance.clamp_min(FLOOR)
+    part = _some(z)
+    pulled = (z[:: max(1, len(z) // COMMON)][:COMMON] / psi @ part.T) @ part
+    for left in reversed(range(ROUNDS if n >= c else FEW_ROUNDS)):
+        q = _orthonormal(pulled / psi.sqrt())
+        y = q / psi.sqrt() @ z.T
+        values, rotation = torch.linalg.eigh(y @ y.T / n)
+        variances, q = _unbiased(values, c / n), rotation.T @ q
+        if left:
+            loadings = q * (variances - 1).sqrt()[:, None] * psi.sqrt()
+            psi = torch.maximum(floored - loadings.square().sum(0), (LEAST * floored).clamp_min(FLOOR))
+            pulled = y @ z
+    found = variances > 1
+    w, q, along = psi.double().rsqrt(), q[found].double(), ((rotation.T @ y)[found]).double().square().sum(1)
+    share = 1 - variances[found].double().rsqrt()
+    captured = along * share * (2 - share * q.square().sum(1))
+    distance = (w.square() * variance).sum() * n - captured.sum()
+    return torch.cat([w[None], q * share.sqrt()[:, None]]).T.contiguous(), float(distance) / len(z)
 
 
 def leading_scores(z: Tensor, rank: int) -> Tensor:
     """The rows of z (N, C) in about their leading directions, (N, rank): enough to find clusters."""
-    y = z @ _random(z.shape[1], min(rank, *z.shape)).to(z)
-    return z @ torch.linalg.qr(z.T @ y).Q
+    return (leading_directions(_some(z), rank) @ z.T).T
 
 
-def leading_variances(d: Tensor, rank: int = 8) -> Tensor:
-    """The variances (R,) of the rows d (n, C) in their leading directions, without what few samples add to them."""
-    y = leading_scores(d, rank)
-    values = torch.linalg.eigvalsh((y.T @ y).double() / len(d))
-    return _unbiased(values, d.shape[1] / len(d))
+def leading_directions(z: Tensor, rank: int, steps: int = 1) -> Tensor:
+    """About the leading directions of the rows of z (N, C), (rank, C), by steps of subspace iteration."""
+    q = _random(min(rank, z.shape[1]), z.shape[1]).to(z)
+    for _ in range(steps):
+        q = _orthonormal(q @ z.T @ z)
+    return q
+
+
+def leading_variances(d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The variances (R,) of the rows d (n, C) in their leading directions, without what few samples add to them, and the directions (R, C)."""
+    q = leading_directions(d, rank, STEPS)
+    y = q @ d.T
+    values, rotation = torch.linalg.eigh((y @ y.T).double() / len(d))
+    return _unbiased(values, d.shape[1] / len(d)), rotation.T.to(q) @ q
+
+
+def _some(z: Tensor) -> Tensor:
+    return z[:: max(1, len(z) // START)]
+
+
+def column_squares(z: Tensor) -> Tensor:
+    """The sum of squares of each column of z (N, C), of a few rows at a time: z.square() would fill memory of the size of z."""
+    return torch.stack([rows.square().sum(0) for rows in z.split(ROWS)]).sum(0)
 
 
 def _unbiased(values: Tensor, ratio: float) -> Tensor:
@@ -57,14 +87,8 @@ def _unbiased(values: Tensor, ratio: float) -> Tensor:
     return torch.where(values > (1 + ratio**0.5) ** 2, found, 1)
 
 
-def _whitener(loadings: Tensor, psi: Tensor) -> Tensor:
-    """[w | Q] of A = diag(w) (I - Q Q^T) with A A^T = (L L^T + diag(psi))^-1: in units of psi, T is I + W W^T."""
-    w = psi.rsqrt()
-    scaled = loadings * w[:, None]
-    values, rotation = torch.linalg.eigh(scaled.T @ scaled)
-    kept = values > 1e-6
-    values, rotation = values[kept], rotation[:, kept]
-    return torch.cat([w[:, None], scaled @ rotation * ((1 - (1 + values).rsqrt()) / values).sqrt()], 1)
+def _orthonormal(rows: Tensor) -> Tensor:
+    return torch.linalg.qr(rows.T).Q.T
 
 
 def _random(rows: int, columns: int) -> Tensor:

@@ -9,20 +9,22 @@ drawn towards the identity with the share a,
 The closed forms of Ledoit-Wolf and OAS minimise a squared error instead and shrink far too little for a likelihood.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from feathide.mixture.factors import WIDE, common_factors, leading_variances
+from feathide.mixture.factors import WIDE, column_squares, common_factors, leading_variances
 from feathide.mixture.model import Covariance
-from feathide.mixture.shapes import whiten
 
-__all__ = ["Prior", "fit_prior", "in_factors", "precision_factor", "scale", "within"]
+__all__ = ["Prior", "drawn", "fit_prior", "in_factors", "precision_factor", "scale", "within"]
 
 FLOOR = 0.1
+LEADING = 8  # directions at least in which a component of many channels is compared with what is shared
+BLOCK = 128  # channels of a triangular matrix that are inverted at once
 SHARES = torch.logspace(-6, -0.01, 80, dtype=torch.float64)
 STRENGTHS = torch.logspace(0, 3, 31, dtype=torch.float64)  # times C, from where on an inverse Wishart prior is proper
 
@@ -40,18 +42,21 @@ class Prior:
     floor: Tensor  # (C,), added to the variances of each component's own covariance
     shrinkage: float
     pooling: float
+    target: Tensor | None = None  # (C, C), what the whitener was made from
+    directions: Tensor | None = None  # (M, R, C), about the leading ones of each cluster in the whitened space
+    distance: float = math.nan  # mean squared one of the rows within clusters, where the target is the identity
 
 
-def scale(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """The standard deviation of each channel (C,) of x, in double precision, and which channels do not vary; d: x less its mean.
+def scale(d: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """The standard deviation of each channel (C,), in double precision, and which channels do not vary; d (N, C): rows less their mean.
 
     A channel that does not vary gets the median deviation of those that do: it stays in the energy, and leaving its
     constant by as much as other channels vary costs as much as it costs them. One that hardly varies, such as a unit that
     fires on a few images only, is measured in ``FLOOR`` of the median: the prior, the identity in these units, then keeps its
     variance from being believed to be next to nothing. Without shrinkage this changes nothing but the units.
     """
-    sd = d.square().mean(0).double().sqrt()
-    largest = torch.maximum(x.amax(0), -x.amin(0))
+    sd = (column_squares(d).double() / len(d)).sqrt()
+    largest = torch.hypot(sd, centre)
     constant = sd <= 1e-7 * largest
     varying = sd[~constant]
     typical = varying.median() if len(varying) else largest.amax().clamp_min(1e-30)
@@ -74,34 +79,37 @@ def fit_prior(
         share = 2 / (2 + average) if shrinkage == "auto" else shrinkage
         return Prior(None, share / (1 - share) * average, floor, share, 0.0)
     free = n - m + 1  # the means of the clusters cost their degrees of freedom
+    own = (floor >= 1).to(floor)
     if in_factors(covariance, shrinkage, c):
-        return _factored(d, labels, free, floor)
+        whitener, distance = common_factors(d, free)
+        return Prior(whitener, 0.0, own, 0.0, 0.0, distance=distance)
     s = d.T @ d
     left = max(n - m, 1)  # the rank of the scatter: with one more, few samples would be left unshrunk
     share = best_share(spectrum(d, s) * (n / left), left, c)
     target = s * ((1 - share) / free)
     target.diagonal().add_((1 - share) * floor + share)
-    whitener, own = precision_factor(target), (floor >= 1).to(floor)
-    if m == 1:
-        return Prior(whitener, 0.0, own, share, 0.0)
-    parts = (d @ whitener)[labels.argsort()].split(sizes)
-    spectra = (
-        [(spectrum(d @ whitener) * (n / free), free)]
-        if covariance == "tied"
-        else [(spectrum(p), len(p)) for p in parts]
-    )
-    strength = best_strength(spectra, c)
-    return Prior(whitener, strength, own, share, strength / (average + strength))
+    whitener = precision_factor(target)
+    added = (whitener.square().sum(1) * ((1 - share) * floor + share)).sum()
+    return Prior(whitener, 0.0, own, share, 0.0, target, distance=float(c - added) / (1 - share) * free / n)
 
 
-def _factored(d: Tensor, labels: Tensor, free: int, floor: Tensor) -> Prior:
-    """The prior of a wide "lowrank" mixture; ``d`` in single precision. How far a component is drawn to it is judged by its leading directions."""
-    whitener, own, sizes = common_factors(d, free), (floor >= 1).to(floor), labels.bincount().tolist()
-    if len(sizes) == 1:
-        return Prior(whitener, 0.0, own, 0.0, 0.0)
-    parts = whiten(d, whitener.to(d))[labels.argsort()].split(sizes)
-    strength = best_strength([(leading_variances(p), len(p)) for p in parts], d.shape[1])
-    return Prior(whitener, strength, own, 0.0, strength / (len(d) / len(sizes) + strength))
+def drawn(prior: Prior, white: Tensor, labels: Tensor, covariance: Covariance, rank: int) -> Prior:
+    """The prior with its strength, by what is within clusters of the whitened rows (N, C); single precision is enough."""
+    sizes, (n, c) = labels.bincount().tolist(), white.shape
+    parts = [p.sub_(p.mean(0)) for p in white[labels.argsort()].float().split(sizes)]
+    if covariance == "tied":
+        free = n - len(sizes) + 1
+        return _strong(prior, [(spectrum(torch.cat(parts)) * (n / free), free)], c, n)
+    if prior.target is not None:
+        return _strong(prior, [(spectrum(p), len(p)) for p in parts], c, n / len(sizes))
+    leading = [leading_variances(p, max(rank, LEADING)) for p in parts]
+    prior = replace(prior, directions=torch.stack([q[-rank:] for _, q in leading]))
+    return _strong(prior, [(v, len(p)) for (v, _), p in zip(leading, parts, strict=True)], c, n / len(sizes))
+
+
+def _strong(prior: Prior, spectra: Sequence[tuple[Tensor, int]], channels: int, average: float) -> Prior:
+    strength = best_strength(spectra, channels)
+    return replace(prior, strength=strength, pooling=strength / (average + strength))
 
 
 def spectrum(d: Tensor, scatter: Tensor | None = None) -> Tensor:
@@ -137,18 +145,30 @@ def best_strength(spectra: Sequence[tuple[Tensor, int]], channels: int) -> float
     loss = torch.zeros_like(strengths)
     for values, n in spectra:
         if n >= 3:
-            loss += n * leave_one_out(values.cpu(), n, channels, strengths / (strengths + n))
+            loss += n * leave_one_out(values.double().cpu(), n, channels, strengths / (strengths + n))
     return float(strengths[loss.argmin()]) if bool(loss.any()) else float(strengths[-1])
 
 
 def precision_factor(cov: Tensor) -> Tensor:
     """The upper triangular P with P P^T = cov^-1, (..., C, C)."""
-    chol = torch.linalg.cholesky(cov)
-    eye = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
-    return torch.linalg.solve_triangular(chol, eye.expand_as(cov), upper=False).mT.contiguous()
+    return _inverse(torch.linalg.cholesky(cov))
+
+
+def _inverse(chol: Tensor) -> Tensor:
+    """L^-T of a lower triangular L = [[A, 0], [B, C]] by halves: [[A^-T, -A^-T B^T C^-T], [0, C^-T]]."""
+    c, h = chol.shape[-1], chol.shape[-1] // 2
+    if c <= BLOCK:
+        eye = torch.eye(c, dtype=chol.dtype, device=chol.device)
+        return torch.linalg.solve_triangular(chol.mT, eye.expand_as(chol), upper=True).contiguous()
+    out = torch.zeros_like(chol, memory_format=torch.contiguous_format)
+    first, last = _inverse(chol[..., :h, :h]), _inverse(chol[..., h:, h:])
+    out[..., :h, :h], out[..., h:, h:] = first, last
+    out[..., :h, h:] = -(first @ chol[..., h:, :h].mT @ last)
+    return out
 
 
 def within(z: Tensor, labels: Tensor) -> Tensor:
     """The rows z (N, C) minus the mean of their cluster."""
     share = torch.nn.functional.one_hot(labels).to(z)
-    return z - share @ (share.T @ z / share.sum(0)[:, None])
+    means = (share.T @ z / share.sum(0)[:, None])[labels]
+    return torch.sub(z, means, out=means)
