@@ -43,7 +43,7 @@ def common_factors(z: Tensor, samples: int) -> tuple[Tensor, float]:
             psi = torch.maximum(floored - loadings.square().sum(0), (LEAST * floored).clamp_min(FLOOR))
             pulled = y @ z
     found = variances > 1
-    w, q, along = psi.double().rsqrt(), q[found].double(), ((rotation.T @ y)[found]).double().square().sum(1)
+    w, q, along = psi.double().rsqrt(), q[found].double(), n * values[found].double()
     share = 1 - variances[found].double().rsqrt()
     captured = along * share * (2 - share * q.square().sum(1))
     distance = (w.square() * variance).sum() * n - captured.sum()
