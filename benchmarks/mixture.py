@@ -5,8 +5,9 @@
 Features: chest X-rays of one class, seen by a ResNet-50 that was trained for a few steps (channel means of layers with 64 to 2048
 channels). Each method has a process of its own for each size, so that its peak is its own, and the methods take turns. Seconds are CPU
 seconds of the process, which keeps freed memory as the ``feathide`` command does and which other work on the machine disturbs little,
-the median of 25 fits (fewer if they take more than two seconds in all); read the ratios. Some environments pin an older kernel of OpenBLAS (OPENBLAS_CORETYPE), which slows numpy and scikit-learn:
-it is unpinned here, and the kernel that ran is named. ``--out FILE`` writes a page.
+the median of 25 fits (fewer if they take more than two seconds in all); read the ratios. Some environments pin an older kernel of
+OpenBLAS (OPENBLAS_CORETYPE), which slows numpy and scikit-learn: it is unpinned here, and the kernel that ran is named. ``--out FILE``
+writes a page.
 """
 
 import argparse
