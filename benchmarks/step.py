@@ -1,6 +1,6 @@
 """What HFC adds to the step of an attack, what our step costs beside the bare network, and our PGD beside that of other libraries.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank] [--device cuda] [--precision bf16]
+    OMP_NUM_THREADS=1 python benchmarks/step.py [--quick] [--rounds 5] [--only resnet18] [--covariance lowrank] [--heap] [--device cuda] [--precision bf16]
 
 A step is what lies between two iterates of PGD: judge, differentiate, walk, project. Plain: the cross-entropy, without hooks. HFC: the
 features of every conv unit and their energies under mixtures of two classes, half of the batch each. Low rank: rank 8 in what 64
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ CASES = [(name, size) for name in ("resnet18", "resnet50") for size in (64, 128,
     ("resnet10_3d", 32),
     ("resnet18_3d", 32),
 ]
+HEAP = [("resnet18", 64), ("resnet18", 128), ("resnet50", 224), ("resnet18_3d", 32)]
 QUICK = [("resnet18", 64), ("resnet50", 64), ("resnet10_3d", 32)]
 STEPS = 3  # the last iterate is judged without a gradient, so this gives two whole steps
 EPS = 4 / 255
@@ -177,6 +179,26 @@ def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def alone(name: str, size: int, keep: bool) -> float:
+    """CPU seconds of a plain step in a process of its own, with freed memory kept or given back."""
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    net, x = network(name, size)
+    target = torch.arange(len(x)) % 2
+    step = Steps(pgd(Linf(EPS), steps=STEPS), FeatureClassifier(net, ()), x, Goal(1 - target, target))
+    return statistics.median(step() for _ in range(3))
+
+
+def heap_row(name: str, size: int, rounds: int) -> str:
+    found = []
+    for _ in range(rounds):
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as children:
+            kept, given = (children.apply(alone, (name, size, keep)) for keep in (True, False))
+        found.append(kept / given)
+    return f"| {name} | {size} | {statistics.median(found):.2f} |"
+
+
 def peers(size: int, rounds: int, steps: int) -> list[str]:
     """The same PGD, untargeted from a random start, by four libraries; every one is asked which images fool the network."""
     import foolbox
@@ -228,6 +250,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda without other libraries")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--heap", action="store_true", help="also what it is worth to keep freed memory, in processes of their own"
+    )
     parser.add_argument("--out", type=Path, help="write a page here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,6 +264,11 @@ def main() -> None:
     for name, size in QUICK if options.quick else CASES:
         if name.startswith(options.only) and options.size in (None, size):
             lines.append(hfc_row(name, size, options))
+            print(lines[-1], flush=True)
+    if options.heap:
+        lines += ["", "| network | px | freed memory kept / given back |", "|---|---|---|"]
+        for name, size in HEAP:
+            lines.append(heap_row(name, size, options.rounds))
             print(lines[-1], flush=True)
     missing = [name for name in PEERS if find_spec(name) is None]
     if missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from feathide.errors import InputError, expected, first_line, unknown
 from feathide.spelling import parsed
@@ -42,13 +42,18 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Detectors = Annotated[tuple[Annotated[str, BeforeValidator(called_name)], ...], BeforeValidator(listed)]
 
 
+def _number(batch_size: object) -> object:
+    return 0 if batch_size == "auto" else batch_size
+
+
 class Plan(Part):
     """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from;
     ``held_out``: one more table, in which they learn from each attack in turn (``study.variants``).
     ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``);
     ``organ``: the same, for where ``feathide ood`` puts lesions.
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
-    ``batch_size``: images at once; "auto" is what fits in 2 GiB, by image size and network, the same on every machine; the stored plan holds the number.
+    ``batch_size``: images at once, as a number, or "auto": what fits in 2 GiB, by image size and network, the same on every machine; the stored plan holds
+    the number.
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not (YAML reads a bare off as false)."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
@@ -70,7 +75,7 @@ class Plan(Part):
     held_out: bool = False
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2, le=10_000)
-    batch_size: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v)] = Field(32, ge=0)
+    batch_size: Annotated[int, BeforeValidator(_number), PlainSerializer(lambda n: n or "auto")] = Field(0, ge=0)
     gates: Annotated[Literal["quick", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "quick"
     seed: Seed = 0
 
