@@ -80,9 +80,11 @@ class FeatureClassifier:
     compile: str | None = None
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
     _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
+    _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False)  # found once: looking takes time
 
     def __post_init__(self) -> None:
-        _refuse_training(self.model)
+        self._modules.extend(self.model.modules())
+        self._refuse_training()
         if self.head not in ("softmax", "sigmoid") and not (isinstance(self.head, tuple) and self.head[0] == "finding"):
             raise expected(
                 'head must be "softmax", "sigmoid" or ("finding", j)', got=repr(self.head), do="choose one of them"
@@ -99,7 +101,7 @@ class FeatureClassifier:
             )
 
     def __call__(self, x: Tensor) -> Outputs:
-        _refuse_training(self.model)
+        self._refuse_training()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self._outputs(x)
 
@@ -128,6 +130,15 @@ class FeatureClassifier:
             others,
             witness=None if self.witness is None else self.witness(x),
         )
+
+    def _refuse_training(self) -> None:
+        if any(module.training for module in self._modules):
+            training = [name or type(m).__name__ for name, m in self.model.named_modules() if m.training]
+            raise expected(
+                "the network must be in evaluation mode",
+                got=f"training mode in {(training or ['a part that was replaced'])[0]}",
+                do="call model.eval() first",
+            )
 
     def _fast(self, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """The compiled copy, which gives the outputs and the pooled features of ``names``."""
@@ -318,16 +329,6 @@ def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _refuse_training(model: nn.Module) -> None:
-    if any(module.training for module in model.modules()):
-        training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-        raise expected(
-            "the network must be in evaluation mode",
-            got=f"training mode in {training[0]}",
-            do="call model.eval() first",
-        )
 
 
 def _has_dropout(model: nn.Module) -> bool:
