@@ -144,7 +144,7 @@ def bank_size(components: int = 64, rank: int = 8) -> str:
     widths = [64] + 3 * [64, 64, 256] + 4 * [128, 128, 512] + 6 * [256, 256, 1024] + 3 * [512, 512, 2048]
     shared = [c * (c if c <= WIDE else COMMON + 1) + c for c in widths]
     stored = sum(8 * (s + components * (c + c * rank + rank + 2)) for s, c in zip(shared, widths, strict=True))
-    working = sum(4 * (s + components * (c + 2 * c * rank)) for s, c in zip(shared, widths, strict=True))
+    working = sum(4 * (s + components * c * (rank + 2)) for s, c in zip(shared, widths, strict=True))
     return (
         f"All {len(widths)} conv layers of a ResNet-50 at M = {components}, lowrank of rank {rank}, one class: "
         f"{stored / 2**20:.0f} MiB of float64 statistics and {working / 2**20:.0f} MiB of float32 copies during an attack."
