@@ -16,7 +16,7 @@ from feathide.mixture import Covariance, Mixture, MixtureBank, fit_mixture
 from feathide.mixture.full import in_channels, in_samples
 from feathide.mixture.lowrank import in_directions
 from feathide.mixture.prior import drawn, fit_prior, precision_factor, within
-from feathide.mixture.shapes import whiten
+from feathide.mixture.shapes import into, whiten
 from feathide.types import Outputs
 
 STRUCTURES: list[Covariance] = ["full", "tied", "diag", "lowrank"]
@@ -174,6 +174,9 @@ def test_any_low_rank_mixture_is_measured_by_the_book(shared: str, components: i
     torch.testing.assert_close(mixture.energy(f), energy, rtol=1e-8, atol=0)
     torch.testing.assert_close(mixture.log_prob(f), density, rtol=1e-8, atol=1e-8)
     assert torch.equal(mixture.nearest(f), chosen)
+    field = mixture.field(f)
+    distances = field.shape.distances(into((f - field.centre) * field.scale, field.rest))
+    torch.testing.assert_close(distances.gather(1, chosen[:, None])[:, 0] / c, energy, rtol=1e-8, atol=0)
     assert torch.autograd.gradcheck(mixture.energy, f[:2].requires_grad_())
 
 
