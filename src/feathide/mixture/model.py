@@ -104,7 +104,7 @@ class Mixture:
             joint = field.bias - 0.5 * field.shape.distances(_whiten(f, field))
             return (field.bias.max() - joint.logsumexp(1)) * (2 / self.channels)
 
-        whole = Groups([0], [len(f)], f, f)
+        whole = Groups([0], [len(f)], f, f)  # of one class: no order is asked for
         return energies([f], {0: Fields.of([self.field(f)])}, whole)[:, 0]
 
     def field(self, like: Tensor) -> Field:
