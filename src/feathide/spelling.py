@@ -2,13 +2,14 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feathide.errors import expected
 
-__all__ = ["parsed", "separated", "spelled"]
+__all__ = ["aimed_at", "parsed", "separated", "spelled"]
 
+BUILT_FOR = {"kde": ("kd",), "lid": ("lid",)}  # objectives that are the score of one detector
 CALL = re.compile(r"^(?P<name>[^()]+)\((?P<arguments>.*)\)$", re.DOTALL)
 
 
@@ -47,3 +48,13 @@ def separated(text: str) -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts]
+
+
+def aimed_at(objective: str, options: Mapping[str, Any], audited: Sequence[str]) -> tuple[str, ...]:
+    """The detectors that a detector-aware objective attacks: those that its options name, the one behind the colon
+    (``evade:maha``), the one that it is built from (``kde``, ``lid``), and otherwise all that are ``audited``."""
+    kind, _, detector = objective.partition(":")
+    named = options.get("detectors") or ()
+    if named:
+        return (named,) if isinstance(named, str) else tuple(map(str, named))
+    return (detector,) if detector else BUILT_FOR.get(kind, tuple(audited))

@@ -9,6 +9,7 @@ import pytest
 from feathide.errors import InputError
 from feathide.report import Run, verdict
 from feathide.report.verdict import label
+from feathide.study.parts import ObjectivePlan
 
 EPS = 4 / 255
 Row = tuple[str, str, str, str, float, float, float]
@@ -59,8 +60,10 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(make: Callable
     assert (
         "fool the classifier in 40% of the cases" in verdict(make(count=2, table=table_of(good, success=0.4))).headline
     )
-    assert verdict(make(count=2, table=table_of(good), gates=[gate])).word == "undecided"
-    assert verdict(make(count=2, table=table_of(bad), gates=[gate])).word == "fails"
+    for row, word in ((good, "undecided"), (bad, "fails")):
+        found = verdict(make(count=2, table=table_of(row), gates=[gate]))
+        assert (found.word, found.evidence, found.findings[0].word) == ("invalid", False, word)
+        assert "not evidence" in found.headline and "Converged" in found.headline
     assert "Converged" in verdict(make(count=2, table=table_of(good), gates=[gate])).gates
 
 
@@ -109,3 +112,22 @@ def test_labels() -> None:
         "KD+BU",
         "my_guard",
     ]
+
+
+def test_who_is_aimed_at_is_what_the_options_say_not_the_name(make: Callable[..., Run]) -> None:
+    table = table_of((*AWARE[:3], "dnn", 0.0, 0.0, 0.02), (*AWARE[:3], "kd", 0.0, 0.0, 0.02))
+    words = {f.detector: f.word for f in verdict(make(count=2, table=table, aims={"evade": ("kd",)})).findings}
+    assert words == {"kd": "holds", "dnn": "unproven"}
+
+
+def test_one_function_resolves_the_aim_of_an_objective() -> None:
+    audited = ("kd", "maha", "dnn")
+    plans = {
+        "all": ObjectivePlan(name="evade"),
+        "by name": ObjectivePlan(name="evade:maha"),
+        "by option": ObjectivePlan(name="selective", options={"detectors": ["dnn"]}),
+        "built for": ObjectivePlan(name="kde"),
+        "nobody": ObjectivePlan(name="evade", weight=0),
+    }
+    aims = {key: plan.aimed_at(audited) for key, plan in plans.items()}
+    assert aims == {"all": audited, "by name": ("maha",), "by option": ("dnn",), "built for": ("kd",), "nobody": ()}

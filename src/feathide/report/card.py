@@ -35,6 +35,7 @@ def card(run: Run) -> dict[str, Any]:
         "model-index": [{"name": classifier, "results": [result]}],
         "verdict": {d.detector: d.word for d in found.findings},
         "headline": found.headline,
+        "evidence": found.evidence,
         "tags": ["synthetic data"] if run.synthetic else [],
     }
 

@@ -14,7 +14,7 @@ from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
-from feathide.report.verdict import FAILS, HOLDS, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
+from feathide.report.verdict import FAILS, HOLDS, INVALID, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
 
 __all__ = ["Case", "Run", "render"]
 
@@ -58,7 +58,7 @@ def render(run: Run) -> str:
         figures=drawn,
         plan=yaml.safe_dump(plain(run.plan), sort_keys=False, allow_unicode=True),
         card=json.dumps(plain(made), indent=1, ensure_ascii=False),
-        words=WORDS,
+        words={**WORDS, "invalid": INVALID},
         levels=LEVELS,
         rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
         browser=Markup(asset("browser.html")),

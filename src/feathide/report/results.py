@@ -90,7 +90,8 @@ class Run:
     (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases. ``cost`` is a table of what the
     run took, one row a stage. ``seeds`` has every number over the seeds of the classifier (``mean``, ``least``, ``greatest``, ``seeds`` in place of ``value``,
     ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
-    audited; ``threat["eps"]`` is the one that the page is about.
+    audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
+    objective's name does (``spelling.aimed_at``).
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -113,6 +114,7 @@ class Run:
     held_out: pd.DataFrame | None = None
     budgets: Sequence[float] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
+    aims: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _needs("the results table", COLUMNS, self.table.columns)

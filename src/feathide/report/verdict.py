@@ -5,7 +5,7 @@ somebody who knows the guard attacked it, if the attacks do fool the unguarded c
 guard *fails* only if the lower end is high.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,12 @@ import pandas as pd
 
 from feathide.errors import expected
 from feathide.report.results import Run
+from feathide.spelling import aimed_at
 
 __all__ = [
     "FAILS",
     "HOLDS",
+    "INVALID",
     "LEVELS",
     "STRONG",
     "WORDS",
@@ -33,6 +35,7 @@ LEVELS = (10, 5, 1)  # false alarms, per cent
 HOLDS = 0.05  # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every attack
 FAILS = 0.50  # and fails if the lower end is at least this, under one attack
 STRONG = 0.90  # attacks that fool the unguarded classifier less often than this say little about the guard
+INVALID = "no evidence"  # the word of a run in which a sanity check failed
 WORDS = {
     "holds": "holds",
     "unproven": "not broken, not proven",
@@ -40,7 +43,6 @@ WORDS = {
     "leaks": "leaks",
     "fails": "fails",
 }  # best first
-AIMS = {"kde": "kd", "lid": "lid"}  # objectives that are aimed at one detector by name
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
 SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
@@ -76,7 +78,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings, the best guard first, and the sentences of the first screen."""
+    """The findings, the best guard first, and the sentences of the first screen.
+
+    ``evidence`` is False where a sanity check failed: ``word`` is then "invalid", and the headline says so before
+    anything else. The findings keep what the table would say if the evaluation were right.
+    """
 
     word: str
     headline: str
@@ -86,6 +92,7 @@ class Verdict:
     gates: str
     findings: tuple[Finding, ...]
     success: Rate | None
+    evidence: bool = True
 
 
 def percent(share: float) -> str:
@@ -139,13 +146,14 @@ def verdict(run: Run) -> Verdict:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
     while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
-    in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard.
+    in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard, or "invalid"
+    where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
     success = worst(rows[rows["metric"] == "success"])
     failed = [str(g["name"]) for g in run.gates if g["status"] == "fail"]
     found = [
-        _finding(str(d), part, success, failed)
+        _finding(str(d), part, success, failed, run.aims)
         for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
     ]
     order = list(WORDS)
@@ -155,14 +163,15 @@ def verdict(run: Run) -> Verdict:
             "the table must have slips_through_fpr10 of a detector", got="none", do="audit at least one detector"
         )
     return Verdict(
-        word=findings[0].word,
-        headline=_headline(findings, success),
+        word="invalid" if failed else findings[0].word,
+        headline=_no_evidence(failed) if failed else _headline(findings, success),
         attacked=_attacked(run),
         strength=_strength(run, rows, success),
         slipped=_slipped(findings),
         gates=_gates(run, failed),
         findings=tuple(findings),
         success=success,
+        evidence=not failed,
     )
 
 
@@ -172,25 +181,25 @@ def by_budget(run: Run) -> Iterator[tuple[float, Verdict]]:
         yield eps, verdict(replace(run, threat={**run.threat, "eps": eps}))
 
 
-def _finding(detector: str, rows: pd.DataFrame, success: Rate | None, failed: list[str]) -> Finding | None:
+def _finding(
+    detector: str,
+    rows: pd.DataFrame,
+    success: Rate | None,
+    failed: list[str],
+    aims: Mapping[str, Sequence[str]],
+) -> Finding | None:
     at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
     if 10 not in rates:
         return None
     top = at[10].iloc[int(at[10]["value"].fillna(-1.0).argmax())]
     aware = any(
-        k == "detector-aware" and a != "worst" and _aims_at(str(o), detector)
+        k == "detector-aware" and a != "worst" and detector in aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
     word, why = _word(rates[10], aware, success, failed)
     plain = worst(at[10][at[10]["objective"] == "plain"])
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
-
-
-def _aims_at(objective: str, detector: str) -> bool:
-    """Whether who pursues a detector-aware objective knows this detector: ``evade:maha`` knows maha, ``evade`` all of the audit."""
-    kind, _, aim = objective.partition(":")
-    return (aim or AIMS.get(kind, detector)) == detector
 
 
 def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
@@ -210,6 +219,11 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> t
     if not aware:
         return "unproven", "nobody who knows this guard attacked it"
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
+
+
+def _no_evidence(failed: list[str]) -> str:
+    checks = f"sanity check{'s' * (len(failed) > 1)}"
+    return f"Nothing can be concluded: these numbers are not evidence, since the {checks} failed: {', '.join(failed)}."
 
 
 def _headline(findings: list[Finding], success: Rate | None) -> str:

@@ -67,6 +67,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         held_out=_beside(lab, "held_out.csv") if plan.held_out else None,
         budgets=lab.budgets,
         counts=counts(lab),
+        aims={o.name: o.aimed_at(plan.detectors) for o in plan.objectives},
     )
 
 

@@ -344,7 +344,7 @@ def _best_of(lab: Lab, detector: str, found: Sequence[Found]) -> tuple[np.ndarra
     for f in found:
         cell = f.cell
         kind = OBJECTIVES[cell.objective.kind]
-        aim = {"kde": ("kd",), "lid": ("lid",)}.get(cell.objective.kind) or cell.objective.aim or (detector,)
+        aim = cell.objective.aimed_at((detector,))
         if cell.eps != eps or not len(f.rows) or (kind.knowledge == "detector-aware" and detector not in aim):
             continue
         slips = f.fooled & (scores_in(lab, detector, eps, lab.condition(cell), "test", f.rows) <= limit)

@@ -3,13 +3,13 @@
 The tables of names are imported where they are asked: they need torch, which takes seconds, and a misspelt field shall be said at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from feathide.errors import expected, unknown
-from feathide.spelling import separated, spelled
+from feathide.spelling import BUILT_FOR, aimed_at, separated, spelled
 
 __all__ = [
     "AttackPlan",
@@ -255,9 +255,12 @@ class ObjectivePlan(Part):
 
     @property
     def aim(self) -> tuple[str, ...]:
-        """The detectors that it is aimed at; none named means all of the audit."""
-        detector = self.name.partition(":")[2]
-        return (detector,) if detector else ()
+        """The detectors that its name or its options say; none named means all of the audit."""
+        return () if self.kind in BUILT_FOR else aimed_at(self.name, self.options, ())
+
+    def aimed_at(self, audited: Sequence[str]) -> tuple[str, ...]:
+        """The detectors that it attacks, of an audit of ``audited``: nobody where its weight is 0."""
+        return () if self.weight == 0 else aimed_at(self.name, self.options, audited)
 
 
 class MixturePlan(Part):
