@@ -1,6 +1,7 @@
 """The gallery: every notebook runs from top to bottom, and its stored output is what such a run shows."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +39,10 @@ def test_a_notebook_runs(
         stored = "".join(line for output in cell["outputs"] for line in output["text"])
         assert len(shown.splitlines()) == len(stored.splitlines())
         if cell["outputs"]:
-            assert [line.split()[0] for line in shown.splitlines()] == [line.split()[0] for line in stored.splitlines()]
+            assert _first_words(shown) == _first_words(stored)
     assert SHARES[name] in said
+
+
+def _first_words(text: str) -> list[str]:
+    """The first word of each line; a number is only known to be one, since training differs from processor to processor."""
+    return [re.sub(r"\d+(\.\d+)?", "0", line.split()[0]) for line in text.splitlines()]

@@ -88,7 +88,11 @@ def _gather(best: Tensor, eps: Tensor, sides: Sequence[int], noise: Noise, k: in
     heights = torch.cumsum(1 / (shells - torch.arange(shells, dtype=best.dtype, device=best.device)) ** 2, 0)
     bump = half * into * heights[(depth.long() - 1).clamp_min(0)] * signs  # (N, C, *S)
     was = best * into
-    new = bump / _per_channel(bump.square()).sqrt() + was / _per_channel(was.square()).sqrt().clamp_min(1e-7)
+    shape = bump / _per_channel(bump.square()).sqrt()
+    new = shape + was / _per_channel(was.square()).sqrt().clamp_min(1e-7)
+    new = torch.where(
+        _per_channel(new.square()) > 1e-12, new, shape
+    )  # of one pixel, both may cancel: the norm would be lost
     new = new * (room / _per_channel(new.square()).clamp_min(torch.finfo(best.dtype).tiny)).sqrt()
     return torch.where(into, new, torch.where(out, torch.zeros_like(best), best))
 
