@@ -221,6 +221,7 @@ BAD = {
     "unknown attack": ({"attacks": ["pdg"]}, "did you mean 'pgd'"),
     "unknown field": ({"atacks": ["pgd"]}, "did you mean 'attacks'"),
     "unknown network": ({"network": "resnet19"}, "did you mean 'resnet18'"),
+    "eps of other units": ({"eps": "8"}, "did you mean 8/255"),
     "eps of nothing": ({"eps": 0}, "eps must be positive"),
     "eps below a grey level": ({"eps": "1/510"}, "grey level"),
     "eps in foreign units": ({"eps": "2 HU"}, "grey level"),

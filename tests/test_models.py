@@ -405,3 +405,25 @@ def test_networks_that_cannot_be_audited(
     with pytest.raises(InputError, match=message):
         check_network(model, images, classes, head)
     assert weights_digest(model) == digest
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "classifier.", "model._orig_mod.", "module._orig_mod.", "a.b.c."])
+def test_any_prefix_of_the_names_is_dropped(prefix: str, tmp_path: Path) -> None:
+    saved, model = tiny(seed=1), tiny(seed=2)
+    torch.save({"state_dict": {prefix + k: v for k, v in saved.state_dict().items()}}, tmp_path / "a.pt")
+    load_weights(model, tmp_path / "a.pt")
+    assert weights_digest(model) == weights_digest(saved)
+
+
+def test_pointers_and_safetensors_are_known_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n")
+    with pytest.raises(InputError, match="git lfs pull"):
+        load_weights(tiny(), tmp_path / "a.pt")
+    saved, model = tiny(seed=1), tiny(seed=2)
+    save_weights(saved, tmp_path / "b.bin")
+    load_weights(model, tmp_path / "b.bin")
+    assert weights_digest(model) == weights_digest(saved)
+    state = saved.state_dict()
+    torch.save({"model": state, "weights": state}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="one set of weights"):
+        load_weights(model, tmp_path / "c.pt")

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,26 @@ from feathide.errors import expected
 
 __all__ = ["load_weights", "read_about", "read_weights", "save_weights", "start_from", "weights_digest"]
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # where a checkpoint keeps the state dict
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+)  # of a checkpoint
+AVERAGED = (
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+    "ema_model",
+    "ema",
+    "params_ema",
+)  # copies beside the weights
 NOTE = "feathide"  # the entry of the file header under which the notes are
-PREFIXES = ("", "model.", "net.", "network.", "module.", "_orig_mod.")  # what a wrapping module puts before its names
+POINTER = b"version https://git-lfs"
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -53,9 +72,10 @@ def save_weights(model: nn.Module, path: str | Path, *, about: Mapping[str, Any]
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Put the weights of a file into ``model``; every name and shape must agree.
 
-    Files: safetensors, or a torch file (``.pt``, ``.pth``, ``.ckpt``) with a state dict, alone or in a checkpoint under
-    ``state_dict``, ``model_state_dict`` or ``model``. A prefix that a wrapping module left on the names (``model.``,
-    ``net.``, ``module.``, ...) is dropped. Raises ``InputError`` for an unreadable file, a pickled module, missing or
+    Files: safetensors, or a torch file (``.pt``, ``.pth``, ``.ckpt``) with a state dict, alone or in a checkpoint, under
+    ``state_dict``, ``model``, ``weights``, ``ema`` and the like. Whatever prefix wrapping modules left on the names
+    (``model.``, ``backbone.``, ``module._orig_mod.``, ...) is dropped; half precision is cast.
+    Raises ``InputError`` for an unreadable file, a pickled module, missing or
     unexpected names and other shapes; ``model`` is then as it was.
     """
     own, state = model.state_dict(), _fitting(read_weights(path), model)
@@ -106,19 +126,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     again = "save the network anew with torch.save(model.state_dict(), path)"
     if not os.path.isfile(path):
         raise expected("weights must be a file", got=path, do="correct the path")
+    with path.open("rb") as file:
+        head = file.read(len(POINTER))
+    if head == POINTER:
+        raise expected(
+            f"{path} must hold weights", got="a pointer of git-lfs to the file", do="fetch the file by: git lfs pull"
+        )
     try:
-        found = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+        found = safetensors.torch.load_file(path) if _is_safetensors(path) else _read_torch(path)
     except Exception as error:  # whatever the readers raise on foreign bytes
         pickled = "weights_only" in str(error).lower()
         got = "a pickled module or other objects" if pickled else f"an unreadable file ({type(error).__name__})"
         raise expected(f"{path} must hold a state dict", got=got, do=again) from error
-    for key in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
     if not isinstance(found, Mapping):
         raise expected(f"{path} must hold a state dict", got=type(found).__name__, do=again)
+    found = _unwrapped(found, path)
     if not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise expected(f"{path} must hold a state dict", got=f"a dictionary of ({some([*map(str, found)])})", do=again)
+    odd = [k for k, v in found.items() if v.is_quantized or v.layout != torch.strided]
+    if odd:
+        kind = "quantised" if found[odd[0]].is_quantized else "sparse"
+        raise expected(
+            f"{path} must hold plain tensors",
+            got=f"{kind} ones ({some(odd)})",
+            do="save the weights before they are quantised" if kind == "quantised" else again,
+        )
     return dict(found)
 
 
@@ -143,8 +175,66 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether the content is safetensors, whatever the ending: a length of 8 bytes and a header of JSON."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (
+        head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+    )
+
+
+def _unwrapped(found: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The state dict in a checkpoint, however deep it lies; two in one file are refused unless one is a moving average."""
+    for _ in range(4):
+        if found and all(isinstance(v, Tensor) for v in found.values()):
+            break
+        inner = {k: v for k, v in found.items() if isinstance(v, Mapping) and _has_tensors(v)}
+        sets = [k for k in WRAPPERS if k in inner] or [k for k in AVERAGED if k in inner]
+        if len(sets) > 1:
+            raise expected(
+                f"{path} must hold one set of weights",
+                got=f"several ({', '.join(sets)})",
+                do="save the right one alone",
+            )
+        if not sets:
+            break
+        found = inner[sets[0]]
+    return found
+
+
+def _has_tensors(value: Mapping[str, Any], depth: int = 3) -> bool:
+    return any(
+        isinstance(v, Tensor) or (depth > 0 and isinstance(v, Mapping) and _has_tensors(v, depth - 1))
+        for v in value.values()
+    )
+
+
 def _fitting(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the prefix that makes most names agree with the network's."""
+    """The state dict without the prefix that makes most names agree with the network's: any, as wrapping modules put it.
+
+    Names that lie outside the prefix are left out, as the parts of a training module are. Raises ``InputError`` if two
+    prefixes, such as a network and its averaged copy, fit equally well.
+    """
     own = model.state_dict().keys()
-    tries = [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
-    return max(tries, key=lambda t: len(own & t.keys()))  # the first of equals: no prefix
+    counts = Counter(k[: -len(o)] for k in state for o in _endings(k) if o in own)
+    most = max(counts.values(), default=0)
+    best = [p for p, n in counts.items() if n == most and 2 * n >= len(own)]
+    if len(best) > 1 and "" not in best:
+        plain = [p for p in best if "ema" not in re.split(r"[._]", p.lower())]
+        best = plain or best
+        if len(best) > 1:
+            names = ", ".join(p.rstrip(".") for p in best)
+            raise expected(
+                "weights must hold one copy of the network", got=f"several ({names})", do="save the right one alone"
+            )
+    prefix = "" if not best or "" in best else best[0]
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _endings(name: str) -> Iterator[str]:
+    """A name without each of its prefixes: a.b.c, b.c, c."""
+    yield name
+    for at, letter in enumerate(name):
+        if letter == ".":
+            yield name[at + 1 :]

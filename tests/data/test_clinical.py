@@ -271,3 +271,19 @@ def test_bad_volumes_are_one_sentence(volumes: Path) -> None:
     shutil.copy(volumes / "test" / "b" / "1.nii.gz", path.with_name("00.nii"))  # packed, but not named so
     with refuses("00.nii must be a readable NIfTI file"):
         load_cases(volumes)
+
+
+def test_dicom_bits_outside_the_stored_ones_are_cleared_or_refused(shared: Path, tmp_path: Path) -> None:
+    head = pydicom.dcmread(shared / "dicom" / "MR_small.dcm")
+    numbers = (np.arange(head.Rows * head.Columns) % 4096).astype("<u2")
+    head.BitsStored, head.HighBit, head.PixelRepresentation = 12, 11, 0
+    head.PixelData = numbers.tobytes()
+    head.save_as(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.dcm").stored.ravel(), numbers)
+    head.PixelData = (numbers | 1 << 12).astype("<u2").tobytes()  # an overlay
+    head.save_as(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.dcm").stored.ravel(), numbers)
+    head.HighBit, head.PixelData = 15, (numbers << 4).astype("<u2").tobytes()
+    head.save_as(tmp_path / "a.dcm")
+    with refuses("a.dcm must have the high bit 11", "15"):
+        read_image(tmp_path / "a.dcm")

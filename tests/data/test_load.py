@@ -3,14 +3,19 @@
 import csv
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from feathide.data import load_cases
+from feathide.data.files import read_image
 from feathide.errors import InputError
+from feathide.study.mask import load_region
 
 
 def refuses(*words: str):
@@ -338,3 +343,65 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[dict[str, object
     with refuses("labels must lie in 0..1", "7"):
         numbered = [{**row, "label": 7 * i % 2 * 7} for i, row in enumerate(rows)]
         load_cases(save_manifest(tmp_path / "m.csv", numbered), class_names=("a", "b"))
+
+
+# pictures that Pillow would cut or guess
+
+
+def save_png16(path: Path, kind: int, samples: int) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head, row = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0), b"\0" + bytes(range(8 * samples))
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 4)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_pictures_that_would_lose_bits_are_refused(tmp_path: Path) -> None:
+    for kind, samples, got in ((2, 3, "16 bits of colour"), (4, 2, "grey with alpha"), (6, 4, "16 bits of colour")):
+        save_png16(tmp_path / "a.png", kind, samples)
+        with refuses("a.png must be 8 or 16-bit", got):
+            read_image(tmp_path / "a.png")
+    save_png16(tmp_path / "a.png", 0, 1)
+    assert read_image(tmp_path / "a.png").stored[0, 0].tolist() == [1, 515, 1029, 1543]
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "f.tif")
+    with refuses("f.tif must be 8 or 16-bit", "32-bit floats"):
+        read_image(tmp_path / "f.tif")
+    Image.fromarray(grey).save(tmp_path / "s.tif", tiffinfo={339: 2})
+    with refuses("s.tif must be 8 or 16-bit", "signed bytes"):
+        read_image(tmp_path / "s.tif")
+    Image.new("CMYK", (4, 4)).save(tmp_path / "c.jpg")
+    with refuses("c.jpg must be 8 or 16-bit", "CMYK"):
+        read_image(tmp_path / "c.jpg")
+    (tmp_path / "p.ppm").write_bytes(b"P6 4 4 65535\n" + bytes(96))
+    with refuses("p.ppm must be 8 or 16-bit", "16 bits of colour"):
+        read_image(tmp_path / "p.ppm")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif"])
+def test_several_pages_are_refused_by_their_number(tmp_path: Path, name: str) -> None:
+    pages = [Image.fromarray(np.full((4, 4), 40 * i, dtype=np.uint8)) for i in range(6)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with refuses(f"{name} must hold one picture", "6 pages"):
+        read_image(tmp_path / name)
+
+
+def test_masks_by_index_and_alpha(tmp_path: Path) -> None:
+    cases = load_cases(save_npz(tmp_path / "toy.npz", (8, 8)))
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[2:4, 2:6] = 1
+    index = Image.frombytes("P", (8, 8), mask.tobytes())
+    index.putpalette([120, 120, 120, 6, 230, 230])
+    index.save(tmp_path / "index.png")
+    Image.fromarray(np.dstack([np.full((8, 8, 3), 255, np.uint8), mask * 255])).save(tmp_path / "alpha.png")
+    for name in ("index.png", "alpha.png"):
+        region = load_region(str(tmp_path / name), cases, trust=False)
+        np.testing.assert_array_equal(region.of(torch.zeros(1, 1, 8, 8))[0, 0], mask)
+    index.putpalette([255, 255, 255, 0, 0, 0])
+    index.save(tmp_path / "index.png")
+    with refuses("must be 0 outside", "index 0 is not black"):
+        load_region(str(tmp_path / "index.png"), cases, trust=False)
+    np.savez(tmp_path / "nan.npz", mask=np.where(mask > 0, 1.0, np.nan))
+    with refuses("must be numbers", "NaN"):
+        load_region(str(tmp_path / "nan.npz"), cases, trust=False)

@@ -206,6 +206,10 @@ def pixels_of(head: Dataset, path: Path) -> np.ndarray:
         )
     if head.get("BitsAllocated") == 1:
         raise expected(f"{path} must hold an image", got="a mask of one bit", do="leave it out or pass skip_bad=True")
+    high = head.get("HighBit")
+    if "PixelData" in head and high is not None and high != int(head.get("BitsStored") or high + 1) - 1:
+        what = f"{path} must have the high bit {int(head.BitsStored) - 1}, one less than its stored bits"
+        raise expected(what, got=high, do="shift the numbers and correct the header")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -98,6 +98,7 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
     try:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
             warnings.simplefilter("ignore")  # of large pictures; Pillow refuses too large ones
+            _check_picture(path, file)
             file.load()
             if file.mode in ("I;16", "I;16B", "I;16L", "I"):
                 pixels = np.array(file)
@@ -105,6 +106,8 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
                 pixels = np.array(file.convert("L"))
             else:
                 pixels = np.array(file.convert("RGB"))
+    except InputError:
+        raise
     except Exception as error:  # Pillow's readers raise whatever they happen to meet
         raise expected(
             f"{path} must be a readable picture", got=first_line(error), do="replace it or pass skip_bad=True"
@@ -119,6 +122,36 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
     stored = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # (C, H, W)
     slope, legal, unit = grid_of(stored.dtype, box)
     return StoredImage(stored, slope, 0.0, legal, unit)
+
+
+def _check_picture(path: Path, file: Image.Image) -> None:
+    """Refuse, before it is decoded, what Pillow would cut, turn or guess: pages, floats, 16-bit colour, signed bytes, inks."""
+    pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))  # the others of an MPO are previews
+    if pages > 1:
+        raise expected(f"{path} must hold one picture", got=f"{pages} pages or frames", do="save each as its own file")
+    raw, got = str([tile[3] for tile in getattr(file, "tile", ())]), ""
+    tags = getattr(file, "tag_v2", {})
+    bits, signs = max(tags.get(258, (1,))), max(tags.get(339, (1,)))  # BitsPerSample, SampleFormat
+    deep = ";16" in raw or bits > 8 or (file.format == "PPM" and file.mode == "RGB" and _top(file) > 255)
+    if file.mode == "F" or signs == 3:
+        got = f"{bits if bits > 8 else 32}-bit floats"
+    elif deep and file.mode not in ("I;16", "I;16B", "I;16L", "I"):
+        got = f"16 bits of {'grey with alpha' if 'LA' in raw else 'colour'}, of which 8 would be read"
+    elif signs == 2 and bits <= 8:
+        got = "signed bytes"
+    elif bits > 8 and tags.get(262) == 0:  # PhotometricInterpretation: Pillow turns these for 8 bits only
+        got = "16 bits in which 0 is white"
+    elif file.mode in ("CMYK", "LAB", "HSV"):
+        got = f"{file.mode} colours"
+    if got:
+        what = f"{path} must be 8 or 16-bit grey or 8-bit RGB colour"
+        raise expected(what, got=got, do="convert it, or store the numbers in npz or NIfTI")
+
+
+def _top(file: Image.Image) -> int:
+    """The largest number that a PPM's header allows."""
+    numbers = [n for tile in getattr(file, "tile", ()) if isinstance(tile[3], tuple) for n in tile[3]]
+    return max([n for n in numbers if isinstance(n, int)], default=255)
 
 
 def load(path: Path, how: Reading) -> StoredImage:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from feathide.data import Cases
-from feathide.data.files import read_image
+from feathide.data.files import FORMATS, PICTURES, read_image
 from feathide.data.guard import load_arrays
 from feathide.errors import expected, first_line
 from feathide.own import load_callable
@@ -32,7 +33,8 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
     """The region that a plan's ``mask`` names.
 
     A file: one array in an npz (called ``mask`` where there are more), NIfTI, DICOM or a picture, of the images' shape *S or
-    (C or 1, *S); other numbers than 0 are inside. ``package.module:callable`` or ``file.py:callable``, which runs only with ``trust``:
+    (C or 1, *S); other numbers than 0 are inside (of an
+    indexed picture the index, of one colour with alpha the alpha). ``package.module:callable`` or ``file.py:callable``, which runs only with ``trust``:
     takes the images (N, C, *S) in box units and gives 1 or 0, (N or 1, C or 1, *S); an image's mask must not depend on the others.
 
     Raises ``InputError`` for another shape, an empty mask and a file that is no image.
@@ -40,7 +42,10 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
     path = Path(spec)
     if not os.path.exists(path) and ":" in spec:
         return _from_code(spec, trust)
-    inside = (_array(path) if path.suffix.lower() == ".npz" else read_image(path).stored) != 0
+    numbers = _array(path) if path.suffix.lower() == ".npz" else _of_image(path)
+    if numbers.dtype.kind == "f" and np.isnan(numbers).any():
+        raise expected(f"the mask {spec} must be numbers", got="NaN", do="mark the outside with 0")
+    inside = numbers != 0
     axes = len(cases.shape)
     if inside.ndim not in (axes, axes + 1) or inside.shape[-axes:] != cases.shape:
         raise expected(
@@ -55,6 +60,27 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
         raise expected(f"the mask {spec} must leave room for a change", got="only zeros", do="mark the region with 1")
     mask = torch.from_numpy(inside)
     return Region(lambda x: mask.to(x), sha256(repr(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest())
+
+
+def _of_image(path: Path) -> np.ndarray:
+    """The numbers of a mask's file: of an indexed picture the index, of one colour with alpha the alpha."""
+    stored = read_image(path).stored
+    if path.suffix.lower() not in PICTURES:
+        return stored
+    with Image.open(path, formats=FORMATS) as file:
+        alpha = np.array(file.convert("RGBA"))[..., 3] if file.has_transparency_data else None
+        if file.mode == "P":
+            index, lit = np.array(file), stored.any(0)
+            if lit[index == 0].any() and not lit[index != 0].all():
+                got = "a palette whose index 0 is not black while another is"
+                raise expected(f"the mask {path} must be 0 outside", got=got, do="save it as grey, 0 and 255")
+            return index[None]
+    if alpha is None or (alpha == 255).all():
+        return stored
+    if any(len(np.unique(channel)) > 1 for channel in stored):
+        got = "colours and an alpha channel that both vary"
+        raise expected(f"the mask {path} must be told by one of them", got=got, do="save it as grey, 0 and 255")
+    return alpha[None]
 
 
 def _from_code(spec: str, trust: bool) -> Region:

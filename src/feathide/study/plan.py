@@ -47,7 +47,8 @@ def _number(batch_size: object) -> object:
 
 
 class Plan(Part):
-    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"). ``train_attack``: the plain attack that the detectors learn from;
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"); with norm linf, more than a
+    quarter of the range of values is refused unless ``large_eps``. ``train_attack``: the plain attack that the detectors learn from;
     ``held_out``: one more table, in which they learn from each attack in turn (``study.variants``).
     ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says which pixels may change (``study.mask``);
     ``organ``: the same, for where ``feathide ood`` puts lesions.
@@ -62,6 +63,7 @@ class Plan(Part):
     )
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
+    large_eps: bool = False
     mask: str | None = None
     organ: str | None = None
     archive: Names = ()
@@ -181,6 +183,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         value = yaml.safe_load(text)
     except InputError:
         raise
+    except yaml.MarkedYAMLError as error:
+        raise expected(f"{path} must be YAML", got=_mistake(error, text), do="correct this line") from None
     except Exception as error:  # PyYAML's constructors raise whatever they happen to meet
         raise expected(f"{path} must be YAML", got=first_line(error), do="correct it") from None
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
@@ -189,6 +193,24 @@ def _read(path: Path) -> Mapping[str, Any]:
         )
     value.pop("record", None)  # type: ignore[attr-defined]  # what a run wrote below its plan
     return value
+
+
+def _mistake(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Where and what a mistake of YAML is: "line 2: a tab, where only blanks may indent"."""
+    mark = error.problem_mark or error.context_mark
+    opened = error.context_mark
+    if opened is not None and "flow" in str(error.context):
+        bracket = text[opened.index : opened.index + 1] if opened.index < len(text) else ""
+        at = f", noticed in line {mark.line + 1}" if mark is not None and mark.line != opened.line else ""
+        return f"line {opened.line + 1}: a bracket {bracket} that is not closed, or a comma that is missing{at}"
+    if mark is None:
+        return first_line(error)
+    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error.problem):
+        return f"line {mark.line + 1}: a tab, where only blanks may stand"
+    if "block" in str(error.context) or "mapping values" in str(error.problem):
+        return f"line {mark.line + 1}: {line.strip()[:60]!r}, which is not indented like its neighbours or has a stray colon"
+    return f"line {mark.line + 1}: {error.problem or first_line(error)}"
 
 
 def _check_growth(path: Path, text: str) -> None:

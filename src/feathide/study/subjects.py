@@ -131,6 +131,19 @@ class Subjects:
         """What a file of this data can hold; None for floating-point files."""
         return Grid(self.cases.step) if self.cases.step > 0 else None
 
+    def _check_large(self, given: float | str, eps: float) -> None:
+        """Refuse a budget beyond a quarter of the range of values, which is mostly a number in other units."""
+        low, high = self.cases.box
+        if self.plan.norm != "linf" or self.plan.large_eps or eps <= (high - low) / 4 * (1 + 1e-6):
+            return
+        plain = isinstance(given, int | float) or given.strip().replace(".", "", 1).isdigit()
+        meant = f"did you mean {float(given):g}/255? " if plain and (low, high) == (0.0, 1.0) and eps >= 1 else ""
+        raise expected(
+            f"eps must be at most a quarter of the range of values [{low:g}, {high:g}]",
+            got=f"eps: {given}",
+            do=f"{meant}say large_eps: true if you mean it",
+        )
+
     @cached_property
     def budgets(self) -> tuple[float, ...]:
         """The eps of the plan, in box units."""
@@ -138,6 +151,7 @@ class Subjects:
         for given, eps in zip(self.plan.eps, found, strict=True):
             if not eps > 0:
                 raise expected("eps must be positive", got=given, do="give a budget such as 4/255")
+            self._check_large(given, eps)
             if self.grid is not None and self.plan.norm == "linf" and eps < self.grid.step * 0.999:
                 unit = self.cases.unit if self.cases.unit != "grey level" else "grey levels"
                 do = "a smaller change cannot be written to a file of this format"
