@@ -171,7 +171,7 @@ def test_plans_that_grow_are_refused(make, tmp_path: Path) -> None:
 
 def test_a_plan_runs_no_code(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(f"data: !!python/object/apply:os.mkdir ['{tmp_path}/made']")
-    with pytest.raises(InputError, match=r"must be YAML, got could not determine a constructor"):
+    with pytest.raises(InputError, match=r"must be YAML, got line 1: could not determine a constructor"):
         load_plan(tmp_path / "plan.yaml")
     assert not (tmp_path / "made").exists()
 

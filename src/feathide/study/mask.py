@@ -70,7 +70,7 @@ def _of_image(path: Path) -> np.ndarray:
     with Image.open(path, formats=FORMATS) as file:
         alpha = np.array(file.convert("RGBA"))[..., 3] if file.has_transparency_data else None
         if file.mode == "P":
-            index, lit = np.array(file), stored.any(0)
+            index, lit = np.array(file), np.asarray(stored.any(axis=0))
             if lit[index == 0].any() and not lit[index != 0].all():
                 got = "a palette whose index 0 is not black while another is"
                 raise expected(f"the mask {path} must be 0 outside", got=got, do="save it as grey, 0 and 255")
