@@ -138,6 +138,13 @@ def test_series_that_are_no_volume_are_one_sentence(tmp_path: Path, make_series,
         read_image(folder)
 
 
+def test_files_named_by_their_uid_are_slices(tmp_path: Path, make_series) -> None:
+    folder = make_series(tmp_path / "scan", slices=5)
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"1.3.12.2.1107.5.1.{k}")
+    assert read_image(folder).stored.shape == (1, 5, 6, 5)
+
+
 def test_a_folder_without_dicom_is_one_sentence(tmp_path: Path) -> None:
     with refuses("must hold DICOM files", "none"):
         read_image(tmp_path)

@@ -93,6 +93,13 @@ def test_npz_limit_size_and_channels(tmp_path: Path) -> None:
     assert abs(cases.images([0])[0, 1].mean() * 255 - raw.mean()) < 3
 
 
+def test_splits_of_two_types_are_refused(tmp_path: Path) -> None:
+    """uint8 and uint16 are both shown in [0, 1]: side by side, one of them would be 257 times darker."""
+    wide = np.zeros((6, 5, 4), np.uint16)
+    with refuses("the images of all splits of", "must have one shape and type", "uint16"):
+        load_cases(save_npz(tmp_path / "toy.npz", test_images=wide))
+
+
 def test_bad_npz_files_are_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with refuses("a.npz must be a file or folder", "nothing"):
@@ -153,6 +160,12 @@ def test_patients_of_the_real_volumes(shared: Path) -> None:
 
 
 # folders
+
+
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    shutil.copytree(root / "ill", root / "well" / ".ipynb_checkpoints")
+    assert len(load_cases(root)) == 12
 
 
 def test_folder_with_splits_reads_lazily(tmp_path: Path) -> None:

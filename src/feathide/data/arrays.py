@@ -146,11 +146,17 @@ def _column(arrays: dict[str, np.ndarray], present: list[str], key: str, path: P
         if len(arrays.get(f"{s}_{key}", ())) != n:
             got = len(arrays[f"{s}_{key}"]) if f"{s}_{key}" in arrays else "none"
             raise expected(f"{path} must hold {n} rows of {s}_{key}", got=got, do="give one per image")
-    kinds = {(arrays[f"{s}_{key}"].shape[1:], arrays[f"{s}_{key}"].dtype.kind) for s in present}
+    kinds = {(arrays[f"{s}_{key}"].shape[1:], _type(arrays[f"{s}_{key}"], key)) for s in present}
     if len(kinds) > 1:
         got = few([f"{shape} {kind}" for shape, kind in sorted(kinds)])
         raise expected(f"the {key} of all splits of {path} must have one shape and type", got=got, do="convert them")
     return np.concatenate([arrays[f"{s}_{key}"] for s in present])
+
+
+def _type(array: np.ndarray, key: str) -> str:
+    """What must agree across splits: of images the whole type, since the grey levels of uint8 and uint16 differ by a factor of 257; of labels and
+    patients the kind, since the width of a number or a text changes nothing."""
+    return array.dtype.newbyteorder("=").name if key == "images" else array.dtype.kind
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:

@@ -38,8 +38,11 @@ BAD = "replace it or pass skip_bad=True"
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM: by its ending or, where it has none, by the mark at byte 128."""
-    if path.suffix:
+    """Whether a file says that it is DICOM: by its ending or, where it has none, by the mark at byte 128.
+
+    What stands behind the last dot of a UID (1.2.840.10008.7) is a number and no ending.
+    """
+    if path.suffix and not path.suffix[1:].isdecimal():
         return path.suffix.lower() in SUFFIXES
     if not path.is_file():  # a pipe would never answer
         return False

@@ -67,7 +67,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     for where, below, files in os.walk(folder):
-        below.sort()
+        below[:] = sorted(name for name in below if not name.startswith("."))  # as hidden files, they are left out
         images = (Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f)))
         if Path(where) == folder:
             yield from images  # one by one: there may be a million
