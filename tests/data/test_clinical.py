@@ -145,6 +145,54 @@ def test_files_named_by_their_uid_are_slices(tmp_path: Path, make_series) -> Non
     assert read_image(folder).stored.shape == (1, 5, 6, 5)
 
 
+@pytest.mark.parametrize(
+    ("turned", "side"),
+    [
+        ((1, 0, 0, 0, 1, 0), "SPL"),
+        ((-1, 0, 0, 0, -1, 0), "SAR"),
+        ((1, 0, 0, 0, 0, -1), "PIL"),
+        ((0, 1, 0, 0, 0, -1), "RIP"),
+    ],
+)
+def test_a_series_tells_its_orientation(tmp_path: Path, make_series, turned: tuple, side: str) -> None:
+    """Axial supine, axial prone, coronal, sagittal: the volume's axes as the planes lie, in the order of their normal."""
+    normal = np.cross(turned[:3], turned[3:])
+    header = {"ImageOrientationPatient": list(turned), "ImagePositionPatient": lambda k: list(2.5 * k * normal)}
+    folder = make_series(tmp_path / "scan", **header)
+    assert read_image(folder).orientation == side
+    assert read_image(next(folder.iterdir())).orientation == side[1:]
+
+
+def test_series_of_two_orientations_make_no_study(tmp_path: Path, make_series) -> None:
+    prone = {"ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}
+    for i in range(12):
+        folder = tmp_path / "scans" / "ab"[i % 2] / f"c{i:02d}"
+        make_series(folder, patient=f"p{i}", seed=i, **(prone if i == 5 else {}))
+    with refuses("must have the orientation of c00 (SPL)", "got SAR"):
+        load_cases(tmp_path / "scans")
+
+
+def test_a_localizer_is_no_volume(tmp_path: Path, make_series) -> None:
+    folder = make_series(
+        tmp_path / "scan", ImageOrientationPatient=lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, -1]
+    )
+    with refuses("the slices in", "must be parallel", "localizer"):
+        read_image(folder)
+
+
+def test_what_lies_beside_slices_does_not_make_them_pictures(tmp_path: Path, make_series) -> None:
+    for i in range(12):
+        folder = make_series(tmp_path / "scans" / "ab"[i % 2] / f"c{i:02d}", patient=f"p{i}", seed=i)
+        (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert len(load_cases(tmp_path / "scans").shape) == 3
+    saved = make_series(
+        tmp_path / "saved", slices=1, patient="p0", ImagePositionPatient=None, ImageOrientationPatient=None
+    )
+    (saved / "0.dcm").rename(tmp_path / "scans" / "a" / "c00" / "zz.dcm")
+    with refuses("must hold one series", "2; not of the largest: zz.dcm"):
+        load_cases(tmp_path / "scans")
+
+
 def test_a_folder_without_dicom_is_one_sentence(tmp_path: Path) -> None:
     with refuses("must hold DICOM files", "none"):
         read_image(tmp_path)

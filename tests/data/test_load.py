@@ -168,6 +168,23 @@ def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
     assert len(load_cases(root)) == 12
 
 
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    np.save(root / "ill" / "a.npy", np.zeros((8, 6)))
+    (root / "well" / "notes.txt").write_text("a text is no case")
+    Image.new("L", (6, 8)).save(root / "stray.png")
+    with refuses("must hold images in class folders", "2 other files", "ill/a.npy, stray.png", "skip_bad=True"):
+        load_cases(root)
+    cases = load_cases(root, skip_bad=True)
+    assert len(cases) == 12 and sorted(Path(s.path).name for s in cases.skipped) == ["a.npy", "stray.png"]
+
+
+def test_jpegs_of_another_ending_are_read(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    Image.new("L", (6, 8)).save(root / "ill" / "b.jfif", "JPEG")
+    assert len(load_cases(root)) == 13
+
+
 def test_folder_with_splits_reads_lazily(tmp_path: Path) -> None:
     root = save_folder(tmp_path / "set", splits=("train", "validation", "test"))
     cases = load_cases(root, patient_pattern=r"(patient\w*\d+)_")

@@ -6,6 +6,7 @@ Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), PS3.5 (enco
 import hashlib
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+LOOKS = 5  # files of a folder that are opened to tell whether it holds slices
+LEAN = 1e-3  # of a unit vector: how far the planes of one volume may lean
 START = 144  # preamble, mark and the length of the file meta information, which follows
 BAD = "replace it or pass skip_bad=True"
 
@@ -42,6 +45,8 @@ def is_dicom(path: Path) -> bool:
 
     What stands behind the last dot of a UID (1.2.840.10008.7) is a number and no ending.
     """
+    if path.name.upper() == "DICOMDIR":  # the table of contents of a disc, which bears the mark, too
+        return False
     if path.suffix and not path.suffix[1:].isdecimal():
         return path.suffix.lower() in SUFFIXES
     if not path.is_file():  # a pipe would never answer
@@ -51,13 +56,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether the DICOM files of a folder are slices: several, each of a series and with a position in space.
+    """Whether the DICOM files of a folder are slices: several, of which one that is looked at is of a series and has a position in space.
 
-    Whether they make one volume is for ``read_series`` to say: slices of two series, or a broken one, must not pass as pictures.
+    Whether they make one volume is for ``read_series`` to say: slices of two series, a broken one, or a screen save beside the slices must not
+    turn a volume into pictures.
     """
     files = series_files(folder)
-    heads = [head for path in (files[0], files[-1]) if (head := _header(path))] if len(files) > 1 else []
-    return bool(heads) and all("SeriesInstanceUID" in head and "ImagePositionPatient" in head for head in heads)
+    if len(files) < 2:
+        return False
+    looked_at = {files[k * (len(files) - 1) // (LOOKS - 1)] for k in range(LOOKS)}  # spread over the folder
+    heads = [_header(path) for path in sorted(looked_at)]
+    return any("SeriesInstanceUID" in head and "ImagePositionPatient" in head for head in heads)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -135,12 +144,16 @@ def read_series(folder: Path) -> StoredImage:
     if not files:
         raise expected(f"{folder} must hold DICOM files", got="none", do="correct the path")
     heads = [open_dicom(path) for path in files]
-    series = sorted({str(head.get("SeriesInstanceUID", "none")) for head in heads})
+    series = Counter(str(head.get("SeriesInstanceUID", "none")) for head in heads)
     if len(series) > 1:
+        usual = series.most_common(1)[0][0]
+        odd = [
+            p.name for p, head in zip(files, heads, strict=True) if str(head.get("SeriesInstanceUID", "none")) != usual
+        ]
         raise expected(
             f"{folder} must hold one series",
-            got=len(series),
-            do="give each series a folder of its own or list the files in a manifest",
+            got=f"{len(series)}; not of the largest: {few(odd)}",
+            do="move these out, give each series a folder of its own, or list the files in a manifest",
         )
     order, gap = _order(heads, folder)
     slices = [_stored_image(heads[i], files[i]) for i in order]
@@ -155,7 +168,13 @@ def read_series(folder: Path) -> StoredImage:
     first = slices[0]
     spacing = None if first.spacing is None else (gap, *first.spacing)
     return StoredImage(
-        np.stack([image.stored for image in slices], axis=1), first.slope, first.intercept, None, first.unit, spacing
+        np.stack([image.stored for image in slices], axis=1),
+        first.slope,
+        first.intercept,
+        None,
+        first.unit,
+        spacing,
+        _series_orientation(heads, folder),
     )
 
 
@@ -191,7 +210,43 @@ def _stored_image(head: Dataset, path: Path) -> StoredImage:
     if head.PhotometricInterpretation == "MONOCHROME1":
         low, high = levels(head)
         slope, intercept = -slope, (low + high) * slope + intercept
-    return StoredImage(pixels, slope, intercept, None, unit, _spacing(head, pixels.ndim - 1))
+    spacing = _spacing(head, pixels.ndim - 1)
+    return StoredImage(pixels, slope, intercept, None, unit, spacing, _orientation(head, pixels.ndim - 1, path))
+
+
+def _orientation(head: Dataset, axes: int, path: Path) -> str:
+    """The side of the patient that each axis of an image runs towards, such as ``PL`` for the rows and columns of an axial slice, or ``SPL`` of a
+    stack; "?" for an axis that the header does not place, and nothing where it has no planes (C.7.6.2, C.7.6.16.2.4)."""
+    groups = [head, *head.get("SharedFunctionalGroupsSequence", ()), *head.get("PerFrameFunctionalGroupsSequence", ())]
+    planes = [p for g in groups for p in g.get("PlaneOrientationSequence", ())] or [head]
+    turned = [np.array(p.ImageOrientationPatient, np.float64) for p in planes if p.get("ImageOrientationPatient")]
+    if not turned:
+        return ""
+    if max(np.abs(plane - turned[0]).max() for plane in turned) > LEAN:
+        raise expected(f"the frames of {path} must be parallel", got="several orientations", do="split the file")
+    right, down = turned[0].reshape(2, 3)
+    if axes == 2:
+        return _side(down) + _side(right)
+    places = [p for g in groups for p in g.get("PlanePositionSequence", ()) if p.get("ImagePositionPatient")]
+    along = np.subtract(places[-1].ImagePositionPatient, places[0].ImagePositionPatient) if places else np.zeros(3)
+    across = np.cross(right, down)
+    return _side(across * np.sign(float(np.dot(across, along.astype(np.float64))))) + _side(down) + _side(right)
+
+
+def _series_orientation(heads: Sequence[Dataset], folder: Path) -> str:
+    """As ``_orientation``, of slices in the order of ``_order``, which must be parallel."""
+    turned = np.array([head.ImageOrientationPatient for head in heads], np.float64)
+    if np.abs(turned - turned[0]).max() > LEAN:
+        got = f"orientations that differ by up to {np.abs(turned - turned[0]).max():.2g}, as of a localizer"
+        raise expected(f"the slices in {folder} must be parallel", got=got, do="give each plane a folder of its own")
+    right, down = turned[0].reshape(2, 3)
+    return _side(np.cross(right, down)) + _side(down) + _side(right)
+
+
+def _side(direction: np.ndarray) -> str:
+    """The side of the patient that a direction points to most: DICOM counts from right to left, from front to back and from the feet up."""
+    axis = int(np.abs(direction).argmax())
+    return "?" if direction[axis] == 0 else "LPS"[axis] if direction[axis] > 0 else "RAI"[axis]
 
 
 def levels(head: Dataset) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from .stored import StoredImage, box_of, content_hash, grid_of
 
 __all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "load", "read_image"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")  # whatever the name says: no format that starts programs
 
 OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
@@ -179,7 +179,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
             f"{name} must hold readable images", got=f"{len(skipped)} bad ones", do=f"see: {skipped[0].reason}"
         )
     kept, facts = [entry for entry, _ in found], [fact for _, fact in found]
-    channels, shape, step, unit, _ = facts[0].kind
+    channels, shape, step, unit, orientation = facts[0].kind
     box = box_of(np.array([f.range for f in facts]), facts[0].legal, name)
     _check_grid(found, box, step)
     spacings = [f.spacing for f in facts if f.spacing is not None]
@@ -200,6 +200,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         paths=tuple(str(e.path) for e in kept),
         spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
         skipped=tuple(skipped),
+        orientation=orientation,
     )
 
 
@@ -266,7 +267,9 @@ def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError
     what, a, b = next(row for row in zip(names, odd[1].kind, model[1].kind, strict=True) if row[1] != row[2])
     do = {"channels": "pass channels=1 or 3", "shape": "pass size=..."}.get(what, "convert it")
     return expected(
-        f"{odd[0].path} must have the {what} of {model[0].path.name} ({b})", got=a, do=f"{do}, or skip_bad=True"
+        f"{odd[0].path} must have the {what} of {model[0].path.name} ({b or 'none'})",
+        got="none" if a == "" else a,
+        do=f"{do}, or skip_bad=True",
     )
 
 

@@ -1,11 +1,13 @@
 """A folder of images per class: ROOT/[split/]class/**/image."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import expected, unknown
-from .cases import Cases
+from .cases import Cases, Skipped, few
 from .dicom import is_dicom, is_series
 from .files import Entry, cases_of_files, is_image, load
 from .reading import Reading, patient_in, read_table
@@ -21,6 +23,27 @@ FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+
+
+TEXTS = (
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".md",
+    ".rst",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".pdf",
+    ".log",
+    ".ini",
+    ".py",
+    ".xlsx",
+)
+BESIDE = ("DICOMDIR", "Thumbs.db", "README", "LICENSE", "LICENCE", "VERSION", "desktop.ini")
 
 
 def read_folder(root: Path, name: str, how: Reading) -> Cases:
@@ -46,29 +69,54 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         {row["id"]: row["patient"] for row in read_table(how.patients, needs=("id", "patient"))} if how.patients else {}
     )
     entries: list[Entry] = []
+    others = [Path(e.path) for e in os.scandir(root) if e.is_file() and _may_be_image(Path(e.path))]
     for top in tops:
         for folder in _folders(top) if split_of else [top]:
-            for path in _images(folder):
+            for path in _images(folder, others):
                 if not entries and not how.skip_bad:
                     load(path, how)  # what is wrong with the first is told before the others are listed
                 id = path.relative_to(root).as_posix()
                 patient = known.get(id, "") or (patient_in(id, how.patient_pattern) if how.patient_pattern else "")
                 entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
+    if others and not how.skip_bad:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in others)
+        named = few([path.relative_to(root).as_posix() for path in sorted(others)])
+        raise expected(
+            f"{root} must hold images in class folders, of kinds that are read",
+            got=f"{len(others)} other files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}",
+            do="convert, move or remove them, or pass skip_bad=True to leave them out",
+        )
     if not entries:
         raise expected(
             f"{root} must hold one folder of images per class", got="no image", do="check the path and the file types"
         )
-    return cases_of_files(entries, name=name, class_names=names, how=how)
+    cases = cases_of_files(entries, name=name, class_names=names, how=how)
+    left_out = tuple(Skipped(str(path), "not an image of a kind that is read, in a class folder") for path in others)
+    return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
+
+
+def _put_aside(path: Path, others: list[Path]) -> bool:
+    """Always False: the file is no case."""
+    if _may_be_image(path):
+        others.append(path)
+    return False
+
+
+def _may_be_image(path: Path) -> bool:
+    """Whether a file might be a case: everything but hidden files, texts and tables."""
+    return not path.name.startswith(".") and path.name not in BESIDE and path.suffix.lower() not in TEXTS
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _images(folder: Path, others: list[Path]) -> Iterator[Path]:
+    """The images and series below a class folder; what is neither an image nor a text is put into ``others``."""
     for where, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))  # as hidden files, they are left out
-        images = (Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f)))
+        shown = (Path(where, f) for f in sorted(files) if not f.startswith("."))
+        images = (path for path in shown if is_image(path) or _put_aside(path, others))
         if Path(where) == folder:
             yield from images  # one by one: there may be a million
             continue
