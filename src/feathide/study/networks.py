@@ -57,9 +57,19 @@ class Networks(Subjects):
         """The digest that everything below depends on: images, where they may change, classifier and what is read from it."""
         n = self.plan.network
         region = None if self.region is None else self.region.digest
-        own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
+        own: list[Any] = [
+            n.head,
+            n.layers,
+            n.mean,
+            n.std,
+            self.window,
+            self.plan.dropout_samples,
+            self.plan.seed,
+            region,
+        ]
         own += [] if n.precision == "float32" else [n.precision]
         own += ["compiled"] if n.compile else []
+        own += [] if (n.layout, n.tokens) == ("auto", "mean") else [n.layout, n.tokens]
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -140,6 +150,8 @@ class Networks(Subjects):
             head=head,
             seed=self.plan.seed,
             precision=self.plan.network.precision,
+            layout=self.plan.network.layout,
+            tokens=self.plan.network.tokens,
         )
 
     def check_classifier(self) -> list[str]:

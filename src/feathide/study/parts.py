@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from feathide.errors import expected, unknown
-from feathide.spelling import BUILT_FOR, aimed_at, separated, spelled
+from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, separated, spelled
 
 __all__ = [
     "AttackPlan",
@@ -132,6 +132,8 @@ class NetworkPlan(Part):
     trust: bool = False
     head: str = "softmax"
     layers: str | tuple[str, ...] = "blocks"
+    layout: Layout | dict[str, Layout] = "auto"
+    tokens: Tokens = "mean"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
