@@ -53,6 +53,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
