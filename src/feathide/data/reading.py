@@ -42,8 +42,14 @@ class Reading:
 
 
 def may_be_image(path: Path) -> bool:
-    """Whether a file beside images might be one: everything but hidden files, texts and tables."""
-    return not path.name.startswith(".") and path.name.lower() not in BESIDE and path.suffix.lower() not in TEXTS
+    """Whether a file beside images might be one: everything but pipes and devices, hidden files, texts and tables."""
+    stored = path.is_file() or path.is_symlink()
+    return (
+        stored
+        and not path.name.startswith(".")
+        and path.name.lower() not in BESIDE
+        and path.suffix.lower() not in TEXTS
+    )
 
 
 def read_table(path: Path, *, needs: Sequence[str]) -> list[dict[str, str]]:
