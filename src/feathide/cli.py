@@ -258,6 +258,8 @@ def datasets(
         typer.echo(
             f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"
         )
+        if cases.orientation:
+            typer.echo(f"  orientation {cases.orientation}: the side of the patient that each axis runs towards")
         for split in ("train", "val", "test"):
             rows = cases.where(split)
             labels = cases.labels[rows]

@@ -10,7 +10,11 @@ from ..errors import expected, first_line, unknown
 from ..types import Box
 from .guard import guarded
 
-__all__ = ["Reading", "patient_in", "read_table"]
+__all__ = ["Reading", "may_be_image", "patient_in", "read_table"]
+
+TEXTS = (".csv", ".tsv", ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log", ".ini", ".py",
+         ".xlsx")  # fmt: skip
+BESIDE = ("dicomdir", "thumbs.db", "readme", "license", "licence", "version", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,17 @@ class Reading:
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     skip_bad: bool = False
     keep_patient_ids: bool = False
+
+
+def may_be_image(path: Path) -> bool:
+    """Whether a file beside images might be one: everything but pipes and devices, hidden files, texts and tables."""
+    stored = path.is_file() or path.is_symlink()
+    return (
+        stored
+        and not path.name.startswith(".")
+        and path.name.lower() not in BESIDE
+        and path.suffix.lower() not in TEXTS
+    )
 
 
 def read_table(path: Path, *, needs: Sequence[str]) -> list[dict[str, str]]:
