@@ -58,7 +58,7 @@ class Case:
         for seed, (split, n) in enumerate(zip(("train", "val", "test"), self.counts, strict=True)):
             rng = np.random.default_rng(seed)
             label = np.arange(n) % self.classes
-            shape = (32, 32) if self.axes == 2 else (16, 32, 32)
+            shape = (32, 32) if self.axes == 2 else (8, 32, 32)
             axes = np.meshgrid(*(np.arange(s) for s in shape), indexing="ij")
             middle = [rng.uniform(0.35 * s, 0.65 * s, n) for s in shape[:-1]]
             middle.append(np.array(CENTRES[self.classes])[label] + rng.normal(0, 1.5, n))
@@ -87,7 +87,10 @@ class Case:
         }
 
 
-CASES = {"2d, two classes": Case(2, 2, (4,))}
+CASES = {
+    "2d, two classes": Case(2, 2, (4,)),
+    "2d, three classes, two budgets": Case(3, 2, (3, 16)),
+}
 
 
 class Oracle:
