@@ -52,6 +52,7 @@ __all__ = [
 
 Arrays = Mapping[str, np.ndarray]
 TUNE_CASES = 32
+SURE = 5.0  # units of the logits, in which cross-entropy has hardly a slope left
 
 
 def cells(lab: Lab) -> list[Cell]:
@@ -209,8 +210,12 @@ def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble |
             options["detectors"] = cell.objective.aim
         hide = weight * hiding.make(Attacker(lab, cell.eps), options)
         fields["blend"] = hiding.blend
-        if a.name == "cw":  # who hides wants to look as sure as a clean image, no surer
-            fields["kappa"] = lab.typical_lead()
+        if (
+            ":" not in a.name
+        ):  # a clean image leads by ``SURE`` units: an attacker who hides wants to look as sure, no surer
+            fields["unit"] = lab.typical_lead() / SURE
+        if a.name == "cw":
+            fields["kappa"] = SURE
     return ATTACKS[a.name](lab.threat(cell.eps), hide=hide, **fields)
 
 
