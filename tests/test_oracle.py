@@ -30,7 +30,7 @@ from feathide.study.store import Store
 
 RATES = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
 GUARDS = ("maha", "kd")
-CENTRES = {1: (15.5,), 2: (9.0, 22.0), 3: (8.0, 15.5, 23.0)}  # of the patches, by the number of classes
+CENTRES = {2: (9.0, 22.0), 3: (8.0, 15.5, 23.0)}  # of the patches, by the number of classes
 NO_SHARE = {
     *("auc", "calibration_error", "brier_score", "linf_max"),
     *("seconds_per_image", "gradients_per_image", "forwards_per_image"),
