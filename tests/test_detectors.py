@@ -1,5 +1,7 @@
 """Each detector against an independent computation of its definition."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +22,7 @@ from feathide.detectors import (
     KernelDensity,
     LayerNetworks,
     LocalDimension,
+    LogitUncertainty,
     Mahalanobis,
     MaxSoftmax,
     MixtureEnergy,
@@ -30,6 +33,7 @@ from feathide.detectors import (
 )
 from feathide.detectors.lid import local_dimension
 from feathide.errors import InputError
+from feathide.metrics import auc
 from feathide.types import Evidence, Outputs
 
 Array = NDArray[np.float64]
@@ -104,26 +108,118 @@ def test_kernel_density_does_not_underflow(evidence: Evidence, out: Outputs) -> 
     assert far[-1].isfinite().all()
 
 
-def dropout_deviation(out: Outputs) -> Array:
+def softmax_variance(out: Outputs) -> Array:
+    """Feinman's uncertainty, by its formula."""
     assert out.stochastic is not None
     p = softmax(out.stochastic.numpy(), axis=2)
-    return np.array([p[i, :, c].std() for i, c in enumerate(out.predicted.tolist())])
+    return np.asarray(((p**2).mean(1) - p.mean(1) ** 2).mean(1))
 
 
-def test_dropout_uncertainty(evidence: Evidence, out: Outputs) -> None:
-    close(DropoutUncertainty().fit(evidence).score(out), dropout_deviation(out))
+def logit_deviation(out: Outputs, logit: int = 0) -> Array:
+    assert out.stochastic is not None
+    return np.asarray(out.stochastic.numpy()[:, :, logit].std(1))
 
 
-def test_draws_that_agree_have_no_uncertainty_and_no_infinite_slope(evidence: Evidence) -> None:
-    logits = torch.tensor([[2.0, 1.0]], requires_grad=True)
-    score = DropoutUncertainty().score(Outputs(logits, {}, logits[:, None].expand(-1, 5, -1)))
-    assert score.item() < 1e-12
+def oriented(column: Callable[[Outputs], Array], evidence: Evidence, out: Outputs) -> Array:
+    """Logistic regression on one column."""
+    clean, noisy, adversarial, query = (
+        column(part)[:, None] for part in (evidence.clean, evidence.noisy, evidence.adversarial, out)
+    )
+    return regression([clean, noisy], adversarial, query)
+
+
+def surer(evidence: Evidence, factor: float) -> Evidence:
+    """With adversarial images of which the network is so many times as sure, and shows it."""
+    strange = evidence.adversarial
+    assert strange.stochastic is not None
+    return replace(
+        evidence,
+        adversarial=replace(strange, logits=strange.logits * factor, stochastic=strange.stochastic + (factor - 1) * strange.logits[:, None]),
+    )  # fmt: skip
+
+
+def test_dropout_uncertainty_is_the_variance_of_the_softmax_vector(evidence: Evidence, out: Outputs) -> None:
+    reference = oriented(lambda x: np.log(softmax_variance(x)), evidence, out)
+    close(DropoutUncertainty().fit(evidence).score(out), reference, 1e-6)
+
+
+def test_dropout_uncertainty_of_a_logit_is_its_deviation(evidence: Evidence, out: Outputs) -> None:
+    close(LogitUncertainty().fit(evidence).score(out), oriented(logit_deviation, evidence, out), 1e-6)
+
+
+def test_the_raw_logit_of_one_sigmoid_output_is_that_output(evidence: Evidence, out: Outputs) -> None:
+    def sigmoid(x: Outputs) -> Outputs:
+        assert x.stochastic is not None
+        z = torch.stack([torch.zeros_like(x.stochastic[..., 1]), x.stochastic[..., 1]], 2)
+        return replace(x, logits=x.logits[:, :2], stochastic=z)
+
+    e = Evidence(
+        *(sigmoid(evidence.train), LABELS), *map(sigmoid, (evidence.clean, evidence.noisy, evidence.adversarial))
+    )
+    reference = oriented(lambda x: logit_deviation(x, 1), e, sigmoid(out))
+    close(LogitUncertainty().fit(e).score(sigmoid(out)), reference, 1e-6)
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty()])
+@pytest.mark.parametrize("factor", [0.1, 4.0])
+def test_which_way_uncertainty_is_suspicious_is_learnt(
+    evidence: Evidence, factor: float, recipe: DropoutUncertainty | LogitUncertainty
+) -> None:
+    """Attacks that make the network surer are caught as well as those that make it less sure: no AUC of 0.00."""
+    e = surer(evidence, factor)
+    assert e.adversarial.stochastic is not None
+    if isinstance(recipe, LogitUncertainty):  # its column feels the size of the draws, not where they lie
+        draws = e.adversarial.stochastic
+        e = replace(
+            e, adversarial=replace(e.adversarial, stochastic=draws.mean(1, keepdim=True) + (draws - draws.mean(1, keepdim=True)) / factor)
+        )  # fmt: skip
+    detector = recipe.fit(e)
+    assert auc(detector.score(e.clean).numpy(), detector.score(e.adversarial).numpy()) > 0.95
+
+
+def test_uncertainty_keeps_its_digits_where_the_network_is_certain(evidence: Evidence) -> None:
+    """In single precision, too, where the larger probability is exactly one."""
+    lead = torch.linspace(10, 60, 26, dtype=torch.float64)
+    draws = torch.stack([lead[:, None] + torch.linspace(-1, 1, 9).double(), torch.zeros(26, 9).double()], 2)
+    out = Outputs(draws.mean(1), {}, draws)
+    detector = DropoutUncertainty().fit(surer(evidence, 0.1))
+    double, single = detector.score(out), detector.score(out.to(torch.float32))
+    assert (double.diff() < 0).all()
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty()])
+def test_draws_that_agree_have_no_uncertainty_and_no_infinite_slope(
+    evidence: Evidence, recipe: DropoutUncertainty | LogitUncertainty
+) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+    score = recipe.fit(surer(evidence, 0.1)).score(Outputs(logits, {}, logits[:, None].expand(-1, 5, -1)))
+    assert score.isfinite().all()
     assert torch.autograd.grad(score.sum(), logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty(), DensityAndDropout()])
+def test_a_dropout_that_does_nothing_is_refused(
+    evidence: Evidence, recipe: DropoutUncertainty | LogitUncertainty | DensityAndDropout
+) -> None:
+    def still(x: Outputs) -> Outputs:
+        return replace(x, stochastic=x.logits[:, None].expand(-1, 5, -1))
+
+    e = Evidence(evidence.train, LABELS, *map(still, (evidence.clean, evidence.noisy, evidence.adversarial)))
+    with pytest.raises(InputError, match="must differ between dropout draws"):
+        recipe.fit(e)
+
+
+def test_draws_that_are_not_finite_are_refused(evidence: Evidence) -> None:
+    assert evidence.noisy.stochastic is not None
+    e = replace(evidence, noisy=replace(evidence.noisy, stochastic=evidence.noisy.stochastic * torch.nan))
+    with pytest.raises(InputError, match="dropout draws must be finite"):
+        DropoutUncertainty().fit(e)
 
 
 def test_density_and_dropout_is_a_regression_on_both(evidence: Evidence, out: Outputs) -> None:
     def both(x: Outputs) -> Array:
-        return np.stack([-kernel_density(evidence, x, 0.7), dropout_deviation(x)], 1)
+        return np.stack([-kernel_density(evidence, x, 0.7), np.log(softmax_variance(x))], 1)
 
     reference = regression([both(evidence.clean), both(evidence.noisy)], both(evidence.adversarial), both(out))
     close(DensityAndDropout(density=KernelDensity(bandwidth=0.7)).fit(evidence).score(out), reference, 1e-6)

@@ -9,7 +9,13 @@ from feathide.detectors.guards import JointGaussian, RandomSubsets
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
-from feathide.detectors.uncertainty import DensityAndDropout, DropoutUncertainty, FreeEnergy, MaxSoftmax
+from feathide.detectors.uncertainty import (
+    DensityAndDropout,
+    DropoutUncertainty,
+    FreeEnergy,
+    LogitUncertainty,
+    MaxSoftmax,
+)
 from feathide.detectors.witness import Witness
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "KernelDensity",
     "LayerNetworks",
     "LocalDimension",
+    "LogitUncertainty",
     "Mahalanobis",
     "MaxSoftmax",
     "MixtureEnergy",
@@ -35,6 +42,7 @@ __all__ = [
 MAKERS: tuple[Callable[[], Detector], ...] = (
     KernelDensity,
     DropoutUncertainty,
+    LogitUncertainty,
     DensityAndDropout,
     LocalDimension,
     Mahalanobis,
