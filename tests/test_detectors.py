@@ -1,6 +1,6 @@
 """Each detector against an independent computation of its definition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +12,8 @@ from scipy.spatial.distance import cdist, mahalanobis
 from scipy.special import expit, softmax
 from sklearn import neighbors
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -235,19 +237,88 @@ def dimension(x: Array, reference: Array, k: int) -> Array:
     return np.array(values)
 
 
-def dimensions(evidence: Evidence, x: Outputs, k: int) -> Array:
-    return np.stack([dimension(f.numpy(), evidence.train.features[n].numpy(), k) for n, f in x.features.items()], 1)
+def dimensions(references: Mapping[str, Sequence[torch.Tensor]], x: Outputs, k: int) -> Array:
+    """The mean over the draws of a reference, layer by layer."""
+    columns = [
+        np.mean([dimension(x.features[name].numpy(), r.numpy(), k) for r in draws], 0)
+        for name, draws in references.items()
+    ]
+    return np.stack(columns, 1)
+
+
+def drawn(recipe: LocalDimension, evidence: Evidence) -> Mapping[str, Sequence[torch.Tensor]]:
+    learnt = recipe.fit(evidence).learnt_
+    assert learnt is not None
+    return learnt.references
 
 
 def test_local_dimension_combined_by_regression(evidence: Evidence, out: Outputs) -> None:
-    parts = (dimensions(evidence, x, 20) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
-    clean, noisy, adversarial, query = parts
-    close(LocalDimension().fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+    for recipe, k in ((LocalDimension(neighbours=20, reference=None), 20), (LocalDimension(neighbours=30, reference=60), 30)):
+        references = drawn(recipe, evidence)
+        parts = (dimensions(references, x, k) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
+        clean, noisy, adversarial, query = parts
+        close(recipe.fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+
+
+def test_local_dimension_is_measured_in_several_fixed_draws(evidence: Evidence, out: Outputs) -> None:
+    """Of the same training images in every layer, of the published size, kept with the detector."""
+    for seed in (0, 1):
+        draws = drawn(LocalDimension(neighbours=20, reference=60, seed=seed), evidence)
+        random = torch.Generator().manual_seed(seed)
+        for i, rows in enumerate([torch.randperm(150, generator=random)[:60] for _ in range(5)]):
+            for name, x in evidence.train.features.items():
+                assert torch.equal(draws[name][i].sort(0).values, x[rows].sort(0).values)
+    (whole,) = drawn(LocalDimension(neighbours=20, reference=None), evidence)["late"]
+    assert len(whole) == 150
+
+
+def test_neighbours_and_reference_are_those_of_the_best_held_out_auc(evidence: Evidence) -> None:
+    weak = replace(evidence, adversarial=sample(40, 3, shift=0.5))
+    learnt = LocalDimension().fit(weak).learnt_
+    assert learnt is not None
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
+    labels, image = np.repeat([0, 0, 1], 40), np.tile(np.arange(40), 3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).numpy()
+    found = {}
+    for size in (100, 150):  # there are 150 training images for the 200 of a larger reference
+        references = drawn(LocalDimension(neighbours=20, reference=size), weak)
+        assert [len(r) for r in references["late"]] == ([100] * 5 if size == 100 else [150])
+        for k in range(10, 91, 10):
+            parts = [dimensions(references, x, k)[order] for x in (weak.clean, weak.noisy, weak.adversarial)]
+            held_out = cross_val_score(
+                model, np.concatenate(parts), labels, groups=image, cv=GroupKFold(3), scoring="roc_auc"
+            )
+            found[k, size] = float(held_out.mean())
+    best = max(found.values())
+    assert found[learnt.neighbours, len(learnt.references["late"][0])] == pytest.approx(best, abs=1e-9)
+    assert best > min(found.values()) + 0.02
+
+
+def test_where_all_separate_the_published_numbers_are_kept(evidence: Evidence) -> None:
+    train = sample(500, 0)
+    learnt = LocalDimension().fit(replace(evidence, train=train, train_labels=torch.arange(500) % 3,
+                                          adversarial=sample(40, 3, shift=40.0))).learnt_  # fmt: skip
+    assert learnt is not None
+    assert (learnt.neighbours, [len(r) for r in learnt.references["late"]]) == (20, [100] * 5)
+
+
+def test_few_training_images_leave_fewer_neighbours_to_try(evidence: Evidence) -> None:
+    for n, least in ((12, 10), (25, 20)):
+        few = replace(evidence, train=evidence.train[:n], train_labels=LABELS[:n])
+        learnt = LocalDimension(combine="mean").fit(few).learnt_
+        assert learnt is not None
+        assert learnt.neighbours == least
+    with pytest.raises(InputError, match=r"more than 10 different .* got 9"):
+        LocalDimension().fit(replace(evidence, train=evidence.train[:9], train_labels=LABELS[:9]))
 
 
 def test_local_dimension_of_one_class_is_a_mean_of_standardised_layers(evidence: Evidence, out: Outputs) -> None:
-    clean, query = (dimensions(evidence, x, 20) for x in (evidence.clean, out))
-    close(LocalDimension(combine="mean").fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
+    """20 neighbours of 100, as published: what it may not look at cannot choose for it."""
+    recipe = LocalDimension(combine="mean")
+    references = drawn(recipe, evidence)
+    assert [len(r) for r in references["late"]] == [100] * 5
+    clean, query = (dimensions(references, x, 20) for x in (evidence.clean, out))
+    close(recipe.fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
 
 
 def test_local_dimension_of_known_distances() -> None:
@@ -262,6 +333,8 @@ def test_a_training_image_does_not_count_itself(error: float) -> None:
     reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).double() + 10.0
     expected = np.sort(cdist(reference, reference), 1)[:, 1:6]
     close(distance.nearest(reference + error, reference, 5), expected, 1e-3 if error else 1e-12)
+    known = -1 / np.log(expected / expected[:, -1:]).mean(1)
+    close(local_dimension(reference + error, reference, 5), known, 1e-2 if error else 1e-9)
 
 
 def test_a_repeated_training_image_counts_once(evidence: Evidence, out: Outputs) -> None:
@@ -272,7 +345,7 @@ def test_a_repeated_training_image_counts_once(evidence: Evidence, out: Outputs)
         evidence.noisy,
         evidence.adversarial,
     )
-    for recipe in (LocalDimension(), NearestNeighbours()):
+    for recipe in (LocalDimension(reference=None), NearestNeighbours()):
         close(recipe.fit(twice).score(out), recipe.fit(evidence).score(out).numpy())
 
 
@@ -289,7 +362,7 @@ def test_too_few_references_are_refused(evidence: Evidence, detector: LocalDimen
 
 
 def test_local_dimension_reference_is_drawn_by_seed(evidence: Evidence, out: Outputs) -> None:
-    scores = [LocalDimension(reference=60, seed=seed).fit(evidence).score(out) for seed in (0, 0, 1)]
+    scores = [LocalDimension(neighbours=20, reference=60, seed=seed).fit(evidence).score(out) for seed in (0, 0, 1)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_chunks", "nearest", "squared"]
+__all__ = ["ITSELF", "in_chunks", "nearest", "squared"]
 
 ELEMENTS = 2**23  # of the largest intermediate matrix: 64 MiB in float64
 ITSELF = 1e-4  # a nearest reference this much closer than the second is the sample itself
