@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from feathide.detectors import (
+    DETECTORS,
     DensityAndDropout,
     DropoutUncertainty,
     FreeEnergy,
@@ -30,10 +31,12 @@ from feathide.detectors import (
     MixtureEnergy,
     NearestNeighbours,
     SupportVectors,
+    TwoSided,
     distance,
     input_step,
 )
 from feathide.detectors.lid import local_dimension
+from feathide.detectors.twosided import Middle
 from feathide.errors import InputError
 from feathide.metrics import auc
 from feathide.types import Evidence, Outputs
@@ -253,7 +256,10 @@ def drawn(recipe: LocalDimension, evidence: Evidence) -> Mapping[str, Sequence[t
 
 
 def test_local_dimension_combined_by_regression(evidence: Evidence, out: Outputs) -> None:
-    for recipe, k in ((LocalDimension(neighbours=20, reference=None), 20), (LocalDimension(neighbours=30, reference=60), 30)):
+    for recipe, k in (
+        (LocalDimension(neighbours=20, reference=None), 20),
+        (LocalDimension(neighbours=30, reference=60), 30),
+    ):
         references = drawn(recipe, evidence)
         parts = (dimensions(references, x, k) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
         clean, noisy, adversarial, query = parts
@@ -481,6 +487,79 @@ def test_mixture_energy_of_one_gaussian_is_a_mahalanobis_distance_per_channel(ou
         precision = np.linalg.inv(np.cov(x.T))
         mine = out.predicted == c
         close(score[mine], [mahalanobis(f, x.mean(0), precision) ** 2 / 5 for f in out.last[mine].numpy()], 0.02)
+
+
+def two_sided(columns: Callable[[Outputs], Array], evidence: Evidence, out: Outputs) -> Array:
+    """Distance from the clean median in the median deviation of its side, then logistic regression over layers."""
+    clean = columns(evidence.clean)
+    middle = np.median(clean, 0)
+    above = np.array([np.median(c[c >= m] - m) for c, m in zip(clean.T, middle, strict=True)])
+    below = np.array([np.median(m - c[c <= m]) for c, m in zip(clean.T, middle, strict=True)])
+
+    def distance(x: Outputs) -> Array:
+        away = columns(x) - middle
+        return np.where(away > 0, away / above, -away / below)
+
+    parts = [distance(x) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out)]
+    return regression(parts[:2], parts[2], parts[3])
+
+
+def test_two_sided_density(evidence: Evidence, out: Outputs) -> None:
+    recipe = TwoSided(inner=KernelDensity(bandwidth=0.7))
+    reference = two_sided(lambda x: -kernel_density(evidence, x, 0.7)[:, None], evidence, out)
+    close(recipe.fit(evidence).score(out), reference, 1e-6)
+
+
+def test_two_sided_mahalanobis(evidence: Evidence, out: Outputs) -> None:
+    recipe = DETECTORS["maha-two-sided"]()
+    reference = two_sided(lambda x: np.log(squared_mahalanobis(evidence, x)), evidence, out)
+    close(recipe.fit(evidence).score(out), reference, 1e-6)
+
+
+def test_two_sided_energy_is_that_of_the_mixtures(evidence: Evidence, out: Outputs) -> None:
+    """Of the predicted class: with many training images, a Gaussian's distance per channel."""
+    train, labels = sample(6000, 0), torch.arange(6000) % 3
+    e = replace(evidence, train=train, train_labels=labels)
+
+    def columns(x: Outputs) -> Array:
+        found = np.empty((len(x), 2))
+        for i, (name, f) in enumerate(x.features.items()):
+            for c in range(3):
+                known = train.features[name][labels == c].numpy()
+                away = f.numpy() - known.mean(0)
+                squares = np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(known.T)), away)
+                found[:, i] = np.where(x.predicted.numpy() == c, squares / known.shape[1], found[:, i])
+        return np.asarray(np.log(found))
+
+    close(DETECTORS["energy-two-sided"]().fit(e).score(out), two_sided(columns, e, out), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("kd", "kd-two-sided"), ("maha", "maha-two-sided"), ("gmm", "energy-two-sided")]
+)
+def test_features_more_normal_than_clean_ones_are_seen_from_both_sides_only(
+    evidence: Evidence, out: Outputs, one: str, two: str
+) -> None:
+    """As HFC leaves them: drawn towards the mean of their class, after a fit on attacks that lie far out."""
+    means = {n: torch.stack([x[c == LABELS].mean(0) for c in range(3)]) for n, x in evidence.train.features.items()}
+    near = sample(40, 8)
+    hidden = replace(
+        near, features={n: m[near.predicted] + 0.1 * (near.features[n] - m[near.predicted]) for n, m in means.items()}
+    )
+    fresh = sample(40, 9)
+
+    def area(name: str, positive: Outputs) -> float:
+        detector = DETECTORS[name]().fit(replace(evidence, adversarial=sample(40, 3, shift=6.0)))
+        return float(auc(detector.score(fresh).numpy(), detector.score(positive).numpy()))
+
+    assert area(one, hidden) < 0.1
+    assert area(two, hidden) > 0.8
+    assert area(two, sample(40, 10, shift=6.0)) > 0.95
+
+
+def test_a_score_that_is_constant_over_clean_images_has_a_unit() -> None:
+    middle = Middle.fit(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 3.0]], dtype=torch.float64))
+    assert middle.distance(torch.tensor([[3.0, -2.0]]).double()).tolist() == [[2.0, 2.0]]
 
 
 def test_softmax_and_energy(evidence: Evidence, out: Outputs) -> None:

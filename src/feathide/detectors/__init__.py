@@ -9,6 +9,7 @@ from feathide.detectors.guards import JointGaussian, RandomSubsets
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
+from feathide.detectors.twosided import TwoSided
 from feathide.detectors.uncertainty import (
     DensityAndDropout,
     DropoutUncertainty,
@@ -35,6 +36,7 @@ __all__ = [
     "NearestNeighbours",
     "RandomSubsets",
     "SupportVectors",
+    "TwoSided",
     "Witness",
     "input_step",
 ]
@@ -58,5 +60,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     partial(Witness, name="witness-joint", inner=JointGaussian()),
     partial(LocalDimension, name="lid-oneclass", combine="mean"),
     partial(Mahalanobis, name="maha-oneclass", combine="mean"),
+    TwoSided,
+    partial(TwoSided, name="maha-two-sided", inner=Mahalanobis(combine="mean")),
+    partial(TwoSided, name="energy-two-sided", inner=MixtureEnergy()),
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}
