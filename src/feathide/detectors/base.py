@@ -13,7 +13,18 @@ from torch import Tensor
 from feathide.errors import expected, unknown
 from feathide.types import Evidence, Outputs
 
-__all__ = ["Detector", "Layers", "class_features", "features", "fitted", "layer_names", "per_class", "spread", "trials"]
+__all__ = [
+    "Detector",
+    "Layered",
+    "Layers",
+    "class_features",
+    "features",
+    "fitted",
+    "layer_names",
+    "per_class",
+    "spread",
+    "trials",
+]
 
 Layers = str | Sequence[str]  # "last", "all", a name, several names
 T = TypeVar("T")
@@ -49,6 +60,14 @@ class Detector(ABC):
         Raises:
             InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not finite.
         """
+
+
+class Layered(Detector):
+    """A detector that measures each layer by itself before it makes one number of them."""
+
+    @abstractmethod
+    def columns(self, out: Outputs) -> Tensor:
+        """What it finds in each layer, (N, L), on a scale with two tails: logarithms of densities, distances, energies."""
 
 
 def fitted(learnt: T | None, detector: Detector) -> T:

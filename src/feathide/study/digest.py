@@ -12,7 +12,7 @@ from torch import Tensor, uint8
 
 __all__ = ["FORMAT", "digest", "dumped"]
 
-FORMAT = 2  # raise when the meaning of a stored file changes
+FORMAT = 3  # raise when the meaning of a stored file changes
 
 
 def digest(value: object) -> str:
