@@ -10,20 +10,9 @@ from ..errors import expected, unknown
 from .cases import Cases, Skipped, few
 from .dicom import is_dicom, is_series
 from .files import Entry, cases_of_files, is_image, load
-from .reading import Reading, patient_in, read_table
+from .reading import SPLIT_NAMES, Reading, patient_in, patients_of, read_table
 
 __all__ = ["read_folder"]
-
-FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
 
 TEXTS = (
     ".csv",
@@ -54,7 +43,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     ``how.patient_pattern``, from the file's header, or is the case itself.
     """
     tops = _folders(root)
-    split_of = {top: FOLDERS[top.name.lower()] for top in tops if top.name.lower() in FOLDERS}
+    split_of = {top: SPLIT_NAMES[top.name.lower()] for top in tops if top.name.lower() in SPLIT_NAMES}
     if split_of and len(split_of) < len(tops):
         got = ", ".join(t.name for t in tops)
         raise expected(
@@ -65,9 +54,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     for found in classes:
         if found not in names:
             raise unknown("class folder", found, names)
-    known = (
-        {row["id"]: row["patient"] for row in read_table(how.patients, needs=("id", "patient"))} if how.patients else {}
-    )
+    table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
     others = [Path(e.path) for e in os.scandir(root) if e.is_file() and _may_be_image(Path(e.path))]
     for top in tops:
@@ -76,7 +63,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
                 if not entries and not how.skip_bad:
                     load(path, how)  # what is wrong with the first is told before the others are listed
                 id = path.relative_to(root).as_posix()
-                patient = known.get(id, "") or (patient_in(id, how.patient_pattern) if how.patient_pattern else "")
+                patient = patient_in(id, how.patient_pattern) if how.patient_pattern else ""
                 entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
     if others and not how.skip_bad:
         kinds = Counter(path.suffix.lower() or "no ending" for path in others)
@@ -90,6 +77,12 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         raise expected(
             f"{root} must hold one folder of images per class", got="no image", do="check the path and the file types"
         )
+    if how.patients:
+        unread = [path.relative_to(root).as_posix() for path in others]
+        pairs = [(row["id"], row["patient"]) for row in table]
+        do = f"write paths from {root}, with /, such as {entries[0].id}"
+        listed = patients_of(how.patients, pairs, [e.id for e in entries], how=do, unread=unread)
+        entries = [replace(e, patient=patient or e.patient) for e, patient in zip(entries, listed, strict=True)]
     cases = cases_of_files(entries, name=name, class_names=names, how=how)
     left_out = tuple(Skipped(str(path), "not an image of a kind that is read, in a class folder") for path in others)
     return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
