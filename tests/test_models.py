@@ -243,7 +243,9 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
     colour = build("resnet18", channels=3, outputs=10, seed=1).eval()
     torch.save(colour.state_dict(), tmp_path / "w.pth")
     grey = build("resnet18", channels=1, outputs=2, seed=2).eval()
-    assert start_from(grey, tmp_path / "w.pth") == ["fc.weight", "fc.bias"]
+    begun = start_from(grey, tmp_path / "w.pth")
+    assert begun.fresh == begun.left == ("fc.weight", "fc.bias")
+    assert begun.words == "120 weights taken, 2 left in the file (fc.weight, fc.bias), 2 not in it (fc.weight, fc.bias)"
     x = torch.rand(2, 1, 64, 64)
     layers = ["layer1.*", "layer4"]
     of_grey = FeatureClassifier(grey, layers)(x).features
@@ -252,6 +254,29 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
         torch.testing.assert_close(of_grey[name], features, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="weights of this architecture, got 0 of"):
         start_from(build("tiny", channels=1, outputs=2), tmp_path / "w.pth")
+
+
+def test_weights_under_other_names_are_renamed_by_table_or_in_order(tmp_path: Path) -> None:
+    model = tiny()
+    state = model.state_dict()
+    other = {f"net.trunk.{k}" if int(k.split(".")[0]) < 7 else f"net.top.{k}": v for k, v in state.items()}
+    torch.save(other | {"loss.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"missing.*rename them \(network.rename\)"):
+        load_weights(tiny(), tmp_path / "w.pt")
+    fresh = build("tiny", channels=1, outputs=2, seed=9).eval()
+    taken = load_weights(fresh, tmp_path / "w.pt", rename={"net.trunk.": "net.", "net.top.": "net."})
+    assert weights_digest(fresh) == weights_digest(model)
+    assert taken.left == ("loss.weight",) and "'net.top.' as 'net.', names without net." in taken.words
+    with pytest.raises(
+        InputError, match=r"rename: 'nett.' must be what some names in the file begin with, got net.trunk"
+    ):
+        load_weights(fresh, tmp_path / "w.pt", rename={"nett.": ""})
+    torch.save({f"w{i}": v for i, v in enumerate(state.values()) if v.ndim}, tmp_path / "o.pt")
+    fresh = build("tiny", channels=1, outputs=2, seed=9).eval()
+    load_weights(fresh, tmp_path / "o.pt", rename="in order")
+    assert weights_digest(fresh) == weights_digest(model)
+    with pytest.raises(InputError, match="as many as the network's"):
+        load_weights(build("resnet18", channels=1, outputs=2), tmp_path / "o.pt", rename="in order")
 
 
 # --- a user's own network --------------------------------------------------------------------------------------------

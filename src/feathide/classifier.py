@@ -1,6 +1,5 @@
 """FeatureClassifier: any torch network, unmodified, that shows its logits and its pooled features in one forward pass."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError, expected
 from feathide.geometry import check_images
-from feathide.layers import choose_layers, entrance, hooked, units
+from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, units
+from feathide.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.memory import in_halves
 from feathide.types import Box, Outputs
 
@@ -28,13 +28,11 @@ def channel_mean(h: Tensor) -> Tensor:
     where its mean does not."""
     if h.ndim == 2:
         return h
-    total, count = _channel_sum(h)
+    total, count = FIRST.sum(h)  # the gradient of a mean would fill memory of the size of h; that of a sum is a view
     return total / count
 
 
-def _channel_sum(h: Tensor) -> tuple[Tensor, int]:
-    """The sum over all spatial axes (N, C), and of how many values. The gradient of a mean would fill memory of the size of h; that of a sum is a view."""
-    return h.sum(tuple(range(2, h.ndim)), dtype=torch.promote_types(h.dtype, torch.float32)), math.prod(h.shape[2:])
+FIRST = ReadOut()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,10 @@ class FeatureClassifier:
     The network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is mapped to [0, 1] first: all of
     it is inside the attacked function, so that eps and box stay in image units. An image of one channel is repeated for a network that
     takes three.
+
+    The feature of a layer is one value a channel. ``layout``: where the channels stand, "channels-first" (N, C, *S), "channels-last" (N, *S, C) or
+    "tokens" (N, T, C), for all layers or by name or glob; "auto" finds it from what the modules declare. ``tokens``: of layers that begin with
+    a class token, the "mean" of the others, the "class" token, or "both" (N, 2 C). ``pool``: a function of your own, (N, ...) -> (N, C), in place of these.
 
     ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j): output j of a multi-label network, shown as
     (0, z_j) with the other outputs in ``Outputs.others``.
@@ -71,6 +73,8 @@ class FeatureClassifier:
     std: Sequence[float] = ()
     window: Box | None = None
     head: str | tuple[str, int] = "softmax"
+    layout: Layout | Mapping[str, Layout] = "auto"
+    tokens: Tokens = "mean"
     pool: Pool = channel_mean
     dropout_samples: int = 0
     dropout_rate: float = 0.5
@@ -79,6 +83,7 @@ class FeatureClassifier:
     precision: Literal["float32", "bf16"] = "float32"
     compile: str | None = None
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
+    _readouts: dict[str, ReadOut] = field(default_factory=dict, init=False, repr=False)
     _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
     _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False)  # found once: looking takes time
 
@@ -115,7 +120,7 @@ class FeatureClassifier:
             return Outputs(logits, features, None, others, witness=None if self.witness is None else self.witness(x))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
-        hooks = _collectors(names, found, {}, self.pool, counts)
+        hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
             raw = self.model(z)
@@ -143,13 +148,16 @@ class FeatureClassifier:
     def _fast(self, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """The compiled copy, which gives the outputs and the pooled features of ``names``."""
         if not self._compiled:
-            self._compiled.append(torch.compile(_Watched(self.model, names, self.pool), backend=str(self.compile)))
+            self._compiled.append(
+                torch.compile(_Watched(self.model, names, self.pool, self._readouts), backend=str(self.compile))
+            )
         return self._compiled[0]
 
     def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
         """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
         narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None)
         narrow._resolved["layers"] = tuple(n for n in self.names(x) if n in layers) if layers else ()
+        narrow._readouts.update(self._readouts)
         return narrow
 
     @property
@@ -176,9 +184,19 @@ class FeatureClassifier:
         """The layers that ``layers`` stands for, in network order, for images like ``x``."""
         return self._names(self.prepared(x[:1]))
 
+    def read_outs(self, x: Tensor) -> Mapping[str, ReadOut]:
+        """How the feature of each layer is read, for images like ``x``; empty with a ``pool`` of one's own."""
+        self.names(x)
+        return dict(self._readouts)
+
     def _names(self, z: Tensor) -> tuple[str, ...]:
         if "layers" not in self._resolved:
-            self._resolved["layers"] = choose_layers(self.model, self.layers, units(self.model, z[:1]))
+            seen = units(self.model, z[:1])
+            names = choose_layers(self.model, self.layers, seen)
+            if self.pool is channel_mean:
+                found = readouts(self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens)
+                self._readouts.update(found)
+            self._resolved["layers"] = names
         return self._resolved["layers"]
 
     def prepared(self, x: Tensor) -> Tensor:
@@ -256,11 +274,11 @@ class FeatureClassifier:
 class _Watched(nn.Module):
     """A private copy of a network that gives its features as outputs: its hooks stay, so that one compiled graph holds them."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool, reads: Mapping[str, ReadOut]) -> None:
         super().__init__()
         self.model = deepcopy(model).requires_grad_(False)
         self.names, self.found, self.calls = tuple(names), dict[str, Tensor](), dict[str, int]()
-        for name, hook in _collectors(names, self.found, self.calls, pool).items():
+        for name, hook in _collectors(names, self.found, self.calls, pool, reads).items():
             self.model.get_submodule(name).register_forward_hook(hook)
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -276,26 +294,32 @@ def _collectors(
     found: dict[str, Tensor],
     calls: dict[str, int],
     pool: Pool,
+    reads: Mapping[str, ReadOut],
     counts: dict[str, int] | None = None,
 ) -> dict[str, Callable[..., None]]:
     """One hook per module, which pools and copies the outputs of the calls that are wanted as they are made: a following in-place
     activation cannot corrupt them, and memory stays (N, C). ``calls`` counts how often each module has run. Given ``counts``, sums stand in place of
     means, and there how many values they are of."""
-    wanted: dict[str, dict[int, str]] = {}
+    wanted: dict[str, dict[tuple[int, bool], str]] = {}  # by module: of which call the output, or the input
     for name in names:
-        module, _, call = name.partition("#")
-        wanted.setdefault(module, {})[int(call or 0)] = name
+        module, _, call = name.removesuffix(INPUT).partition("#")
+        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
 
-    def collect(module: str, kept: dict[int, str]) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+    def collect(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
             call = calls.get(module, 0)
             calls[module] = call + 1
-            if call not in kept:
-                return
-            if counts is not None and pool is channel_mean and output.ndim > 2:
-                found[kept[call]], counts[kept[call]] = _channel_sum(output)
-            else:
-                found[kept[call]] = _full(pool(output).clone())
+            for read, shown in ((False, output), (True, args)):
+                name, h = kept.get((call, read)), first_tensor(shown)
+                if name is None or h is None:
+                    continue
+                if pool is not channel_mean:
+                    found[name] = _full(pool(h).clone())
+                elif counts is not None and h.ndim > 2:
+                    found[name], counts[name] = reads.get(name, FIRST).sum(h)
+                else:
+                    total, count = reads.get(name, FIRST).sum(h)
+                    found[name] = _full((total / count if count > 1 else total).clone())
 
         return hook
 

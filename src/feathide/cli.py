@@ -185,6 +185,7 @@ def train(
     arch: Annotated[
         str, typer.Option(help="A name of the zoo: resnet18, resnet34, resnet50, vgg16_bn, densenet121, tiny, ...")
     ] = "resnet18",
+    weights: Annotated[str | None, typer.Option(help="Pretrained weights to start from.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")] = Path(
         "classifier.safetensors"
     ),
@@ -219,7 +220,9 @@ def train(
         _tell_skipped(cases)
         with _bar() as bar:
             result = train_classifier(cases, arch, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, head=head,  # type: ignore[arg-type]
-                                      stem=stem, window=window, seed=seed, out=out, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+                                      stem=stem, window=window, seed=seed, out=out, weights=weights, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+        if result.begun is not None:
+            typer.echo(f"started from {weights}: {result.begun.words}")
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
         )
@@ -255,6 +258,8 @@ def datasets(
         typer.echo(
             f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"
         )
+        if cases.orientation:
+            typer.echo(f"  orientation {cases.orientation}: the side of the patient that each axis runs towards")
         for split in ("train", "val", "test"):
             rows = cases.where(split)
             labels = cases.labels[rows]

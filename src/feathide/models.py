@@ -18,7 +18,7 @@ from feathide.layers import entrance
 from feathide.own import called, importable, load_object
 from feathide.packaged import is_packaged, load_packaged
 from feathide.plugins import with_plugins
-from feathide.weights import load_weights, save_weights, some, start_from, weights_digest
+from feathide.weights import Rename, load_weights, save_weights, some, start_from, weights_digest
 from feathide.zoos import Arch, arch_named, first_convolution
 
 __all__ = [
@@ -193,18 +193,23 @@ def _by(size: Sequence[int]) -> str:
 
 
 def load_network(
-    spec: str, *, weights: str | Path | None = None, kwargs: Mapping[str, Any] | None = None, trust: bool = False
+    spec: str,
+    *,
+    weights: str | Path | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    trust: bool = False,
+    rename: Rename | None = None,
 ) -> nn.Module:
     """The network that a user's code makes, in evaluation mode.
 
     ``spec`` is ``package.module:callable`` or ``path/to/file.py:callable``; the callable is a network class, a function
     that returns a network (both called with ``kwargs``), or a network. Importing it runs the user's code, so nothing
     happens without ``trust=True``. Or ``spec`` is a file that holds a network,
-    or a MONAI bundle (``packaged``). ``weights`` is a file for ``load_weights``; without it the network comes as made.
+    or a MONAI bundle (``packaged``). ``weights`` is a file for ``load_weights``, with ``rename``; without it the network comes as made.
     Raises ``InputError`` if the code does not import, lacks the name, refuses ``kwargs`` or makes no network.
     """
     if is_packaged(spec):
-        return load_packaged(spec, weights=weights, trust=trust)
+        return load_packaged(spec, weights=weights, trust=trust, rename=rename)
     with _seeded(0), importable(spec):
         entry = load_object(spec, trust=trust)
         made = callable(entry) and not isinstance(entry, nn.Module)
@@ -214,7 +219,7 @@ def load_network(
             f"{spec} must make a torch.nn.Module", got=type(model).__name__, do="name the network's class or a function"
         )
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, rename=rename)
     return model.eval()
 
 

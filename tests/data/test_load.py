@@ -293,6 +293,25 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert len(cases) == 12 and sorted(Path(s.path).name for s in cases.skipped) == ["a.npy", "stray.png"]
 
 
+def test_nothing_of_a_folder_vanishes(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "val", "test"))
+    picture = Image.new("L", (6, 8))
+    picture.save(root / "train" / "stray.png")
+    (root / "test" / "ill" / "more").symlink_to(tmp_path, target_is_directory=True)
+    with refuses("2 other files", "test/ill/more, train/stray.png"):
+        load_cases(root)
+    names = sorted(Path(s.path).name for s in load_cases(root, skip_bad=True).skipped)
+    assert names == ["more", "stray.png"]
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir"])
+def test_folders_of_systems_are_hidden_ones(tmp_path: Path, name: str) -> None:
+    root = save_folder(tmp_path / "toy")
+    shutil.copytree(root / "ill", root / "well" / name)
+    shutil.copytree(root / "ill", root / name)
+    assert len(load_cases(root)) == 12
+
+
 def test_jpegs_of_another_ending_are_read(tmp_path: Path) -> None:
     root = save_folder(tmp_path / "toy")
     Image.new("L", (6, 8)).save(root / "ill" / "b.jfif", "JPEG")

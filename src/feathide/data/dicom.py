@@ -41,14 +41,11 @@ BAD = "replace it or pass skip_bad=True"
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM: by its ending or, where it has none, by the mark at byte 128.
-
-    What stands behind the last dot of a UID (1.2.840.10008.7) is a number and no ending.
-    """
+    """Whether a file says that it is DICOM: by its ending or, where that is another (a UID has dots, too) or none, by the mark at byte 128."""
     if path.name.upper() == "DICOMDIR":  # the table of contents of a disc, which bears the mark, too
         return False
-    if path.suffix and not path.suffix[1:].isdecimal():
-        return path.suffix.lower() in SUFFIXES
+    if path.suffix.lower() in SUFFIXES:
+        return True
     if not path.is_file():  # a pipe would never answer
         return False
     with path.open("rb") as file:
@@ -155,7 +152,7 @@ def read_series(folder: Path) -> StoredImage:
             got=f"{len(series)}; not of the largest: {few(odd)}",
             do="move these out, give each series a folder of its own, or list the files in a manifest",
         )
-    order, gap = _order(heads, folder)
+    order, gap = _order(heads, files, folder)
     slices = [_stored_image(heads[i], files[i]) for i in order]
     for i, image in zip(order, slices, strict=True):
         a, b = (
@@ -174,34 +171,44 @@ def read_series(folder: Path) -> StoredImage:
         None,
         first.unit,
         spacing,
-        _series_orientation(heads, folder),
+        _series_orientation(heads, files, folder),
     )
 
 
 def slice_order(folder: Path) -> list[Path]:
     """The files of a series in the order of the volume's first axis."""
     files = series_files(folder)
-    order, _ = _order([open_dicom(path, pixels=False) for path in files], folder)
+    order, _ = _order([open_dicom(path, pixels=False) for path in files], files, folder)
     return [files[i] for i in order]
 
 
-def _order(heads: Sequence[Dataset], folder: Path) -> tuple[list[int], float]:
+def _order(heads: Sequence[Dataset], files: Sequence[Path], folder: Path) -> tuple[list[int], float]:
     """The slices by position along their normal, and the distance of neighbours in millimetres."""
+    for key in ("ImageOrientationPatient", "ImagePositionPatient"):
+        odd = [path.name for path, head in zip(files, heads, strict=True) if not head.get(key)]
+        if odd:
+            what = f"every slice in {folder} must have an orientation and a position"
+            do = "move what is no slice out, or list the files one by one in a manifest"
+            raise expected(what, got=f"no {key} in {few(odd)}", do=do)
     try:
-        across = np.cross(*np.array(heads[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3))
+        across = np.cross(*_plane(heads[0], files[0]).reshape(2, 3))
         along = np.array([np.array(head.ImagePositionPatient, dtype=np.float64) @ across for head in heads])
     except (AttributeError, TypeError, ValueError) as error:
         what = f"every slice in {folder} must have an orientation and a position"
         raise expected(what, got=first_line(error), do="list the files one by one in a manifest") from error
     order = np.argsort(along, kind="stable")
-    gaps = np.diff(along[order])
+    do = "remove doubled or add missing slices"
+    return order.tolist(), _even_gap(np.diff(along[order]), f"the slices in {folder}", do)
+
+
+def _even_gap(gaps: np.ndarray, what: str, do: str) -> float:
+    """The usual of the distances ``gaps`` of neighbours in millimetres, which must be about equal and not 0."""
     usual = float(np.median(gaps)) if len(gaps) else 0.0
-    if len(gaps) and (gaps.min() < 0.5 * usual or gaps.min() <= 0 or gaps.max() > 1.5 * usual):
-        got = f"gaps of {gaps.min():g} to {gaps.max():g} mm"
-        raise expected(
-            f"the slices in {folder} must be evenly spaced", got=got, do="remove doubled or add missing slices"
-        )
-    return order.tolist(), usual
+    if not np.isfinite(gaps).all() or (
+        len(gaps) and (gaps.min() < 0.5 * usual or gaps.min() <= 0 or gaps.max() > 1.5 * usual)
+    ):
+        raise expected(f"{what} must be evenly spaced", got=f"gaps of {gaps.min():g} to {gaps.max():g} mm", do=do)
+    return usual
 
 
 def _stored_image(head: Dataset, path: Path) -> StoredImage:
@@ -219,7 +226,7 @@ def _orientation(head: Dataset, axes: int, path: Path) -> str:
     stack; "?" for an axis that the header does not place, and nothing where it has no planes (C.7.6.2, C.7.6.16.2.4)."""
     groups = [head, *head.get("SharedFunctionalGroupsSequence", ()), *head.get("PerFrameFunctionalGroupsSequence", ())]
     planes = [p for g in groups for p in g.get("PlaneOrientationSequence", ())] or [head]
-    turned = [np.array(p.ImageOrientationPatient, np.float64) for p in planes if p.get("ImageOrientationPatient")]
+    turned = [_plane(p, path) for p in planes if p.get("ImageOrientationPatient")]
     if not turned:
         return ""
     if max(np.abs(plane - turned[0]).max() for plane in turned) > LEAN:
@@ -228,14 +235,27 @@ def _orientation(head: Dataset, axes: int, path: Path) -> str:
     if axes == 2:
         return _side(down) + _side(right)
     places = [p for g in groups for p in g.get("PlanePositionSequence", ()) if p.get("ImagePositionPatient")]
-    along = np.subtract(places[-1].ImagePositionPatient, places[0].ImagePositionPatient) if places else np.zeros(3)
     across = np.cross(right, down)
-    return _side(across * np.sign(float(np.dot(across, along.astype(np.float64))))) + _side(down) + _side(right)
+    gaps = np.diff([np.array(p.ImagePositionPatient, np.float64) @ across for p in places])
+    way = 0.0  # of a loop in time, whose frames are all at one place
+    if len(gaps) and not np.abs(gaps).max() <= LEAN:
+        way = -1.0 if gaps.sum() < 0 else 1.0
+        _even_gap(gaps * way, f"the frames of {path}", "split the file, or sort its frames by their position")
+    return _side(across * way) + _side(down) + _side(right)
 
 
-def _series_orientation(heads: Sequence[Dataset], folder: Path) -> str:
+def _plane(head: Dataset, path: Path) -> np.ndarray:
+    """The directions of the rows and columns of an image, (6,)."""
+    given = [float(v) for v in head.ImageOrientationPatient]
+    if len(given) != 6 or not np.isfinite(given).all():
+        what = f"{path} must have an orientation of six numbers"
+        raise expected(what, got=given, do="correct the header or leave it out")
+    return np.array(given)
+
+
+def _series_orientation(heads: Sequence[Dataset], files: Sequence[Path], folder: Path) -> str:
     """As ``_orientation``, of slices in the order of ``_order``, which must be parallel."""
-    turned = np.array([head.ImageOrientationPatient for head in heads], np.float64)
+    turned = np.array([_plane(head, path) for head, path in zip(heads, files, strict=True)])
     if np.abs(turned - turned[0]).max() > LEAN:
         got = f"orientations that differ by up to {np.abs(turned - turned[0]).max():.2g}, as of a localizer"
         raise expected(f"the slices in {folder} must be parallel", got=got, do="give each plane a folder of its own")

@@ -17,7 +17,7 @@ from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
 from .guard import guarded
 from .nifti import is_nifti, read_nifti
-from .reading import Reading, unknown_patients
+from .reading import Reading, may_be_image, unknown_patients
 from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
@@ -75,6 +75,13 @@ def is_image(path: Path) -> bool:
     return is_picture(path) or is_nifti(path) or is_dicom(path)
 
 
+def _check_slices(folder: Path) -> None:
+    """Refuse a series beside which lies a file of an unknown kind: it may be a slice."""
+    odd = [p.name for p in sorted(folder.iterdir()) if p.is_file() and may_be_image(p) and not is_image(p)]
+    if odd:
+        raise expected(f"{folder} must hold DICOM files only", got=few(odd), do="move what is no slice out of it")
+
+
 def read_image(path: Path, box: Box | None = None) -> StoredImage:
     """One file, or the folder of one DICOM series, as it is stored: pictures in [0, 1], clinical files in their own units.
 
@@ -89,6 +96,8 @@ def _read(path: Path, box: Box | None) -> StoredImage:
         raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
     if is_picture(path):
         return read_picture(path, box)
+    if path.is_dir():
+        _check_slices(path)
     image = read_series(path) if path.is_dir() else read_nifti(path) if is_nifti(path) else read_dicom(path)
     return image if box is None else replace(image, legal=box)
 

@@ -8,31 +8,14 @@ from pathlib import Path
 
 from ..errors import expected, unknown
 from .cases import Cases, Skipped, few
-from .dicom import is_dicom, is_series
-from .files import Entry, cases_of_files, is_image, load
-from .reading import SPLIT_NAMES, Reading, patient_in, patients_of, read_table
+from .dicom import is_series
+from .files import Entry, cases_of_files, is_image, is_picture, load
+from .nifti import is_nifti
+from .reading import SPLIT_NAMES, Reading, may_be_image, patient_in, patients_of, read_table
 
 __all__ = ["read_folder"]
 
-TEXTS = (
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".md",
-    ".rst",
-    ".json",
-    ".jsonl",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".html",
-    ".pdf",
-    ".log",
-    ".ini",
-    ".py",
-    ".xlsx",
-)
-BESIDE = ("DICOMDIR", "Thumbs.db", "README", "LICENSE", "LICENCE", "VERSION", "desktop.ini")
+SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders that systems make beside files
 
 
 def read_folder(root: Path, name: str, how: Reading) -> Cases:
@@ -56,7 +39,8 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
             raise unknown("class folder", found, names)
     table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
-    others = [Path(e.path) for e in os.scandir(root) if e.is_file() and _may_be_image(Path(e.path))]
+    above = [root, *tops] if split_of else [root]  # the folders of folders
+    others = [Path(e.path) for top in above for e in os.scandir(top) if e.is_file() and may_be_image(Path(e.path))]
     for top in tops:
         for folder in _folders(top) if split_of else [top]:
             for path in _images(folder, others):
@@ -69,7 +53,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         kinds = Counter(path.suffix.lower() or "no ending" for path in others)
         named = few([path.relative_to(root).as_posix() for path in sorted(others)])
         raise expected(
-            f"{root} must hold images in class folders, of kinds that are read",
+            f"{root} must hold images in class folders, of kinds that are read and not beside slices",
             got=f"{len(others)} other files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}",
             do="convert, move or remove them, or pass skip_bad=True to leave them out",
         )
@@ -84,35 +68,43 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         listed = patients_of(how.patients, pairs, [e.id for e in entries], how=do, unread=unread)
         entries = [replace(e, patient=patient or e.patient) for e, patient in zip(entries, listed, strict=True)]
     cases = cases_of_files(entries, name=name, class_names=names, how=how)
-    left_out = tuple(Skipped(str(path), "not an image of a kind that is read, in a class folder") for path in others)
+    left_out = tuple(
+        Skipped(str(path), "not an image of a kind that is read, in a class folder and not beside slices")
+        for path in others
+    )
     return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
 
 
 def _put_aside(path: Path, others: list[Path]) -> bool:
     """Always False: the file is no case."""
-    if _may_be_image(path):
+    if may_be_image(path):
         others.append(path)
     return False
 
 
-def _may_be_image(path: Path) -> bool:
-    """Whether a file might be a case: everything but hidden files, texts and tables."""
-    return not path.name.startswith(".") and path.name not in BESIDE and path.suffix.lower() not in TEXTS
-
-
 def _folders(root: Path) -> list[Path]:
-    return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not _hidden(e.name))
+
+
+def _hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder in SYSTEMS
 
 
 def _images(folder: Path, others: list[Path]) -> Iterator[Path]:
-    """The images and series below a class folder; what is neither an image nor a text is put into ``others``."""
+    """The images and series below a class folder; what is neither an image nor a text, pictures beside slices and linked folders (they may lead anywhere)
+    are put into ``others``."""
     for where, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))  # as hidden files, they are left out
+        below[:] = sorted(name for name in below if not _hidden(name))  # as hidden files, they are left out
+        others.extend(path for name in below if (path := Path(where, name)).is_symlink())
         shown = (Path(where, f) for f in sorted(files) if not f.startswith("."))
         images = (path for path in shown if is_image(path) or _put_aside(path, others))
         if Path(where) == folder:
             yield from images  # one by one: there may be a million
             continue
         found = list(images)
-        volume = len(found) > 1 and is_dicom(found[0]) and is_series(Path(where))
-        yield from [Path(where)] if volume else found
+        beside = [path for path in found if is_picture(path) or is_nifti(path)]
+        if len(found) - len(beside) > 1 and is_series(Path(where)):
+            others.extend(beside)
+            yield Path(where)
+        else:
+            yield from found

@@ -19,6 +19,7 @@ __all__ = [
     "Reading",
     "check_columns",
     "check_names",
+    "may_be_image",
     "near",
     "patient_in",
     "patients_of",
@@ -26,6 +27,10 @@ __all__ = [
     "read_table",
     "unknown_patients",
 ]
+
+TEXTS = (".csv", ".tsv", ".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log", ".ini", ".py",
+         ".xlsx")  # fmt: skip
+BESIDE = ("dicomdir", "thumbs.db", "readme", "license", "licence", "version", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,17 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+
+
+def may_be_image(path: Path) -> bool:
+    """Whether a file beside images might be one: everything but pipes and devices, hidden files, texts and tables."""
+    stored = path.is_file() or path.is_symlink()
+    return (
+        stored
+        and not path.name.startswith(".")
+        and path.name.lower() not in BESIDE
+        and path.suffix.lower() not in TEXTS
+    )
 
 
 def read_table(path: Path, *, needs: Sequence[str]) -> list[dict[str, str]]:

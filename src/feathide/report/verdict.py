@@ -217,7 +217,7 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> t
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:
-        return "unproven", "nobody who knows this guard attacked it"
+        return "unproven", "no effective attack by somebody who knows this guard was run"
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
 
 

@@ -1,6 +1,7 @@
 """A look before a long run: one step of each attack on two images, the number of tasks and an estimate of the time."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,16 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     left = [t for t in order if not lab.store.done(t.key)]
     stages, mebibytes = _stages(lab, left, step), peak() + grown / 2**20
     shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
-    layers = len(classifier.names(lab.images(lab.rows("train")[:1])))
+    reads = classifier.read_outs(lab.images(lab.rows("train")[:1]))
+    ways = Counter(read.words for read in reads.values())
+    layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
+        *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",

@@ -19,7 +19,7 @@ from feathide.study.plan import slug
 from feathide.study.store import Store
 from feathide.study.subjects import Subjects
 from feathide.types import Box
-from feathide.weights import load_weights, read_about, weights_digest
+from feathide.weights import Taken, file_digest, load_weights, read_about, start_from, weights_digest
 
 __all__ = ["Networks"]
 
@@ -49,7 +49,8 @@ class Networks(Subjects):
         """What the classifier is: the recipe of its training, or the content of its weights."""
         n = self.plan.network
         if self.trains:
-            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed])
+            begun = [] if n.start_from is None else [file_digest(n.start_from), n.rename]
+            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed, *begun])
         return digest([FORMAT, n.arch, n.arguments, weights_digest(self._network())])
 
     @cached_property
@@ -57,9 +58,19 @@ class Networks(Subjects):
         """The digest that everything below depends on: images, where they may change, classifier and what is read from it."""
         n = self.plan.network
         region = None if self.region is None else self.region.digest
-        own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
+        own: list[Any] = [
+            n.head,
+            n.layers,
+            n.mean,
+            n.std,
+            self.window,
+            self.plan.dropout_samples,
+            self.plan.seed,
+            region,
+        ]
         own += [] if n.precision == "float32" else [n.precision]
         own += ["compiled"] if n.compile else []
+        own += [] if (n.layout, n.tokens) == ("auto", "mean") else [n.layout, n.tokens]
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -97,11 +108,19 @@ class Networks(Subjects):
     def _network(self) -> nn.Module:
         n = self.plan.network
         if n.own:
-            return load_network(n.arch, weights=n.weights, kwargs=n.arguments, trust=n.trust)
+            return load_network(n.arch, weights=n.weights, kwargs=n.arguments, trust=n.trust, rename=n.rename)
         model = self.empty_network()
         if n.weights is not None:
-            load_weights(model, n.weights)
+            load_weights(model, n.weights, rename=n.rename)
         return model.eval()
+
+    def taken(self) -> Taken | None:
+        """What a look into the file of weights finds, without keeping it; None where the plan names no file for a network of the zoo."""
+        n = self.plan.network
+        if n.own or (n.weights is None and n.start_from is None):
+            return None
+        take = load_weights if n.weights is not None else start_from
+        return take(self.empty_network(), n.weights or n.start_from or "", rename=n.rename)
 
     @cached_property
     def classifier(self) -> FeatureClassifier:
@@ -140,6 +159,8 @@ class Networks(Subjects):
             head=head,
             seed=self.plan.seed,
             precision=self.plan.network.precision,
+            layout=self.plan.network.layout,
+            tokens=self.plan.network.tokens,
         )
 
     def check_classifier(self) -> list[str]:

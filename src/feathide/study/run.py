@@ -58,6 +58,7 @@ def checked(plan: Plan, out: Path) -> Lab:
     check_hiding(lab)
     _check_head(lab)
     if lab.trains:
+        lab.taken()
         _check_layers(lab)
     else:
         lab.check_classifier()

@@ -224,7 +224,8 @@ def weight_of(lab: Lab, cell: Cell) -> float:
 
 def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    return _trained(lab, lab.plan.network.arch, lab.plan.network.train, seed=lab.network_seed)
+    n = lab.plan.network
+    return _trained(lab, n.arch, n.train, seed=lab.network_seed, weights=n.start_from, rename=n.rename)
 
 
 def _train_witness(json: str, store: Store) -> Arrays:
