@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from feathide.cli import app
 from feathide.data import cases_of_arrays, load_cases
 from feathide.data.files import read_image
 from feathide.errors import InputError
+from feathide.study.check import check_plan
 from feathide.study.mask import load_region
+from feathide.study.plan import load_plan
 
 
 def refuses(*words: str):
@@ -612,6 +616,23 @@ def test_tables_of_another_form_say_how_to_save_them(tmp_path: Path, rows: list[
         load_cases(tmp_path / "m.csv")
     with refuses("patients must be a table", "a manifest", "column patient"):
         load_cases(tmp_path / "m.csv", patients=tmp_path / "m.csv")
+
+
+def test_the_verbs_say_what_was_assumed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    splits = {"train": 24, "val": 8, "test": 60}
+    arrays = {f"{s}_images": rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8) for s, n in splits.items()}
+    np.savez(tmp_path / "a.npz", **arrays, **{f"{s}_labels": np.arange(n) % 2 for s, n in splits.items()})
+    notes = ("layout: N x 3 x H x W (channels first)", "patients: unknown, each image counts as its own")
+    told = CliRunner().invoke(app, ["datasets", str(tmp_path / "a.npz")], catch_exceptions=False).output
+    assert all(f"\n  {note}\n" in told for note in notes)
+    plan = load_plan({"data": str(tmp_path / "a.npz"), "network": "tiny", "eps": "8/255", "attacks": "pgd"})
+    assert {f"assumed: {note}" for note in notes} <= set(check_plan(plan, tmp_path / "run").says)
+
+
+def test_a_study_without_splits_says_so(tmp_path: Path) -> None:
+    notes = load_cases(save_folder(tmp_path / "set", n=20), seed=3).notes
+    assert notes[-1] == "splits: drawn by patient with seed 3, train 0.7, val 0.1, test 0.2"
 
 
 # pictures that Pillow would cut or guess
