@@ -268,6 +268,8 @@ def datasets(
                 for i, n in enumerate(cases.class_names)
             }
             typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
+        for note in cases.notes:
+            typer.echo(f"  {note}")
 
 
 app.command(epilog="Example: `feathide study paper --scale small --data images --out runs/study`")(study)

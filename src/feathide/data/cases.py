@@ -47,7 +47,7 @@ class Cases:
     [0, 1], the slope for clinical files, 0 for stored floats), of which ``unit`` is the name. ``hashes`` are the
     sha256 of each image as stored. ``paths`` (N,) are the files, empty where the images come from one array.
     ``spacing``: millimetres per voxel along each axis, where known. ``orientation``: the side of the patient that each axis runs towards (NIfTI: RAS, ...;
-    DICOM: SPL, ...), where the files tell.
+    DICOM: SPL, ...), where the files tell. ``notes`` say what was assumed: the layout, columns that are not used, unknown patients, ...
     """
 
     name: str
@@ -67,6 +67,7 @@ class Cases:
     spacing: tuple[float, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
     orientation: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ids)

@@ -17,7 +17,7 @@ from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
 from .guard import guarded
 from .nifti import is_nifti, read_nifti
-from .reading import Reading, may_be_image
+from .reading import Reading, may_be_image, unknown_patients
 from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
@@ -176,7 +176,12 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
     """
     if not how.skip_bad:
         load(entries[0].path, how)  # a wrong format or size is told before all headers are read
-    entries = _with_splits(_with_patients(entries, how), name, how)
+    entries = _with_patients(entries, how)
+    notes = unknown_patients([e.patient for e in entries])
+    if not any(e.split for e in entries):
+        shares = ", ".join(f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True))
+        notes += (f"splits: drawn by patient with seed {how.seed}, {shares}",)
+    entries = _with_splits(entries, name, how)
     labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
     ids = np.array([e.id for e in entries])
     check_rows(ids, labels, splits, class_names)
@@ -210,6 +215,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
         skipped=tuple(skipped),
         orientation=orientation,
+        notes=notes,
     )
 
 

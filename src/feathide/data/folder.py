@@ -11,19 +11,9 @@ from .cases import Cases, Skipped, few
 from .dicom import is_series
 from .files import Entry, cases_of_files, is_image, is_picture, load
 from .nifti import is_nifti
-from .reading import Reading, may_be_image, patient_in, read_table
+from .reading import SPLIT_NAMES, Reading, may_be_image, patient_in, patients_of, read_table
 
 __all__ = ["read_folder"]
-
-FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders that systems make beside files
 
@@ -36,7 +26,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     ``how.patient_pattern``, from the file's header, or is the case itself.
     """
     tops = _folders(root)
-    split_of = {top: FOLDERS[top.name.lower()] for top in tops if top.name.lower() in FOLDERS}
+    split_of = {top: SPLIT_NAMES[top.name.lower()] for top in tops if top.name.lower() in SPLIT_NAMES}
     if split_of and len(split_of) < len(tops):
         got = ", ".join(t.name for t in tops)
         raise expected(
@@ -47,9 +37,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     for found in classes:
         if found not in names:
             raise unknown("class folder", found, names)
-    known = (
-        {row["id"]: row["patient"] for row in read_table(how.patients, needs=("id", "patient"))} if how.patients else {}
-    )
+    table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
     above = [root, *tops] if split_of else [root]  # the folders of folders
     others = [Path(e.path) for top in above for e in os.scandir(top) if e.is_file() and may_be_image(Path(e.path))]
@@ -59,7 +47,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
                 if not entries and not how.skip_bad:
                     load(path, how)  # what is wrong with the first is told before the others are listed
                 id = path.relative_to(root).as_posix()
-                patient = known.get(id, "") or (patient_in(id, how.patient_pattern) if how.patient_pattern else "")
+                patient = patient_in(id, how.patient_pattern) if how.patient_pattern else ""
                 entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
     if others and not how.skip_bad:
         kinds = Counter(path.suffix.lower() or "no ending" for path in others)
@@ -73,6 +61,12 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         raise expected(
             f"{root} must hold one folder of images per class", got="no image", do="check the path and the file types"
         )
+    if how.patients:
+        unread = [path.relative_to(root).as_posix() for path in others]
+        pairs = [(row["id"], row["patient"]) for row in table]
+        do = f"write paths from {root}, with /, such as {entries[0].id}"
+        listed = patients_of(how.patients, pairs, [e.id for e in entries], how=do, unread=unread)
+        entries = [replace(e, patient=patient or e.patient) for e, patient in zip(entries, listed, strict=True)]
     cases = cases_of_files(entries, name=name, class_names=names, how=how)
     left_out = tuple(
         Skipped(str(path), "not an image of a kind that is read, in a class folder and not beside slices")

@@ -51,6 +51,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
+        *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
