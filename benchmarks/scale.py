@@ -109,7 +109,7 @@ def measured(limit, steps, workers, pipe, folder):
     began = time.perf_counter()
     audit(plan, folder, workers=workers, reuse=True)
     seconds = time.perf_counter() - began
-    images = len(lab.rows("fit")) + len(lab.rows("test"))
+    images = len(lab.attacked("fit")) + len(lab.attacked("test"))
     pipe.send((images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 

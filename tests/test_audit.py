@@ -124,8 +124,37 @@ def test_the_classifier_sees_what_it_was_trained_on(lab: Lab) -> None:
 
 def test_only_correct_images_are_attacked(lab: Lab) -> None:
     out, rows = lab.outputs("clean", "test")
-    right = rows[out.predicted.numpy() == lab.labels[rows]]
-    assert all(sorted(found_in(lab, c).rows) == sorted(right) for c in cells(lab))
+    right = set(rows[out.predicted.numpy() == lab.labels[rows]]) & set(lab.attacked("test"))
+    assert all(set(found_in(lab, c).rows) == right for c in cells(lab))
+
+
+def test_split_most_limits_what_is_attacked_and_nothing_else(lab: Lab, table: pd.DataFrame) -> None:
+    held = lab.cases.where("test")
+    sizes = {part: len(lab.rows(part)) for part in ("fit", "calibrate", "test")}
+    assert sum(sizes.values()) == len(held) == 150 and min(sizes["fit"], sizes["test"]) > 50
+    assert {part: len(lab.attacked(part)) for part in ("fit", "test")} == {"fit": 24, "test": 24}
+    n = table.groupby("metric", sort=False).n.agg(["min", "max"])
+    clean = [m for m in n.index if m.startswith(("false_alarms", "accuracy_shifted"))]
+    for metric in ("accuracy", "calibration_error", "brier_score", *clean):
+        assert tuple(n.loc[metric]) == (sizes["test"],) * 2, metric
+    for metric in ("success", "slips_through_fpr10", "slips_through_fpr10_all"):
+        assert n.loc[metric, "max"] <= 24, metric
+    out, rows = lab.outputs("clean", "test")
+    assert table[table.metric == "accuracy"].value.iloc[0] == pytest.approx(
+        (out.predicted.numpy() == lab.labels[rows]).mean()
+    )
+
+
+def test_results_of_a_limit_are_not_taken_for_those_of_another(lab: Lab) -> None:
+    plan = lab.plan.model_copy(update={"split": lab.plan.split.model_copy(update={"most": 20})})
+    other, cell = Lab(plan, lab.store), cells(lab)[0]
+    keys = [
+        (x.outputs_key("clean", "test", 0), x.condition(cell), x.scores_key("kd", EPS, "clean", "test"))
+        for x in (lab, other)
+    ]
+    assert all(a != b for a, b in zip(*keys, strict=True))
+    whole = lab.plan.model_copy(update={"split": lab.plan.split.model_copy(update={"most": None})})
+    assert list(Lab(whole, lab.store).rows("test")) == sorted(lab.rows("test"))
 
 
 def test_parts_share_no_patient(lab: Lab) -> None:

@@ -157,7 +157,7 @@ def test_another_batch_size_gives_the_same_decisions(size: int, tmp_path: Path, 
 def by_id(lab: Lab, cell: Any) -> dict[str, np.ndarray]:
     """The logits of a cell's images."""
     found = {}
-    for i in range(lab.batches("test")):
+    for i in range(lab.batches("test", attacked=True)):
         arrays = lab.store.load(lab.outputs_key(lab.condition(cell), "test", i))
         found |= {
             str(lab.cases.ids[r]): z.numpy() for r, z in zip(arrays["rows"], unpacked(arrays).logits, strict=True)

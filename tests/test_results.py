@@ -100,7 +100,7 @@ def test_every_metric_of_a_table_can_be_asked_for(run: Path) -> None:
 def test_a_condition_that_holds_exits_with_4(run: Path) -> None:
     call = ["audit", str(run / "plan.yaml"), "--out", str(run), "--fail-if", "success >= 0", "--fail-if", "auc > 2"]
     result = CliRunner().invoke(app, call)
-    assert result.exit_code == 4 and "success >= 0" in result.output and "auc > 2" not in result.output
+    assert result.exit_code == 4 and "success >= 0:" in result.output and "auc > 2:" not in result.output
     cases = {c.get("name"): c for c in Xml.parse(run / "audit.junit.xml").iter("testcase")}
     assert cases["success >= 0"].find("failure") is not None and cases["auc > 2"].find("failure") is None
 
@@ -112,6 +112,20 @@ def test_junit_has_a_case_per_gate_and_condition(run: Path) -> None:
     assert [c.get("name") for c in suite] == [*(g["name"] for g in gates), "a < 1", "c > 2"]
     assert failed == {"a < 1", *(g["name"] for g in gates if g["status"] == "fail")}
     assert (suite.get("tests"), suite.get("failures")) == (str(len(gates) + 2), str(len(failed)))
+    assert suite.get("errors") == str(int(any(g["status"] == "fail" for g in gates)))
+
+
+def test_a_condition_over_numbers_that_are_no_evidence_does_not_pass(run: Path, tmp_path: Path) -> None:
+    gates = json.loads((run / "gates.json").read_text())
+    broken = [{**g, "status": "fail" if g["name"] == "converged" else "pass"} for g in gates]
+    (tmp_path / "gates.json").write_text(json.dumps(broken))
+    judged = [Judged("success > 2", False, "1"), Judged("success > 0", True, "1")]
+    suite = Xml.parse(write_junit(tmp_path, judged)).getroot()
+    cases = {c.get("name"): c for c in suite}
+    error = cases["success > 2"].find("error")
+    assert error is not None and error.get("message") == "not evidence: gate converged failed"
+    assert cases["success > 0"].find("failure") is not None and cases["success > 0"].find("error") is None
+    assert (suite.get("failures"), suite.get("errors")) == ("2", "1")
 
 
 def test_the_report_is_made_again(run: Path) -> None:

@@ -139,9 +139,10 @@ def audit(
         if put is not None:
             put(found)
         _show(found, json)
-        if strict and found.failed:
-            typer.secho(f"feathide: gates failed: {', '.join(found.failed)}", err=True, fg="red")
-            raise typer.Exit(3)
+        if found.failed:
+            typer.secho(f"feathide: gates failed: {', '.join(found.failed)}; {_void(found)}", err=True, fg="red")
+            if strict:
+                raise typer.Exit(3)
         if holds := [f"{j.text}: {j.detail}" for j in found.judged if j.holds]:
             typer.secho(f"feathide: {'; '.join(holds)}", err=True, fg="red")
             raise typer.Exit(4)
@@ -375,7 +376,8 @@ def _show(found: "Audit", json: bool) -> None:
     if (found.table.metric == "auc").any():  # nothing fooled the classifier where there is none
         console.print(_summary(found.table, "auc", "AUC"))
     console.print(_summary(found.table, "slips_through_fpr10", "Slips through at 10 % false alarms"))
-    console.print(f"[bold]{escape(found.verdict.headline)}[/bold]", highlight=False)
+    style = "bold" if found.verdict.evidence else "bold red"
+    console.print(f"[{style}]{escape(found.verdict.headline)}[/{style}]", highlight=False)
     for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):
         console.print(escape(sentence), highlight=False)
     from feathide.memory import peak
@@ -383,6 +385,13 @@ def _show(found: "Audit", json: bool) -> None:
     typer.echo(f"memory  {peak():.0f} MiB at the peak of a process")
     typer.echo(f"table   {found.folder / 'results.csv'}")
     typer.echo(f"report  {found.report.resolve()}")
+
+
+def _void(found: "Audit") -> str:
+    """What the numbers of a run with a failed gate are worth, and what became of its conditions."""
+    open_ = [j.text for j in found.judged if not j.holds]
+    told = f", and nobody knows whether {', '.join(open_)} holds" if open_ else ""
+    return f"the numbers are not evidence{told}"
 
 
 def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
@@ -414,7 +423,14 @@ def _as_json(found: "Audit") -> str:
 
     rows = json.loads(found.table.to_json(orient="records"))
     return json.dumps(
-        {"folder": str(found.folder), "report": str(found.report), "verdict": found.verdict.headline, "table": rows}
+        {
+            "folder": str(found.folder),
+            "report": str(found.report),
+            "verdict": found.verdict.headline,
+            "evidence": found.verdict.evidence,
+            "gates_failed": list(found.failed),
+            "table": rows,
+        }
     )
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from feathide.errors import InputError
-from feathide.report import Run, verdict
-from feathide.report.verdict import label
+from feathide.report import Run, render, verdict
+from feathide.report.verdict import by_budget, label
 from feathide.study.parts import ObjectivePlan
 
 EPS = 4 / 255
@@ -65,6 +65,15 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(make: Callable
         assert (found.word, found.evidence, found.findings[0].word) == ("invalid", False, word)
         assert "not evidence" in found.headline and "Converged" in found.headline
     assert "Converged" in verdict(make(count=2, table=table_of(good), gates=[gate])).gates
+
+
+def test_a_failed_gate_is_told_at_every_budget_of_the_page(make: Callable[..., Run]) -> None:
+    gate = {"name": "Converged", "status": "fail", "raised_if": "", "why": "", "do": "", "detail": ""}
+    good = (*AWARE, 0.0, 0.0, 0.02)
+    table = pd.concat([table_of(good), table_of(good, eps=2 * EPS)])
+    run = make(count=2, table=table, gates=[gate], budgets=(EPS, 2 * EPS))
+    assert [(v.word, v.evidence) for _, v in by_budget(run)] == [("invalid", False)] * 2
+    assert render(run).count('<span class="word invalid">no evidence</span>') == 2
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.plan import Cell
-from feathide.study.stages import attack_of, tasks, weight_of
+from feathide.study.stages import attack_of, right_in, tasks, weight_of
 from feathide.study.store import Store
 from feathide.types import Outputs
 
@@ -164,22 +164,22 @@ def direction_tasks(lab: Lab) -> list[Task]:
     """One task for each attack and batch of the test part: the attack again, with its features watched."""
     audit = {task.key: task for task in tasks(lab)}
     json, found = lab.plan.model_dump_json(), []
-    noisy = tuple(lab.outputs_key(noisy_at(lab.budgets[0]), "test", i) for i in range(lab.batches("test")))
-    train = tuple(lab.outputs_key("clean", "train", i) for i in range(lab.batches("train")))
+    noisy = lab.outputs_keys(noisy_at(lab.budgets[0]), "test")
+    train, clean = lab.outputs_keys("clean", "train"), lab.outputs_keys("clean", "test")
     for cell, attack in followed(lab):
-        for i in range(lab.batches("test")):
+        for i in range(lab.batches("test", attacked=True)):
             needs = audit[lab.images_key(lab.condition(cell), "test", i)].needs
             work = partial(_follow, json, cell, i)
             key = trail_key(lab, cell, i)
-            found.append(Task(key, (*needs, *noisy, *train), work, "follow the features", cell.name, attack.passes))
+            found.append(
+                Task(key, (*needs, *noisy, *train, *clean), work, "follow the features", cell.name, attack.passes)
+            )
     return found
 
 
 def _follow(json: str, cell: Cell, index: int, store: Store) -> Mapping[str, np.ndarray]:
     lab = lab_of(json, store)
-    rows = lab.batch("test", index)
-    clean = store.load(lab.outputs_key("clean", "test", index))
-    rows = rows[clean["logits"].argmax(1) == lab.labels[rows]]
+    rows = right_in(lab, "test", index)
     attack = attack_of(lab, cell, weight_of(lab, cell))
     assert isinstance(attack, Attack)
     trail = Trail.over(attack, len(rows))
@@ -201,7 +201,7 @@ class Changes:
 
 def changes_of(lab: Lab, cell: Cell) -> Changes:
     """The stored trail of a cell, less the clean features."""
-    loaded = [lab.store.load(trail_key(lab, cell, i)) for i in range(lab.batches("test"))]
+    loaded = [lab.store.load(trail_key(lab, cell, i)) for i in range(lab.batches("test", attacked=True))]
     loaded = [a for a in loaded if len(a["rows"])]
     rows = np.concatenate([a["rows"] for a in loaded])
     clean = lab.at("clean", "test", rows).features

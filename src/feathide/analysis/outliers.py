@@ -102,9 +102,9 @@ PICTURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"pca": _principal,
 def outlier_tasks(lab: Lab) -> list[Task]:
     """The audit's own tasks whose files are looked at; nothing is computed that an audit does not compute."""
     eps, parts = lab.budgets[0], ("train", "calibrate", "test")
-    keys = {lab.outputs_key("clean", part, i) for part in parts for i in range(lab.batches(part))}
-    keys |= {lab.outputs_key(noisy_at(eps), part, i) for part in parts[1:] for i in range(lab.batches(part))}
-    keys |= {lab.outputs_key(lab.condition(c), "test", i) for c in first_cells(lab) for i in range(lab.batches("test"))}
+    keys = {key for part in parts for key in lab.outputs_keys("clean", part)}
+    keys |= {key for part in parts[1:] for key in lab.outputs_keys(noisy_at(eps), part)}
+    keys |= {key for c in first_cells(lab) for key in lab.outputs_keys(lab.condition(c), "test")}
     return [task for task in tasks(lab) if task.key in keys | {lab.mixture_key}]
 
 

@@ -63,7 +63,7 @@ def foreign(lab: Lab, path: str, kind: str) -> Foreign:
 
 def _shift_key(lab: Lab, name: str, index: int) -> str:
     where = [] if lab.organ is None else [lab.organ.digest]
-    return f"ood/{digest([lab.base, lab.plan.split, lab.plan.batch_size, name, *where])}/test-{index:04d}"
+    return f"ood/{digest([lab.base, *lab.division, lab.plan.batch_size, name, *where])}/test-{index:04d}"
 
 
 def _foreign_key(lab: Lab, data: Foreign) -> str:

@@ -66,31 +66,29 @@ def walk_of(lab: Lab) -> Attack:
 
 def stress_key(lab: Lab, index: int) -> str:
     p = lab.plan
-    return (
-        f"explain/stress-{digest([lab.base, lab.budgets[0], p.norm, p.walk, p.split, p.batch_size])}/test-{index:04d}"
-    )
+    return f"explain/stress-{digest([lab.base, lab.budgets[0], p.norm, p.walk, *lab.division, p.batch_size])}/test-{index:04d}"
 
 
 def stress_tasks(lab: Lab) -> list[Task]:
-    """One task for each batch of the test part."""
+    """One task for each batch of the test part that is attacked."""
     json, walk = lab.plan.model_dump_json(), walk_of(lab)
-    train = tuple(lab.outputs_key("clean", "train", i) for i in range(lab.batches("train")))
+    clean = (*lab.outputs_keys("clean", "train"), *lab.outputs_keys("clean", "test"))
     return [
         Task(
             stress_key(lab, i),
-            (*train, *(lab.outputs_key("clean", "test", j) for j in range(lab.batches("test")))),
+            clean,
             partial(_stress, json, i),
             "stress the layers",
             lab.cases.name,
             15.0 * walk.passes,
         )
-        for i in range(lab.batches("test"))
+        for i in range(lab.batches("test", attacked=True))
     ]
 
 
 def _stress(json: str, index: int, store: Store) -> Mapping[str, np.ndarray]:
     lab = lab_of(json, store)
-    rows = lab.batch("test", index)
+    rows = lab.batch("test", index, attacked=True)
     x = lab.images(rows)
     layers = lab.classifier.names(x)
     found = drifts(walk_of(lab), lab.classifier, x, lab.goal(rows), layers, **lab.terms(rows, x))
@@ -100,14 +98,14 @@ def _stress(json: str, index: int, store: Store) -> Mapping[str, np.ndarray]:
 def stress_frame(lab: Lab) -> pd.DataFrame:
     """The table of a finished run: ``drift_down``, ``drift_up``, ``drift_away`` for each layer, means over test images in clean standard deviations;
     ``activation``, the mean activation in the same unit (drift / activation is the relative change); once, ``accuracy`` and ``training_images``."""
-    loaded = [lab.store.load(stress_key(lab, i)) for i in range(lab.batches("test"))]
+    loaded = [lab.store.load(stress_key(lab, i)) for i in range(lab.batches("test", attacked=True))]
     rows = np.concatenate([a["rows"] for a in loaded])
     patients = lab.cases.patients[rows].astype(str)
     train, _ = lab.train()
-    clean, _ = lab.outputs("clean", "test")
-    right = clean.predicted.numpy() == lab.labels[lab.rows("test")]
+    whole, tested = lab.outputs("clean", "test")
+    right, clean = whole.predicted.numpy() == lab.labels[tested], lab.at("clean", "test", rows)
     entries = [
-        entry(lab, "accuracy", proportion(right, groups=patients)),
+        entry(lab, "accuracy", proportion(right, groups=lab.cases.patients[tested].astype(str))),
         entry(lab, "training_images", point(len(train), len(train))),
     ]
     for i, layer in enumerate(map(str, loaded[0]["layers"])):

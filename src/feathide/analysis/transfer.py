@@ -169,8 +169,8 @@ def followed(lab: Lab) -> list[Cell]:
     return [c for c in found if isinstance(attack_of(lab, c, None), Attack) and c.attack.name != "noise"]
 
 
-def images_keys(lab: Lab, cell: Cell) -> list[str]:
-    return [lab.images_key(lab.condition(cell), "test", i) for i in range(lab.batches("test"))]
+def images_keys(lab: Lab, cell: Cell) -> tuple[str, ...]:
+    return lab.images_keys(lab.condition(cell), "test")
 
 
 def craft_tasks(lab: Lab) -> list[Task]:
@@ -178,7 +178,7 @@ def craft_tasks(lab: Lab) -> list[Task]:
     keys = {key for cell in followed(lab) for key in images_keys(lab, cell)}
     eps = lab.budgets[0]
     keys |= {lab.scores_key(d, eps, c, "calibrate") for d in lab.plan.detectors for c in ("clean", noisy_at(eps))}
-    keys |= {lab.outputs_key("clean", "test", i) for i in range(lab.batches("test"))}
+    keys |= set(lab.outputs_keys("clean", "test"))
     return [task for task in tasks(lab) if task.key in keys]
 
 
@@ -198,7 +198,7 @@ def trial_tasks(labs: Sequence[Lab], *, jury: bool) -> list[Task]:
         for cell in followed(victim):
             shown: dict[str, tuple[str, ...]] = {key: () for lab in labs for key in images_keys(lab, cell)}
             if jury and len(others) > 1:
-                crafted = [_jury_task(others, cell, i) for i in range(victim.batches("test"))]
+                crafted = [_jury_task(others, cell, i) for i in range(victim.batches("test", attacked=True))]
                 found |= {task.key: task for task in crafted}
                 shown |= {task.key: (task.key,) for task in crafted}
             json = victim.plan.model_dump_json()
@@ -217,7 +217,7 @@ def _jury_task(labs: Sequence[Lab], cell: Cell, index: int) -> Task:
 
 def _craft_on_all(plans: Sequence[str], cell: Cell, index: int, store: Store) -> Mapping[str, np.ndarray]:
     labs = [Lab(Plan.model_validate_json(json), store) for json in plans]
-    first, rows = labs[0], labs[0].batch("test", index)
+    first, rows = labs[0], labs[0].batch("test", index, attacked=True)
     for lab in labs:
         rows = rows[lab.at("clean", "test", rows).predicted.numpy() == lab.labels[rows]]
     if not len(rows):
@@ -248,9 +248,11 @@ def transfer_frame(labs: Sequence[tuple[str, Lab]], *, jury: bool) -> pd.DataFra
         others = [lab for _, lab in labs if lab is not victim]
         limits = {d: thresholds_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors}
         for cell in followed(victim):
-            sources = [(n, images_keys(lab, cell)) for n, lab in labs]
+            sources: list[tuple[str, Sequence[str]]] = [(n, images_keys(lab, cell)) for n, lab in labs]
             if jury and len(others) > 1:
-                sources.append((ALL, [_jury_key(others, cell, i) for i in range(victim.batches("test"))]))
+                sources.append(
+                    (ALL, [_jury_key(others, cell, i) for i in range(victim.batches("test", attacked=True))])
+                )
             for substitute, keys in sources:
                 entries += _judged(victim, cell, keys, limits, victim_name=name, substitute=substitute)
     return frame(entries)

@@ -52,7 +52,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         *(f"assumed: {note}" for note in lab.cases.notes),
-        "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
+        "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
@@ -62,6 +62,13 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"memory: about {mebibytes:.0f} MiB for each process",
     )
     return Forecast(says, stages, mebibytes)
+
+
+def _attacked(lab: Lab) -> str:
+    """How many images are attacked, where the plan limits them."""
+    limited = lab.plan.split.most is not None
+    told = ", ".join(f"{len(lab.attacked(part))} of the {part} part" for part in ("fit", "test"))
+    return f"; attacked are at most {told}, and clean accuracy and false alarms are of all" if limited else ""
 
 
 def _duration(seconds: float) -> str:
@@ -94,7 +101,7 @@ def _stages(lab: Lab, order: Sequence[Task], step: float) -> dict[str, float]:
 
     Attacks and probes are counted in steps. Training takes about one step an image, a forward pass half of one; what has no image in it is small.
     """
-    size = min(lab.plan.batch_size, len(lab.rows("test")))
+    size, hit = (min(lab.plan.batch_size, len(rows)) for rows in (lab.rows("test"), lab.attacked("test")))
     walk = attack_of(lab, cells(lab)[-1], None).passes
     tuned = max((len(o.weights) + 1 for o in lab.plan.objectives), default=1)
     training = 5 + step * lab.plan.network.train.epochs * len(lab.rows("train"))
@@ -103,7 +110,7 @@ def _stages(lab: Lab, order: Sequence[Task], step: float) -> dict[str, float]:
         "train the witness": lambda task: training * (1 + lab.plan.witness.steps),
         "train a surrogate": lambda task: training / 2,
         "extract": lambda task: size * step / 2,
-        "attack": lambda task: size * step * task.weight,
+        "attack": lambda task: hit * step * task.weight,
         "tune lambda on the fit part": lambda task: TUNE_CASES * tuned * walk * step,
         "round afterwards": lambda task: size * step,
         "check the evaluation": lambda task: CASES * (4 + 2 * len(lab.plan.objectives)) * walk * step,

@@ -84,7 +84,8 @@ class Condition:
 def write_junit(run: str | Path, conditions: Sequence[Judged] = ()) -> Path:
     """``audit.junit.xml`` of a finished audit: a test case per gate and per condition. A warning passes and stands in its output.
 
-    A condition fails its case if it holds, as with ``--fail-if``.
+    A condition fails its case if it holds, as with ``--fail-if``. Where a gate failed, one that does not hold is an error: the numbers are no evidence,
+    so nobody knows whether it holds.
     """
     folder = Path(run)
     gates = json.loads((folder / "gates.json").read_text(encoding="utf-8"))
@@ -92,20 +93,24 @@ def write_junit(run: str | Path, conditions: Sequence[Judged] = ()) -> Path:
     for gate in gates:
         reason = f"{gate['detail']}\nraised if {gate['raised_if']}; {gate['why']}; {gate['do']}"
         _case(suite, "gates", gate["name"], gate["status"] == "fail", reason, loud=gate["status"] != "pass")
+    failed = [gate["name"] for gate in gates if gate["status"] == "fail"]
+    void = f"not evidence: gate{'s' * (len(failed) > 1)} {', '.join(failed)} failed" if failed else ""
     for judged in conditions:
-        _case(suite, "fail-if", judged.text, judged.holds, judged.detail, loud=True)
-    failures = sum(case.find("failure") is not None for case in suite)
+        _case(suite, "fail-if", judged.text, judged.holds, judged.detail, loud=True, void=void)
     suite.set("tests", str(len(suite)))
-    suite.set("failures", str(failures))
+    for kind in ("failure", "error"):
+        suite.set(f"{kind}s", str(sum(case.find(kind) is not None for case in suite)))
     path = folder / "audit.junit.xml"
     write_whole(path, Xml.tostring(suite, encoding="utf-8", xml_declaration=True))
     return path
 
 
-def _case(suite: Xml.Element, group: str, name: str, failed: bool, text: str, *, loud: bool) -> None:
+def _case(suite: Xml.Element, group: str, name: str, failed: bool, text: str, *, loud: bool, void: str = "") -> None:
     case = Xml.SubElement(suite, "testcase", classname=f"feathide.{group}", name=_legal(name))
-    if failed:
-        Xml.SubElement(case, "failure", message=_legal(text.splitlines()[0] if text else "")).text = _legal(text)
+    if failed or void:
+        said = "\n".join(filter(None, ("" if failed else void, text)))
+        kind = "failure" if failed else "error"
+        Xml.SubElement(case, kind, message=_legal(said.splitlines()[0] if said else "")).text = _legal(said)
     elif loud:
         Xml.SubElement(case, "system-out").text = _legal(text)
 

@@ -108,8 +108,7 @@ def _attack(lab: Lab, kind: str, hide: Objective) -> Attack:
 
 def _attacked(lab: Lab, attack: Attack, part: str) -> tuple[Outputs, np.ndarray, np.ndarray]:
     """The guard's view of the attacked images of a part, their rows, and which of them fool; only what the classifier gets right."""
-    clean, rows = lab.outputs("clean", part)
-    rows = rows[clean.predicted.numpy() == lab.labels[rows]]
+    rows = lab.right(part)
     seen, fooled = [], []
     for batch in np.split(rows, range(lab.plan.batch_size, len(rows), lab.plan.batch_size)):
         goal = lab.goal(batch)

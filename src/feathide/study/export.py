@@ -126,7 +126,7 @@ def _cell(lab: Lab, cell: Cell, place: Path, how: Choice) -> Iterator[dict[str, 
     accepted = _accepted(lab, cell, found)
     write = writer_of(lab, place, how)
     where = {int(r): i for i, r in enumerate(found.rows)}
-    for index in range(lab.batches("test")):
+    for index in range(lab.batches("test", attacked=True)):
         stored = lab.store.load(lab.images_key(lab.condition(cell), "test", index))
         images = decode(stored["image"], lab.grid, lab.cases.box).numpy()
         at = [where[int(r)] for r in stored["rows"]]

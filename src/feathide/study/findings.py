@@ -94,7 +94,7 @@ def counts(lab: Lab) -> dict[str, Any]:
         right = int((out.predicted.numpy() == lab.labels[rows]).sum())
         patients = len(set(map(str, lab.cases.patients[rows])))
         found[part] = {"images": len(rows), "patients": patients, "correct": right}
-    found["attacked"] = found["test"]["correct"]
+    found["attacked"] = len(lab.right("test"))
     found["skipped"] = len(lab.cases.skipped)
     return found
 
@@ -150,8 +150,8 @@ def _cases(lab: Lab, cell: Cell, found: Found) -> list[Case]:
     """A few attacked images of a cell, with what every detector said."""
     condition = lab.condition(cell)
     adversarial: dict[int, np.ndarray] = {}
-    for i in range(lab.batches("test")):
-        stored = lab.store.load(lab.images_key(condition, "test", i))
+    for key in lab.images_keys(condition, "test"):
+        stored = lab.store.load(key)
         adversarial |= dict(
             zip(stored["rows"].tolist(), decode(stored["image"], lab.grid, lab.cases.box).numpy(), strict=True)
         )

@@ -37,7 +37,7 @@ class Lab(Networks):
         """The name of a cell's results: ``pgd-hfc-<digest>``."""
         p, o = self.plan, cell.objective
         needs = OBJECTIVES[cell.objective.kind].needs
-        parts = [self.base, cell, p.norm, p.walk, p.split, p.batch_size]
+        parts = [self.base, cell, p.norm, p.walk, *self.division, p.batch_size]
         if needs == "bank":
             parts.append(p.mixture)
         if ":" in cell.attack.name:
@@ -51,14 +51,23 @@ class Lab(Networks):
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
         p = self.plan
-        if condition.startswith(("clean", "noisy-", "shifted-")):
+        if not of_attack(condition):
             norm = p.norm if condition.startswith("noisy-") else ""
-            condition = f"{condition}-{digest([self.base, norm, p.split, p.batch_size])}"
+            condition = f"{condition}-{digest([self.base, norm, *self.division, p.batch_size])}"
         sight = f"-{digest(self.sight)}" if self.sight else ""
         return f"outputs/{condition}{sight}/{part}-{index:04d}"
 
+    def outputs_keys(self, condition: str, part: str) -> tuple[str, ...]:
+        """The keys of all batches: of an attack's condition those that are attacked."""
+        count = self.batches(part, attacked=of_attack(condition))
+        return tuple(self.outputs_key(condition, part, i) for i in range(count))
+
     def images_key(self, condition: str, part: str, index: int) -> str:
         return f"adversarial/{condition}/{part}-{index:04d}"
+
+    def images_keys(self, condition: str, part: str) -> tuple[str, ...]:
+        """The keys of all batches that are attacked."""
+        return tuple(self.images_key(condition, part, i) for i in range(self.batches(part, attacked=True)))
 
     def tuned(self, cell: Cell) -> Cell:
         """The cell on which lambda of a cell's objective is found: one search for each objective and budget, with the attack
@@ -81,8 +90,13 @@ class Lab(Networks):
 
     def outputs(self, condition: str, part: str) -> tuple[Outputs, np.ndarray]:
         """The stored outputs of a condition ("clean", "noisy-<eps>", an attack's) on a part, and the cases' rows."""
-        loaded = [self.store.load(self.outputs_key(condition, part, i)) for i in range(self.batches(part))]
+        loaded = [self.store.load(key) for key in self.outputs_keys(condition, part)]
         return Outputs.cat([unpacked(a) for a in loaded]), np.concatenate([a["rows"] for a in loaded])
+
+    def right(self, part: str) -> np.ndarray:
+        """The rows of a part that are attacked and that the classifier gets right."""
+        out, rows = self.outputs("clean", part)
+        return rows[(out.predicted.numpy() == self.labels[rows]) & np.isin(rows, self.attacked(part))]
 
     @lru_cache(maxsize=1)  # noqa: B019 (a lab lives as long as its process)
     def train(self) -> tuple[Outputs, Tensor]:
@@ -157,6 +171,11 @@ class Attacker:
         found = [self.lab.detector(n, self.eps) for n in names]
         scores = [self.lab.calibration(n, self.eps) for n in names]
         return found, [threshold(s, 0.10) for s in scores], [float(max(np.std(s), 1e-12)) for s in scores]
+
+
+def of_attack(condition: str) -> bool:
+    """Whether a condition is of attacked images: not clean, noisy or shifted ones."""
+    return not condition.startswith(("clean", "noisy-", "shifted-"))
 
 
 def noisy_at(eps: float) -> str:

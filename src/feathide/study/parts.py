@@ -295,7 +295,9 @@ class WalkPlan(Part):
 
 
 class SplitPlan(Part):
-    """How the held-out images are divided, by patient. ``most``: at most so many images are attacked in the fit and in the test part."""
+    """How the held-out images are divided, by patient. ``most``: at most so many images are attacked in the fit and in the test part;
+    clean accuracy and false alarms are of all.
+    """
 
     fit: float = Field(0.4, gt=0, lt=1)
     calibrate: float = Field(0.2, gt=0, lt=1)

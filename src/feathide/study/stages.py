@@ -45,6 +45,7 @@ __all__ = [
     "needed",
     "observe",
     "plain_only",
+    "right_in",
     "score_tasks",
     "tasks",
     "weight_of",
@@ -121,7 +122,7 @@ def cell_tasks(lab: Lab, cell: Cell, part: str) -> list[Task]:
     """One attack on a part, and what the guards see of it."""
     json, condition, found = lab.plan.model_dump_json(), lab.condition(cell), []
     before = needed(lab, cell) + ((lab.tune_key(cell),) if cell.objective.weight == "auto" else ())
-    for i in range(lab.batches(part)):
+    for i in range(lab.batches(part, attacked=True)):
         images, clean = lab.images_key(condition, part, i), lab.outputs_key("clean", part, i)
         passes = attack_of(lab, cell, None).passes
         found.append(
@@ -169,7 +170,7 @@ def score_tasks(lab: Lab, eps: float, wanted: Sequence[tuple[str, str]]) -> list
 
 
 def _outputs(lab: Lab, condition: str, part: str) -> tuple[str, ...]:
-    return tuple(lab.outputs_key(condition, part, i) for i in range(lab.batches(part)))
+    return lab.outputs_keys(condition, part)
 
 
 def _evidence(lab: Lab, eps: float) -> tuple[str, ...]:
@@ -297,12 +298,17 @@ def _mixtures(json: str, store: Store) -> Arrays:
 def _attack(json: str, cell: Cell, part: str, index: int, store: Store) -> Arrays:
     lab = lab_of(json, store)
     started = time.perf_counter()
-    rows = lab.batch(part, index)
-    clean = store.load(lab.outputs_key("clean", part, index))
-    rows = rows[clean["logits"].argmax(1) == lab.labels[rows]]  # only what the attacked classifier gets right
+    rows = right_in(lab, part, index)
     arrays = attack_rows(lab, cell, rows)
     store.save_json(f"seconds/{lab.images_key(lab.condition(cell), part, index)}", time.perf_counter() - started)
     return arrays
+
+
+def right_in(lab: Lab, part: str, index: int) -> np.ndarray:
+    """What is attacked of a batch: only what the attacked classifier gets right."""
+    rows = lab.batch(part, index, attacked=True)
+    logits = lab.store.load(lab.outputs_key("clean", part, index))["logits"][: len(rows)]
+    return rows[logits.argmax(1) == lab.labels[rows]]
 
 
 def attack_rows(lab: Lab, cell: Cell, rows: np.ndarray, *, weight: float | None = None) -> dict[str, np.ndarray]:
@@ -363,8 +369,7 @@ def _tune(json: str, cell: Cell, store: Store) -> Arrays:
     the plain one (the smallest weight if there is none). It never looks at a detector's verdict nor at a test case.
     """
     lab = lab_of(json, store)
-    out, rows = lab.outputs("clean", "fit")
-    rows = rows[out.predicted.numpy() == lab.labels[rows]][:TUNE_CASES]
+    rows = lab.right("fit")[:TUNE_CASES]
     best = 0.0
     weights = sorted(cell.objective.weights)
     success = []

@@ -68,12 +68,18 @@ class Subjects:
 
     @cached_property
     def parts(self) -> Mapping[str, np.ndarray]:
-        """Rows of the held-out images: fit, calibrate, test, by patient; the classifier never saw them."""
+        """Rows of the held-out images: fit, calibrate, test, by patient; the classifier never saw them. What is attacked of a part comes first in it."""
         held = self.cases.where("test")
         s = self.plan.split
         part = three_way(self.cases.patients[held], fractions=(s.fit, s.calibrate, s.test), seed=self.plan.seed)
         rows = {name: held[part == name] for name in PARTS}
-        return {name: r if name == "calibrate" or s.most is None else self.some(r, s.most) for name, r in rows.items()}
+        return {
+            name: r if name == "calibrate" or s.most is None else self._first(r, s.most) for name, r in rows.items()
+        }
+
+    def _first(self, rows: np.ndarray, most: int) -> np.ndarray:
+        chosen = self.some(rows, most)
+        return np.concatenate([chosen, rows[~np.isin(rows, chosen)]])
 
     def some(self, rows: np.ndarray, most: int) -> np.ndarray:
         """At most ``most`` of ``rows``, chosen by a hash of the id: the same ones whatever else is there."""
@@ -84,12 +90,24 @@ class Subjects:
         """The rows of a part; ``train`` are the classifier's own training images."""
         return self.cases.where("train") if part == "train" else self.parts[part]
 
-    def batches(self, part: str) -> int:
-        return -(-len(self.rows(part)) // self.plan.batch_size)
+    def attacked(self, part: str) -> np.ndarray:
+        """The rows of a part that are attacked, if the classifier gets them right: at most ``split.most``, the first of ``rows``."""
+        return self.rows(part)[: self.plan.split.most]
 
-    def batch(self, part: str, index: int) -> np.ndarray:
+    @property
+    def division(self) -> list[Any]:
+        """What decides which images stand where, and in which order: a part of the keys."""
+        split = self.plan.split
+        return [split] if split.most is None else [split, "most limits the attacked"]
+
+    def batches(self, part: str, *, attacked: bool = False) -> int:
+        """How many batches a part has; of what is attacked in it with ``attacked``."""
+        return -(-len(self.attacked(part) if attacked else self.rows(part)) // self.plan.batch_size)
+
+    def batch(self, part: str, index: int, *, attacked: bool = False) -> np.ndarray:
+        """The rows of a batch; those that are attacked are the first of the whole batch of the same number."""
         size = self.plan.batch_size
-        return self.rows(part)[index * size : (index + 1) * size]
+        return (self.attacked(part) if attacked else self.rows(part))[index * size : (index + 1) * size]
 
     def images(self, rows: np.ndarray) -> Tensor:
         """The images of ``rows`` in box units, on the classifier's device."""

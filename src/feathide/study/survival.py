@@ -24,7 +24,7 @@ def survival_tasks(lab: Lab) -> list[Task]:
     json, found = lab.plan.model_dump_json(), []
     for eps in lab.budgets if lab.grid is not None else ():
         cell = Cell(lab.plan.learnt_from, PLAIN, eps)
-        needs = tuple(lab.outputs_key("clean", "fit", i) for i in range(lab.batches("fit")))
+        needs = lab.outputs_keys("clean", "fit")
         passes = attack_of(lab, cell, None).passes
         found.append(
             Task(rounding_key(lab, cell), needs, partial(_round, json, cell), "round afterwards", cell.name, passes)
@@ -32,7 +32,7 @@ def survival_tasks(lab: Lab) -> list[Task]:
     conditions = ["clean", *(lab.condition(c) for c in cells(lab))]
     for codec in archives(lab):
         for source in conditions:
-            for i in range(lab.batches("test")):
+            for i in range(lab.batches("test", attacked=source != "clean")):
                 before = (lab.outputs_key if source == "clean" else lab.images_key)(source, "test", i)
                 key = lab.outputs_key(archived(source, codec), "test", i)
                 work = partial(_archive, json, source, codec, i)
@@ -68,8 +68,7 @@ def rounding_key(lab: Lab, cell: Cell) -> str:
 def _round(json: str, cell: Cell, store: Store) -> Arrays:
     """Who is fooled by the floating-point images of an attack that knows of no grid, and who still is once they are rounded to it."""
     lab = lab_of(json, store)
-    out, rows = lab.outputs("clean", "fit")
-    rows = rows[out.predicted.numpy() == lab.labels[rows]][:TRIED]
+    rows = lab.right("fit")[:TRIED]
     if not len(rows):
         return {"before": np.zeros(0, bool), "after": np.zeros(0, bool), "rows": rows}
     x, goal = lab.images(rows), lab.goal(rows)

@@ -85,7 +85,7 @@ class Found:
 def found_in(lab: Lab, cell: Cell, part: str = "test") -> Found:
     """The stored results of a cell, all batches."""
     condition = lab.condition(cell)
-    keys = [lab.images_key(condition, part, i) for i in range(lab.batches(part))]
+    keys = lab.images_keys(condition, part)
     names = ("rows", "id", "label", "target", "prediction", "linf", "first", "gradients", "forwards")
     loaded = [lab.store.load(key) for key in keys]
     seconds = sum(seconds_of(lab, key) for key in keys)
@@ -303,10 +303,10 @@ def slips_in(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.
 
 
 def _slips_of_all(lab: Lab, found: Found, detector: str, limit: float) -> Interval:
-    """The share of *all* test images that are misread and pass: by the attack, or as they are where the classifier is wrong by itself."""
-    eps = found.cell.eps
-    out, rows = lab.outputs("clean", "test")
-    wrong = (out.predicted.numpy() != lab.labels[rows]) & (scores_in(lab, detector, eps, "clean", "test") <= limit)
+    """The share of *all* test images that were chosen for attack which are misread and pass: by the attack, or as they are where the classifier is wrong."""
+    eps, rows = found.cell.eps, lab.attacked("test")
+    predicted = lab.at("clean", "test", rows).predicted.numpy()
+    wrong = (predicted != lab.labels[rows]) & (scores_in(lab, detector, eps, "clean", "test", rows) <= limit)
     slipped = np.isin(rows, found.rows[slips_in(lab, detector, found)])
     return proportion(wrong | slipped, groups=lab.cases.patients[rows])
 

@@ -141,7 +141,7 @@ def _missing(lab: Lab) -> Iterator[Difference]:
 def _predicted(lab: Lab, sample: int) -> tuple[int, list[Difference]]:
     """A sample of the stored images, each read back and predicted again."""
     count, wrong = 0, []
-    places = [(cell, i) for cell in cells(lab) for i in range(lab.batches("test"))]
+    places = [(cell, i) for cell in cells(lab) for i in range(lab.batches("test", attacked=True))]
     draw = np.random.default_rng(lab.plan.seed)
     share = -(-sample // max(len(places), 1))
     for cell, index in (places[k] for k in draw.permutation(len(places))):
