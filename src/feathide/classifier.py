@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError, expected
 from feathide.geometry import check_images
-from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, units
+from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, turned, units
 from feathide.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.memory import in_halves
 from feathide.types import Box, Outputs
@@ -194,8 +194,12 @@ class FeatureClassifier:
             seen = units(self.model, z[:1])
             names = choose_layers(self.model, self.layers, seen)
             if self.pool is channel_mean:
-                found = readouts(self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens)
+                found = readouts(
+                    self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens, turned=turned(seen)
+                )
                 self._readouts.update(found)
+            else:  # what is given to a pool of one's own has the images first, too
+                self._readouts.update({n: ReadOut(turned=True) for n in names if n in turned(seen)})
             self._resolved["layers"] = names
         return self._resolved["layers"]
 
@@ -314,7 +318,7 @@ def _collectors(
                 if name is None or h is None:
                     continue
                 if pool is not channel_mean:
-                    found[name] = _full(pool(h).clone())
+                    found[name] = _full(pool(reads.get(name, FIRST).upright(h)).clone())
                 elif counts is not None and h.ndim > 2:
                     found[name], counts[name] = reads.get(name, FIRST).sum(h)
                 else:
