@@ -236,6 +236,16 @@ def test_plan_as_run_can_be_run_again(lab: Lab) -> None:
     assert load_plan(path) == lab.plan
 
 
+@pytest.mark.parametrize(
+    "change", [{"tokens": "both"}, {"layout": "channels-last"}, {"layout": {"blocks.*": "tokens"}}]
+)
+def test_how_layers_are_read_is_a_part_of_what_features_depend_on(lab: Lab, change: dict[str, object]) -> None:
+    plan = lab.plan.model_dump()
+    other = Lab(load_plan({**plan, "network": {**plan["network"], **change}}), lab.store)
+    assert other.base != lab.base and other.classifier_key == lab.classifier_key  # the network is not trained again
+    assert (other.classifier.layout, other.classifier.tokens) == (other.plan.network.layout, other.plan.network.tokens)
+
+
 def test_changing_the_budget_recomputes_only_what_depends_on_it(lab: Lab) -> None:
     other = Lab(load_plan(lab.plan.model_dump(), eps=8 / 255), lab.store)
     assert other.base == lab.base and other.mixture_key == lab.mixture_key

@@ -178,3 +178,90 @@ def test_gradients_reach_the_image_through_token_features(tokens: str) -> None:
     out = FeatureClassifier(Planted().eval(), "blocks", tokens=tokens)(x)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(sum(f.square().sum() for f in out.features.values()), x)
     assert bool(grad.abs().sum() > 0)
+
+
+class SequenceFirst(nn.Module):
+    """Torch's own encoder as it comes: tokens first, (T, N, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.start = nn.Conv2d(1, WIDTH, 8, 8), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 32), 3, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.cut(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.encoder(torch.cat([self.start.expand(-1, len(x), -1), t]))[0])
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [(8, 8), (8, 16), (16, 24)])  # 2, 3 and 7 tokens
+def test_tokens_before_images_are_turned(images: int, size: tuple[int, int]) -> None:
+    """Also with as many images as tokens: a mean over the images would be an image's feature only by its neighbours."""
+    torch.manual_seed(0)
+    model, x = SequenceFirst().eval(), torch.rand(images, 1, *size)
+    out = FeatureClassifier(model, ["blocks", "last"])(x).features
+    assert list(out) == [*(f"encoder.layers.{i}" for i in range(3)), "head:input"]
+    for i in range(3):
+        h = outputs(model, f"encoder.layers.{i}", x)  # (T, N, 16)
+        torch.testing.assert_close(out[f"encoder.layers.{i}"], h[1:].mean(0))  # the class token has a name of its own
+    torch.testing.assert_close(out["head:input"], outputs(model, "encoder", x)[0])
+    both = FeatureClassifier(model, "blocks", tokens="both")(x).features["encoder.layers.1"]
+    h = outputs(model, "encoder.layers.1", x)
+    torch.testing.assert_close(both, torch.cat([h[1:].mean(0), h[0]], 1))
+    own = FeatureClassifier(model, "blocks", pool=lambda h: h.amax(1))(x).features["encoder.layers.1"]
+    torch.testing.assert_close(own, h.amax(0))
+
+
+def test_blocks_that_show_no_row_an_image_are_refused_not_replaced() -> None:
+    """Windows of all images in one axis: features of the patches' embedding would be shown as those of the blocks."""
+
+    class Windows(SequenceFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            t = self.cut(x).flatten(2).transpose(1, 2).reshape(1, -1, WIDTH)
+            return self.head(self.encoder(t).reshape(len(x), -1, WIDTH).mean(1))
+
+    with pytest.raises(InputError, match="layers: blocks must find blocks in this network, got none"):
+        FeatureClassifier(Windows().eval(), "blocks")(IMAGES)
+
+
+def test_a_shape_that_does_not_tell_is_told_by_the_others_of_its_class() -> None:
+    """ConvNeXt and Swin at 384 pixels: 96 channels on 96 x 96 places. Here, 8 on 8 x 8."""
+    for make, dims in (
+        (
+            lambda: zoo.convnext.ConvNeXt(
+                [zoo.convnext.CNBlockConfig(8, 16, 2), zoo.convnext.CNBlockConfig(16, None, 2)], num_classes=2
+            ),
+            (2, 3),
+        ),
+        (lambda: zoo.swin_transformer.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], num_classes=2), (1, 2)),
+    ):
+        model, x = make().eval(), torch.rand(2, 3, 32, 32)
+        out = FeatureClassifier(model, "blocks")(x).features
+        assert [f.shape[1] for f in out.values()] == [8, 8, 16, 16]
+        for name, found in out.items():
+            torch.testing.assert_close(found, outputs(model, name, x).mean(dims))
+
+
+def test_an_attention_with_a_norm_of_its_own_is_no_block() -> None:
+    """The attention of PVT reduces and normalises its keys."""
+
+    class ReducingAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.q, self.k, self.v = nn.LayerNorm(WIDTH), *(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, t: Tensor) -> Tensor:
+            return (self.q(t) @ self.k(self.norm(t)).transpose(1, 2)).softmax(-1) @ self.v(t)
+
+    class Reducing(Block):
+        def __init__(self) -> None:
+            super().__init__(tuples=False)
+            self.attention = ReducingAttention()
+
+        def forward(self, t: Tensor) -> Tensor:
+            return t + self.back(self.wide(t + self.attention(t)).relu())
+
+    model = Planted(class_token=False)
+    model.blocks = nn.ModuleList([Reducing() for _ in range(2)])
+    assert FeatureClassifier(model.eval(), "blocks").names(IMAGES) == ("blocks.0", "blocks.1")

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from feathide.answers import logits_of
 from feathide.errors import InputError, expected
 from feathide.geometry import check_images
-from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, units
+from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, turned, units
 from feathide.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.memory import in_halves
 from feathide.types import Box, Outputs
@@ -39,7 +40,8 @@ FIRST = ReadOut()
 class FeatureClassifier:
     """A network as an attacker or a guard sees it: images of the box in, ``Outputs`` out, differentiable.
 
-    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output. ``layers``: names, globs or
+    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output, alone or in a tuple, dict or class.
+    ``layers``: names, globs or
     presets (see ``choose_layers``); resolved at the first call. ``box`` are the least and the greatest valid image value.
     The network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is mapped to [0, 1] first: all of
     it is inside the attacked function, so that eps and box stay in image units. An image of one channel is repeated for a network that
@@ -123,7 +125,7 @@ class FeatureClassifier:
         hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
-            raw = self.model(z)
+            raw = logits_of(self.model(z), len(z))
         if self.dropout_samples:
             draws = self._head_draws(head, head_input) if head else self._network_draws(z)
             stochastic = self._as_decision(draws.flatten(0, 1))[0].unflatten(0, draws.shape[:2])  # (N, S, K)
@@ -194,8 +196,12 @@ class FeatureClassifier:
             seen = units(self.model, z[:1])
             names = choose_layers(self.model, self.layers, seen)
             if self.pool is channel_mean:
-                found = readouts(self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens)
+                found = readouts(
+                    self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens, turned=turned(seen)
+                )
                 self._readouts.update(found)
+            else:  # what is given to a pool of one's own has the images first, too
+                self._readouts.update({n: ReadOut(turned=True) for n in names if n in turned(seen)})
             self._resolved["layers"] = names
         return self._resolved["layers"]
 
@@ -264,7 +270,8 @@ class FeatureClassifier:
 
         names = [n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0]
         with hooked(dict.fromkeys(names, drop), self.model):
-            return self.model(z)
+            answer = self.model(z)
+        return logits_of(answer, len(z) * s if multiply and count[0] else len(z))
 
     def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -283,7 +290,7 @@ class _Watched(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         self.calls.clear()
-        raw = self.model(z)
+        raw = logits_of(self.model(z), len(z))
         features = tuple(self.found[name] for name in self.names)
         self.found.clear()
         return raw, *features
@@ -314,7 +321,7 @@ def _collectors(
                 if name is None or h is None:
                     continue
                 if pool is not channel_mean:
-                    found[name] = _full(pool(h).clone())
+                    found[name] = _full(pool(reads.get(name, FIRST).upright(h)).clone())
                 elif counts is not None and h.ndim > 2:
                     found[name], counts[name] = reads.get(name, FIRST).sum(h)
                 else:

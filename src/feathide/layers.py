@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from feathide.errors import InputError, expected, unknown
 from feathide.layouts import ACTIVATIONS, CONVOLUTIONS, tokenised
 
-__all__ = ["CONVOLUTIONS", "INPUT", "Unit", "choose_layers", "entrance", "first_tensor", "hooked", "shapes_of", "units"]
+__all__ = [
+    "CONVOLUTIONS",
+    "INPUT",
+    "Unit",
+    "choose_layers",
+    "entrance",
+    "first_tensor",
+    "hooked",
+    "shapes_of",
+    "turned",
+    "units",
+]
 
 INPUT = ":input"  # behind the name of a linear layer: what it reads, where no module gives that
 
+PARTS = ("attention", "attn", "mlp", "ffn", "feedforward")  # of a block, by the ends of their classes' names
 PRESETS = ("conv", "blocks", "stages", "last")
 
 
@@ -28,7 +40,7 @@ class Unit:
     """One output that was seen in a forward pass: the ``call``-th of module ``module``, with its shape (without N).
 
     ``pooled`` is the mean over all axes but the first, (C,). ``given``: of a linear layer, what it was given: its shape, and ``fed``, if it is
-    (C,), the values.
+    (C,), the values. ``turned``: the images were the second axis, (T, N, C); the shapes here are those with the images first.
     """
 
     module: str
@@ -38,6 +50,7 @@ class Unit:
     pooled: Tensor | None = field(default=None, compare=False, repr=False)
     given: tuple[int, ...] = ()
     fed: Tensor | None = field(default=None, compare=False, repr=False)
+    turned: bool = False
 
     @property
     def name(self) -> str:
@@ -52,39 +65,67 @@ class Unit:
 def units(model: nn.Module, x: Tensor) -> list[Unit]:
     """Every module output (N, C, *S), (N, *S, C) or (N, T, C) of one forward pass on ``x``, in the order in which they are computed.
 
-    The first image of ``x`` is shown twice, so that outputs without one row an image are told from the others.
+    The first image of ``x`` is shown twice, so that outputs without one row an image are told from the others; and three times
+    where the images may be the second axis, (T, N, C), as torch's attention has them unless told otherwise.
 
     A module that runs more than once, such as the one ReLU that a residual block uses twice, appears once for each call, as
     ``name#0``, ``name#1``, ...
     """
+    try:
+        seen, doubtful = _seen(model, x, 2, {})
+    except Exception:  # an exported network may take one image only
+        return _seen(model, x, 1, {})[0]
+    if doubtful:
+        try:
+            return _seen(model, x, 3, doubtful)[0]
+        except Exception:  # nor may it take three
+            return seen
+    return seen
+
+
+def _seen(
+    model: nn.Module, x: Tensor, rows: int, doubtful: Mapping[tuple[str, int], int]
+) -> tuple[list[Unit], dict[tuple[str, int], int]]:
+    """The outputs for ``rows`` copies of an image; and of those whose second axis is as long, by module and call, the length of the first.
+
+    Of such ones ``doubtful``, from a pass on another number of images, those whose first axis has not changed have the images second.
+    """
     seen: list[Unit] = []
     calls: dict[str, int] = {}
+    lengths: dict[tuple[str, int], int] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             call = calls.get(name, 0)
             calls[name] = call + 1
             h = first_tensor(output)
-            if h is None or len(h) != rows:  # not one row an image: windows of an attention, tables of positions
+            if h is None:
+                return
+            second = h.ndim == 3 and h.shape[1] == rows
+            if second:
+                lengths[name, call] = len(h)
+            turned = second and doubtful.get((name, call)) == len(h)
+            if turned:
+                h = h.transpose(0, 1)
+            if len(h) != rows:  # not one row an image: windows of an attention, tables of positions
                 return
             pooled = h[0].float().flatten(1).mean(1) if h.ndim > 2 else h[0].float()  # (C,)
             read = args[0] if isinstance(module, nn.Linear) and args and isinstance(args[0], Tensor) else None
+            read = read.transpose(0, 1) if turned and read is not None else read
             given = () if read is None else tuple(read.shape[1:])
             fed = read[0].float().clone() if read is not None and read.ndim == 2 else None
-            seen.append(Unit(name, call, 1, tuple(h.shape[1:]), pooled.clone(), given, fed))
+            seen.append(Unit(name, call, 1, tuple(h.shape[1:]), pooled.clone(), given, fed, turned))
 
         return hook
 
-    rows = 2
     with hooked({n: watch(n) for n, _ in model.named_modules() if n}, model), torch.no_grad():
-        try:
-            model(x[:1].repeat(2, *[1] * (x.ndim - 1)))
-        except Exception:  # an exported network may take one image only
-            rows = 1
-            seen.clear()
-            calls.clear()
-            model(x[:1])
-    return [replace(unit, calls=calls[unit.module]) for unit in seen]
+        model(x[:1].repeat(rows, *[1] * (x.ndim - 1)))
+    return [replace(unit, calls=calls[unit.module]) for unit in seen], lengths
+
+
+def turned(seen: Sequence[Unit]) -> set[str]:
+    """The names of the outputs, and of the inputs of linear layers, whose second axis is that of the images."""
+    return {name for unit in seen if unit.turned for name in (unit.name, unit.input_name)}
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -127,10 +168,11 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Un
     spatial = [u for u in seen if isinstance(model.get_submodule(u.module), ACTIVATIONS)]
     conv = spatial or [u for u in seen if isinstance(model.get_submodule(u.module), CONVOLUTIONS)]
     stages = list({u.shape[1:]: u for u in conv}.values())
+    blocks = _blocks(model, seen)
     table = {
         "conv": conv,
         "stages": stages,
-        "blocks": _blocks(model, seen) or stages,
+        "blocks": stages if blocks is None else blocks,
         "last": _last(seen) or conv[-1:],
     }
     by_name = {u.name: u for u in seen}
@@ -161,7 +203,8 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str], seen: Sequence[Un
     return tuple(n for n in by_name if n in chosen)
 
 
-def _blocks(model: nn.Module, seen: Sequence[Unit]) -> list[Unit]:
+def _blocks(model: nn.Module, seen: Sequence[Unit]) -> list[Unit] | None:
+    """The outputs of the repeated blocks; None where a network has none, and nothing where those of a network of tokens show no row an image."""
     last = tokenised(model, shapes_of(seen))
     counts: dict[type, int] = {}
     fit: set[str] = set()
@@ -173,11 +216,18 @@ def _blocks(model: nn.Module, seen: Sequence[Unit]) -> list[Unit]:
     fit = {n for n in fit if counts[type(model.get_submodule(n))] >= 2}
     nested = {(inner, outer) for inner in fit for outer in fit if inner.startswith(f"{outer}.")}
     fit -= {outer for _, outer in nested} if last else {inner for inner, _ in nested}
-    return [u for u in seen if u.module in fit]
+    encoders = [type(m) for m in model.modules() if _is_encoder(m) and type(m) not in (nn.Sequential, nn.ModuleList)]
+    attending = {
+        type(m) for m in model.modules() if any(isinstance(part, nn.MultiheadAttention) for part in m.modules())
+    }
+    hidden = not fit and any(encoders.count(kind) >= 2 for kind in attending)
+    return [u for u in seen if u.module in fit] or ([] if hidden or (last and fit) else None)
 
 
 def _is_encoder(module: nn.Module) -> bool:
     """Whether a module normalises and mixes, as an encoder block does, and neither its attention nor its perceptron alone."""
+    if type(module).__name__.lower().endswith(PARTS):
+        return False
     parts = list(module.modules())
     weights = sum(
         3 if isinstance(m, nn.MultiheadAttention) else isinstance(m, (nn.Linear, *CONVOLUTIONS)) for m in parts

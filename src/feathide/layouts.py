@@ -5,7 +5,7 @@ transformers: T tokens, often a class token first. Which axis holds the channels
 (the normalised shape of a LayerNorm, the width of a Linear, the channels of a convolution); what cannot be told is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -57,16 +57,23 @@ class ReadOut:
 
     ``side``: where the channels stand, ``flat`` where there is no other axis. ``prefix``: how many tokens stand before those of the image (class token, ...);
     ``tokens``: of such a layer, the ``mean`` of the image's tokens, the ``class`` token, or ``both``, side by side (N, 2 C).
+    ``turned``: the output is (T, N, C).
     """
 
     side: Side = "first"
     prefix: int = 0
     tokens: Tokens = "mean"
+    turned: bool = False
+
+    def upright(self, h: Tensor) -> Tensor:
+        """The output with the images as its first axis."""
+        return h.transpose(0, 1) if self.turned else h
 
     def sum(self, h: Tensor) -> tuple[Tensor, int]:
         """The sum (N, C) and of how many values; with the gradient of a view. Of half precision in float32: a sum overflows where its mean does not."""
         if h.ndim == 2:
             return h, 1
+        h = self.upright(h)
         dtype = torch.promote_types(h.dtype, torch.float32)
         if self.side == "first":
             return h.sum(tuple(range(2, h.ndim)), dtype=dtype), h[0, 0].numel()
@@ -104,8 +111,10 @@ def readouts(
     *,
     layout: Layout | Mapping[str, Layout] = "auto",
     tokens: Tokens = "mean",
+    turned: Collection[str] = (),
 ) -> dict[str, ReadOut]:
-    """The read-out of each of the layers ``names``. ``shapes``: of all outputs that were seen, without N, in the order of the forward pass.
+    """The read-out of each of the layers ``names``. ``shapes``: of all outputs that were seen, without N, in the order of the forward pass; ``turned``: those
+    of them that have the images second.
 
     Raises ``InputError`` where the layout cannot be told, and for ``tokens: class`` where no class token is.
     """
@@ -124,11 +133,12 @@ def readouts(
                 got=f"an output of shape (N, {', '.join(map(str, shape))})",
                 do=f"say network.layout: {{'{name}': tokens}}, or channels-last or channels-first",
             )
-        before = prefix if side == "last" and len(shape) == 2 and said != "channels-last" and shape[0] != patches else 0
+        rows = side == "last" and len(shape) == 2 and said != "channels-last"  # of tokens
+        before = (prefix or _unnamed(model, shape, patches)) if rows and shape[0] != patches else 0
         if tokens != "mean" and not before and len(shape) > 1:
             got = f"an output of shape (N, {', '.join(map(str, shape))})"
             raise expected(f"layer {name} must have a class token for tokens: {tokens}", got=got, do="say tokens: mean")
-        chosen[name] = ReadOut(side, before, tokens)
+        chosen[name] = ReadOut(side, before, tokens, name in turned)
     return chosen
 
 
@@ -157,7 +167,18 @@ def _sides(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, S
         found[name] = (
             _declared(model, name, shape) or _by_width(module, shape) or _inherited(module, shape, found, shapes)
         )
-    return found
+    return _by_class(model, found)
+
+
+def _by_class(model: nn.Module, found: dict[str, Side | None]) -> dict[str, Side | None]:
+    """What is not told by its shape (96 channels on 96 x 96 places) is told by the others of its class, where these agree. Torch's own classes take both."""
+    told: dict[type, set[Side]] = {}
+    kinds = {name: type(model.get_submodule(_module(name))) for name in found if not name.endswith(":input")}
+    for name, kind in kinds.items():
+        if (side := found[name]) is not None and side != "flat" and not kind.__module__.startswith("torch.nn."):
+            told.setdefault(kind, set()).add(side)
+    agreed = {kind: next(iter(sides)) for kind, sides in told.items() if len(sides) == 1}
+    return {name: side or (agreed.get(kinds[name]) if name in kinds else None) for name, side in found.items()}
 
 
 def _declared(model: nn.Module, name: str, shape: Sequence[int]) -> Side | None:
@@ -239,6 +260,26 @@ def _prefix(model: nn.Module) -> int:
         return int(told[0])  # type: ignore[arg-type]
     tokens = [p for n, p in model.named_parameters() if n.rpartition(".")[2] in PREFIXES and p.ndim == 3]
     return sum(p.shape[1] for p in tokens)
+
+
+def _unnamed(model: nn.Module, shape: Sequence[int], patches: int) -> int:
+    """How many tokens there are beyond those of the image, where a parameter of another name holds just as many of this width."""
+    more = shape[0] - patches
+    held = any(
+        p.numel() == more * shape[1] and p.shape[-1] == shape[1] and p.shape[-2:-1] in ((more,), ())
+        for p in _own(model)
+    )
+    return more if patches and more > 0 and held else 0
+
+
+def _own(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are no weights of a layer of torch."""
+    return [
+        p
+        for m in model.modules()
+        if not type(m).__module__.startswith("torch.nn.")
+        for p in m.parameters(recurse=False)
+    ]
 
 
 def _patches(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> int:
