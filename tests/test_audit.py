@@ -11,6 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.cli import app
+from feathide.errors import InputError
+from feathide.study.check import check_plan
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
 from feathide.study.packing import scored
 from feathide.study.plan import load_plan
@@ -354,3 +356,84 @@ def test_reuse_keeps_what_two_plans_share(lab: Lab, tmp_path: Path) -> None:
     assert before == {f: f.stat().st_mtime_ns for f in before}
     assert not [f for f in (folder / "adversarial").rglob("*.npz") if f not in before]
     assert set(found.table.detector) == {"", "kd"}
+
+
+# --- networks of one's own: what check says ----------------------------------------------------------------------------
+
+ENDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, end="", outputs=2):
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(1, 8, 3, 2), nn.Linear(8, outputs), end
+        self.norm = nn.BatchNorm2d(8, track_running_stats=end == "")
+
+    def forward(self, x):
+        h = torch.relu(self.conv(x if self.end != "round" else (255 * x).round() / 255))
+        z = self.head((self.norm(h) if self.end == "norm" else h).mean((2, 3)))
+        match self.end:
+            case "softmax":
+                return z.softmax(1)
+            case "sigmoid":
+                return z.sigmoid()
+            case "random":
+                return z + torch.rand_like(z)
+            case "squeeze":
+                return z.squeeze()
+        return z
+"""
+
+
+def ending(tmp_path: Path, data: Path, end: str, **fields: object) -> dict[str, object]:
+    (tmp_path / "net.py").write_text(ENDS)
+    network = {"arch": f"{tmp_path / 'net.py'}:Net", "trust": True, "layers": "conv", "arguments": {"end": end}}
+    network["arguments"] |= {"outputs": 1} if fields.get("head") == "sigmoid" else {}  # type: ignore[operator]
+    return {"data": str(data), **PLAN, "detectors": ["msp"], "network": {**network, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("end", "head", "words"),
+    [
+        ("softmax", "softmax", "network.output: probabilities"),
+        ("sigmoid", "softmax", "network.output: probabilities"),
+        ("sigmoid", "sigmoid", "network.output: probabilities"),
+        ("random", "softmax", "same outputs for the same images"),
+        ("norm", "softmax", "must not depend on the other images of its batch"),
+        ("squeeze", "softmax", "rows are lost with one image"),
+        ("round", "softmax", "without gradients can be attacked by square and noise only, got fgsm, pgd"),
+    ],
+)
+def test_check_refuses_what_makes_an_audit_unsound(end: str, head: str, words: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        check_plan(load_plan(ending(tmp_path, data, end, head=head)), tmp_path / "out")
+    with pytest.raises(InputError, match=words):
+        audit(load_plan(ending(tmp_path, data, end, head=head)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_says_that_a_network_gives_probabilities(data: Path, tmp_path: Path) -> None:
+    from feathide.study.lab import lab_of
+
+    plan = load_plan(ending(tmp_path, data, "softmax", output="probabilities"))
+    plain = load_plan(ending(tmp_path, data, "none"))
+    labs = [
+        lab_of(p.model_copy(update={"batch_size": 8}).model_dump_json(), Store(tmp_path / "out")) for p in (plan, plain)
+    ]
+    x = labs[0].images(labs[0].rows("train")[:4])
+    ended, open_ = (lab.classifier(x).logits.log_softmax(1) for lab in labs)
+    torch.testing.assert_close(ended, open_)
+    assert labs[0].check_classifier() == []
+    assert labs[0].base != labs[1].base
+    with pytest.raises(InputError, match=r"must lie in \[0, 1\].*these are logits"):
+        check_plan(load_plan(ending(tmp_path, data, "none", output="probabilities")), tmp_path / "out")
+    with pytest.raises(InputError, match="trained here gives logits"):
+        load_plan({"data": str(data), "network": {"arch": "tiny", "output": "probabilities"}})
+
+
+def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
+    plan = ending(tmp_path, data, "round") | {"attacks": {"name": "square", "steps": 3}, "train_attack": "square"}
+    says = check_plan(load_plan({**plan, "gates": "off", "objectives": "plain"}), tmp_path / "out").says
+    assert any(s.startswith("caveat: no gradient reaches the image") for s in says)
+    assert any(s.startswith("caveat: ") and "few for 1% false alarms" in s for s in says)

@@ -9,6 +9,7 @@ from pathlib import Path
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
 from feathide.recipes import pgd
+from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
@@ -53,11 +54,13 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
+        *(f"caveat: {caveat}" for caveat in foreseen(lab)),
     )
     return Forecast(says, stages, mebibytes)
 

@@ -41,8 +41,8 @@ GATES: dict[str, Gate] = {
     for g in (
         Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
              "audit the network with its randomness averaged or fixed"),
-        Gate("logits, not probabilities", "the outputs lie in [0, 1] and sum to one", "gradients vanish where the network is sure",
-             "let the network return its logits"),
+        Gate("logits, not probabilities", "the outputs lie in [0, 1] whatever the image", "gradients vanish where the network is sure",
+             "let the network return its logits, or say network.output: probabilities"),
         Gate("gradient", "the attack's loss has no slope at some images", "a gradient attack that cannot move proves nothing",
              "use a differentiable stand-in for the step that hides the gradient, or attack with square"),
         Gate("unbounded attack", "a budget as large as the box does not reach every target", "any image can be made into any other: the attack is broken",

@@ -123,6 +123,7 @@ class NetworkPlan(Part):
     ``package.module:callable``; or a file with a network (``feathide.packaged``). ``arguments``: of the library's network, or of the callable.
 
     ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both are for GPUs, and neither changes the training.
+    ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits are then taken as logarithms.
     ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
     """
 
@@ -131,6 +132,7 @@ class NetworkPlan(Part):
     arguments: dict[str, Any] = {}
     trust: bool = False
     head: str = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
     layers: str | tuple[str, ...] = "blocks"
     layout: Layout | dict[str, Layout] = "auto"
     tokens: Tokens = "mean"
@@ -171,6 +173,10 @@ class NetworkPlan(Part):
             raise unknown("architecture", self.arch, [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"])
         if (self.mean is None) != (self.std is None):
             raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
+        if self.output != "logits" and not self.own and self.weights is None:
+            raise expected(
+                "a network that is trained here gives logits", got=f"output: {self.output}", do="leave output out"
+            )
         if self.seeds and (self.own or self.weights is not None):
             raise expected(
                 "seeds are those of a network that is trained here", got=f"seeds {self.seeds}", do="leave them out"

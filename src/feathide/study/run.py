@@ -58,7 +58,7 @@ def checked(plan: Plan, out: Path) -> Lab:
     check_hiding(lab)
     _check_head(lab)
     if lab.trains:
-        _check_layers(lab)
+        lab.check_untrained()
     else:
         lab.check_classifier()
         check_fitness(lab)
@@ -149,14 +149,6 @@ def _check_head(lab: Lab) -> None:
         raise InputError(f"head must be softmax, sigmoid or finding:NAME, got {head!r}; correct network.head")
     if head == "sigmoid" and len(lab.class_names) != 2:
         raise InputError(f"a sigmoid head decides between 2 classes, got {len(lab.class_names)}; say head: softmax")
-
-
-def _check_layers(lab: Lab) -> None:
-    """Whether the layers exist, on a network that is not trained yet."""
-    x = lab.images(lab.rows("train")[:2])
-    probe = lab.shown(lab.empty_network(), lab.plan.network.layers)
-    probe.check(x)
-    probe.names(x)
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
