@@ -14,6 +14,7 @@ from feathide.cli import app
 from feathide.errors import InputError
 from feathide.study.check import check_plan
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
+from feathide.study.learnt import learnt
 from feathide.study.packing import scored
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
@@ -273,7 +274,16 @@ def test_a_network_that_cannot_be_audited_is_refused(arguments: dict, hint: str,
 def test_one_sigmoid_output_is_two_classes(data: Path, tmp_path: Path) -> None:
     """A network with one output goes through the whole audit; its images are judged by the sign of that output."""
     network = own(tmp_path, outputs=1) | {"head": "sigmoid"}
-    plan = load_plan({"data": str(data), **PLAN, "network": network, "detectors": ["msp", "kd"], "walk": {"steps": 3}})
+    plan = load_plan(
+        {
+            "data": str(data),
+            **PLAN,
+            "network": network,
+            "detectors": ["msp", "kd"],
+            "walk": {"steps": 3},
+            "even_so": True,
+        }
+    )
     audit(plan, tmp_path / "out")
     lab = lab_of(plan.model_dump_json(), Store(tmp_path / "out"))
     for cell in cells(lab):
@@ -434,6 +444,59 @@ def test_output_says_that_a_network_gives_probabilities(data: Path, tmp_path: Pa
 
 def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
     plan = ending(tmp_path, data, "round") | {"attacks": {"name": "square", "steps": 3}, "train_attack": "square"}
-    says = check_plan(load_plan({**plan, "gates": "off", "objectives": "plain"}), tmp_path / "out").says
+    says = check_plan(
+        load_plan({**plan, "gates": "off", "objectives": "plain", "even_so": True}), tmp_path / "out"
+    ).says
     assert any(s.startswith("caveat: no gradient reaches the image") for s in says)
     assert any(s.startswith("caveat: ") and "few for 1% false alarms" in s for s in says)
+
+
+# --- a classifier that has learnt nothing ------------------------------------------------------------------------------
+
+
+def test_a_classifier_near_chance_stops_the_audit(data: Path, tmp_path: Path) -> None:
+    words = r"right in \d+ of 50 labelled images .*looks untrained, or normalised otherwise: check class_names, mean, std, window, weights"
+    plan = ending(tmp_path, data, "none") | {"walk": {"steps": 2}, "attacks": "pgd", "objectives": "plain"}
+    for verb in (lambda p: check_plan(p, tmp_path / "out"), lambda p: audit(p, tmp_path / "out")):
+        with pytest.raises(InputError, match=f"{words}; --even-so goes on"):
+            verb(load_plan(plan))
+    assert not (tmp_path / "out").exists()
+    (said,) = (s for s in check_plan(load_plan(plan, even_so=True), tmp_path / "out").says if "labelled images" in s)
+    assert "accuracy 0." in said and "AUC" in said and "majority share" in said
+    for gates in ("quick", "off"):
+        found = audit(load_plan(plan, even_so=True, gates=gates), tmp_path / gates)
+        assert "classifier has learnt" in found.failed
+        assert found.verdict.word == "invalid" and not found.verdict.evidence
+        assert "classifier has learnt" in (tmp_path / gates / "report.html").read_text()
+
+
+def test_one_that_is_trained_here_stops_right_after_its_training(data: Path, tmp_path: Path) -> None:
+    network = {**PLAN["network"], "train": {"epochs": 1, "lr": 1e-9, "augment": False}}  # type: ignore[dict-item]
+    plan = {"data": str(data), **PLAN, "network": network, "detectors": ["msp"], "objectives": "plain", "gates": "off"}
+    with pytest.raises(InputError, match="looks untrained"):
+        audit(load_plan(plan), tmp_path)
+    assert list(tmp_path.glob("classifier/*.npz")) and not list(tmp_path.glob("outputs/**/*.npz"))
+    found = audit(load_plan(plan, even_so=True), tmp_path)  # goes on in the same folder
+    assert found.verdict.word == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "enough"),
+    [(0.5, 100, False), (0.55, 256, False), (0.7, 100, True), (0.9, 20, True), (0.7, 10, False), (0.0, 100, False)],
+)
+def test_what_is_near_chance(rate: float, n: int, enough: bool) -> None:
+    labels = np.arange(n) % 2
+    right = np.argsort(np.argsort(np.arange(n) * 0.618 % 1)) < rate * n
+    predicted = np.where(right, labels, 1 - labels)
+    assert learnt(3 * np.eye(2)[predicted], labels).enough == enough
+
+
+def test_the_commonest_class_alone_is_not_learnt() -> None:
+    labels = np.arange(100) < 90
+    found = learnt(np.tile([0.0, 1.0], (100, 1)), labels.astype(int))
+    assert (found.right, found.majority, found.balanced, found.auc) == (90, 0.9, 0.5, 0.5)
+    assert not found.enough
+    rare = np.where(
+        np.arange(100) % 10 == 0, 1 - labels, labels
+    )  # 90 % right: no more than the commonest class, but of both
+    assert learnt(np.eye(2)[rare.astype(int)], labels.astype(int)).enough

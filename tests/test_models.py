@@ -474,15 +474,15 @@ def test_what_a_network_raises_is_one_sentence() -> None:
         raise KeyError("pixel_values")
 
     def picky(x: torch.Tensor) -> torch.Tensor:
-        assert 0 <= x.min() and x.max() <= 1, "images must lie in [0, 1]"
+        assert x.min() >= 0 and x.max() <= 1, "images must lie in [0, 1]"
         return x
 
-    with pytest.raises(InputError, match="must take the images.*KeyError: 'pixel_values'"):
+    with pytest.raises(InputError, match=r"must take the images.*KeyError: 'pixel_values'"):
         check_network(Whole(fail).eval(), PICTURES, 2)
     assert check_network(Whole(picky).eval(), PICTURES, 2) == []
     with pytest.raises(InputError, match="must compute in float32, got float64"):
         check_network(tiny().double(), PICTURES, 2)
-    with pytest.raises(InputError, match="must return logits, got torch.int64"):
+    with pytest.raises(InputError, match=r"must return logits, got torch\.int64"):
         check_network(Whole(behind=lambda z: z.long()).eval(), PICTURES, 2)
 
 
@@ -499,7 +499,7 @@ def test_a_first_layer_may_work_in_place() -> None:
     assert check_network(nn.Sequential(nn.ReLU(inplace=True), tiny()).eval(), x, 2) == []
     assert check_network(Whole(lambda h: h.mul_(0.5).add_(1)).eval(), x, 2) == []
     assert torch.equal(x, kept)
-    with pytest.raises(InputError, match="let gradients through.*h = h \\+ 1"):
+    with pytest.raises(InputError, match=r"let gradients through.*h = h \+ 1"):
         check_network(Whole(lambda h: torch.relu(h).mul_(2).add_(1)).eval(), x, 2)
 
 

@@ -12,6 +12,7 @@ from feathide.recipes import pgd
 from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
+from feathide.study.learnt import has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.probes import CASES
@@ -54,6 +55,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *([f"labelled images: {learnt_of(lab)}"] if has_network(lab) else []),
         *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
@@ -72,10 +74,10 @@ def _duration(seconds: float) -> str:
 
 
 def _classifier(lab: Lab) -> FeatureClassifier:
-    if lab.trains and not lab.store.done(lab.classifier_key):
-        network = lab.empty_network().eval().to(lab.device)
-        return lab.shown(network, lab.plan.network.layers)
-    return lab.classifier
+    if has_network(lab):
+        return lab.classifier
+    network = lab.empty_network().eval().to(lab.device)
+    return lab.shown(network, lab.plan.network.layers)
 
 
 def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.metrics import auc, paired_difference
 from feathide.study.lab import Lab, noisy_at
+from feathide.study.learnt import Learnt, learnt_stored
 from feathide.study.probes import probe_key
 from feathide.study.stages import cells
 from feathide.study.subjects import PARTS
@@ -39,6 +40,8 @@ class Gate:
 GATES: dict[str, Gate] = {
     g.name: g
     for g in (
+        Gate("classifier has learnt", "it is right on labelled images hardly more often than chance", "images that it gets right by luck are fooled by luck",
+             "check class_names, mean, std, window and weights, or train it longer"),
         Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
              "audit the network with its randomness averaged or fixed"),
         Gate("logits, not probabilities", "the outputs lie in [0, 1] whatever the image", "gradients vanish where the network is sure",
@@ -100,9 +103,10 @@ FOLLOWS = {
 
 
 def gates_of(lab: Lab) -> list[dict[str, str]]:
-    """The gates of a finished run, in the order of ``GATES``; none with ``gates: off``."""
+    """The gates of a finished run, in the order of ``GATES``; with ``gates: off`` none, but for a classifier that has not learnt."""
     if lab.plan.gates == "off":
-        return []
+        status, detail = _learnt(learnt_stored(lab))
+        return [asdict(replace(GATES["classifier has learnt"], status=status, detail=detail))] * (status == "fail")
     judged = judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab))
     gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
     return [asdict(g) for g in _rooted(gates)]
@@ -231,12 +235,14 @@ def _alone(a: Arrays) -> Judged:
 class Evasion:
     """What the gates read of the stored results.
 
+    ``learnt``: how often the classifier is right on labelled images;
     ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
     for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
     ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part;
     ``limits``: for each detector its calibrate scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
     """
 
+    learnt: Learnt | None = None
     silent: int = 0
     attacked: int = 1
     budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -251,6 +257,7 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
     """The gates that rest on the stored results."""
     shared = [f"{a} and {b}" for a in e.patients for b in e.patients if a < b and e.patients[a] & e.patients[b]]
     return {
+        "classifier has learnt": _learnt(e.learnt),
         "no silent success": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
         "larger budgets": _growing(e),
         "detector-aware beats oblivious": _aware(e),
@@ -259,6 +266,12 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
         "test scores like calibrate scores": _alike(e),
         "thresholds of the calibrate part": _calibrated(e),
     }
+
+
+def _learnt(found: Learnt | None) -> Judged:
+    if found is None:
+        return "pass", "not looked at"
+    return "pass" if found.enough else "fail", str(found)
 
 
 def _growing(e: Evasion) -> Judged:
@@ -315,6 +328,7 @@ def _evasion(lab: Lab) -> Evasion:
     clean = lab.at("clean", "test", rows)
     same = np.all([(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()], axis=0)
     return Evasion(
+        learnt=learnt_stored(lab),
         silent=sum(int(((f.first >= 0) & ~f.fooled).sum()) for f in found),
         attacked=sum(len(f.rows) for f in found),
         budgets={

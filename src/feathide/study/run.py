@@ -25,6 +25,7 @@ from feathide.study.findings import run_of, versions
 from feathide.study.fitness import check_fitness, check_hiding
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab, lab_of
+from feathide.study.learnt import check_learnt, has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.ray_engine import run_on_ray
@@ -62,7 +63,11 @@ def checked(plan: Plan, out: Path) -> Lab:
     else:
         lab.check_classifier()
         check_fitness(lab)
-    return lab if plan.batch_size else lab_of(_with_batch(lab).model_dump_json(), lab.store)
+    if not plan.batch_size:
+        lab = lab_of(_with_batch(lab).model_dump_json(), lab.store)
+    if has_network(lab):
+        check_learnt(lab, learnt_of(lab))
+    return lab
 
 
 def _with_batch(lab: Lab) -> Plan:
