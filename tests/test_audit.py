@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from feathide.cli import app
 from feathide.errors import InputError
+from feathide.models import Arch
 from feathide.study.check import check_plan
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
 from feathide.study.learnt import learnt
@@ -500,3 +501,21 @@ def test_the_commonest_class_alone_is_not_learnt() -> None:
         np.arange(100) % 10 == 0, 1 - labels, labels
     )  # 90 % right: no more than the commonest class, but of both
     assert learnt(np.eye(2)[rare.astype(int)], labels.astype(int)).enough
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_zoo_network_that_gives_more_than_logits_is_refused(
+    training: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> object:
+            z = super().forward(x.flatten(1))
+            return (z, z) if self.training >= training else z
+
+    plan = load_plan({"data": str(data), **PLAN, "detectors": ["msp"], "network": {"arch": "tiny", "layers": []}})
+    monkeypatch.setattr(
+        "feathide.models.MODELS", {"tiny": Arch(2, lambda channels, outputs, small: Two(1024, outputs))}
+    )
+    words = "one tensor of logits while it is trained, too" if training else "must return one tensor of logits"
+    with pytest.raises(InputError, match=f"{words}, got tuple"):
+        check_plan(plan, tmp_path / "out")

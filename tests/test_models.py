@@ -14,6 +14,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
 from feathide.models import (
     MODELS,
+    Arch,
     build,
     check_network,
     load_network,
@@ -544,3 +545,75 @@ def test_what_is_said_to_be_probabilities_must_be() -> None:
     two = Changed(lambda z: (2 * z).softmax(1)).eval()
     with pytest.raises(InputError, match="there is more behind it"):
         FeatureClassifier(two, "last", output="probabilities", dropout_samples=3)(10 * PICTURES)
+
+
+# --- what other libraries' networks do -------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A network with a buffer that no state dict holds, and one weight under two names."""
+
+    def __init__(self, side: int = 16) -> None:
+        super().__init__()
+        self.one, self.two, self.side = nn.Linear(side * side, 2), nn.Linear(side * side, 2), side
+        self.two.weight = self.one.weight
+        self.register_buffer("index", torch.arange(side * side).flip(0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == self.side, f"input height ({x.shape[-1]}) does not match ({self.side})"
+        flat = x.flatten(1)[:, self.index]
+        return self.one(flat) + self.two(flat)
+
+
+def zoo(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
+    monkeypatch.setattr("feathide.models.MODELS", {"odd": Arch(2, make)})  # type: ignore[arg-type]
+
+
+def test_buffers_outside_the_state_dict_and_tied_weights_are_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo(monkeypatch, lambda channels, outputs, small: Odd())
+    assert build("odd", channels=1, outputs=2, size=(16, 16))(torch.rand(1, 1, 16, 16)).shape == (1, 2)
+    with pytest.raises(
+        InputError, match=r"odd must take the images, got 20 x 20 .*input height \(20\) does not match \(16\)"
+    ):
+        build("odd", channels=1, outputs=2, size=(20, 20))
+    with pytest.raises(InputError, match="odd needs larger images, got 8 x 8"):
+        build("odd", channels=1, outputs=2, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ModuleNotFoundError("No module named 'einops'", name="einops"),
+            "einops must be installed to build odd.*pip install einops",
+        ),
+        (ImportError("import Rearrange (No module named 'einops.layers')"), "einops must be installed"),
+        (KeyError("depth"), "odd must be built, got KeyError: 'depth'"),
+        (AssertionError(), "odd must be built, got AssertionError"),
+    ],
+)
+def test_what_a_builder_raises_is_one_sentence(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        raise error
+
+    zoo(monkeypatch, make)
+    with pytest.raises(InputError, match=words):
+        build("odd", channels=1, outputs=2, size=(16, 16))
+    (tmp_path / "fails.py").write_text("def net():\n    raise KeyError('depth')\n")
+    with pytest.raises(InputError, match="must be built, got KeyError"):
+        load_network(f"{tmp_path / 'fails.py'}:net", trust=True)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("from torch import nn\ndef net():\n    return nn.LazyConv2d(2, 3)\n")
+    with pytest.raises(InputError, match=r"all its weights, got lazy ones \(weight, bias\)"):
+        load_network(f"{tmp_path / 'lazy.py'}:net", trust=True)
+
+
+@pytest.mark.parametrize("arch", ["torchvision:googlenet", "torchvision:inception_v3"])
+def test_auxiliary_outputs_are_switched_off(arch: str) -> None:
+    model = build(arch, channels=1, outputs=2, size=(128, 128)).train()
+    assert model(torch.rand(2, 1, 128, 128)).shape == (2, 2)

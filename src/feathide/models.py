@@ -12,11 +12,12 @@ import monai.networks.nets as volumes
 import torch
 import torchvision.models as pictures
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from feathide.errors import InputError, choose, expected, first_line, unknown
 from feathide.layers import entrance
 from feathide.memory import SIGNS
-from feathide.own import called, importable, load_object
+from feathide.own import called, foreign, importable, load_object
 from feathide.packaged import is_packaged, load_packaged
 from feathide.plugins import with_plugins
 from feathide.weights import load_weights, save_weights, some, start_from, weights_digest
@@ -158,7 +159,7 @@ def build(
             f"{arch} takes {entry.axes}D images", got=f"{len(size)}D ({_by(size)})", do=f"choose from: {fit}"
         )
     with _seeded(seed):
-        model = entry.make(channels, outputs, stem == "small")
+        model = foreign(arch, lambda: entry.make(channels, outputs, stem == "small"))
     if arch in OUR_MODELS:  # those of plug-ins may view their features in the usual order of memory
         model = model.to(memory_format=CHANNELS_LAST[entry.axes])
     if size is not None:
@@ -168,16 +169,42 @@ def build(
 
 
 def _check_size(model: nn.Module, arch: str, shape: Sequence[int]) -> None:
-    """Run the network on shapes alone (the meta device: no memory, no arithmetic)."""
-    state = {k: v.to("meta") for k, v in model.state_dict().items()}
+    """Run the network on shapes alone (the meta device: no memory, no arithmetic), or on one empty image where that does not go; say why it does not."""
+    if _takes(model, shape) is None:
+        return
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        torch.func.functional_call(model, state, (torch.empty(1, *shape, device="meta"),))
-    except RuntimeError as error:
+        with torch.no_grad():
+            model(torch.zeros(2, *shape, device=place))
+        return
+    except Exception as error:  # whatever code that is not ours raises
+        reason = error
+    if any(_takes(model, (shape[0], *(k * s for s in shape[1:]))) is None for k in (2, 3, 4, 8)):
         raise expected(
             f"{arch} needs larger images",
             got=_by(shape[1:]),
             do="enlarge them, or choose a smaller network or stem='small'",
-        ) from error
+        ) from reason
+    raise expected(
+        f"{arch} must take the images",
+        got=f"{_by(shape[1:])} ({type(reason).__name__}: {first_line(reason)})",
+        do="say their size in its arguments, resize them, or choose another network",
+    ) from reason
+
+
+def _takes(model: nn.Module, shape: Sequence[int]) -> Exception | None:
+    """What the network raises on images of ``shape`` on the meta device; None if nothing."""
+    meta: dict[int, Tensor] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]  # with the buffers that no state dict holds, and tied weights by all their names
+    state = {name: meta.setdefault(id(t), t.detach().to("meta")) for name, t in named}
+    try:
+        torch.func.functional_call(model, state, (torch.empty(2, *shape, device="meta"),))
+    except Exception as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -210,10 +237,17 @@ def load_network(
     with _seeded(0), importable(spec):
         entry = load_object(spec, trust=trust)
         made = callable(entry) and not isinstance(entry, nn.Module)
-        model = called(entry, spec, kwargs or {}) if made else entry
+        model = foreign(spec, lambda: called(entry, spec, kwargs or {})) if made else entry
     if not isinstance(model, nn.Module):
         raise expected(
             f"{spec} must make a torch.nn.Module", got=type(model).__name__, do="name the network's class or a function"
+        )
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise expected(
+            "the network must have all its weights",
+            got=f"lazy ones ({some(lazy)})",
+            do="run one image through it where it is made",
         )
     if weights is not None:
         load_weights(model, weights)

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feathide.adversary import Adversary
 from feathide.catalog import DETECTORS
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import parse_eps
-from feathide.errors import expected
+from feathide.errors import expected, first_line
 from feathide.models import Stem, build, check_network, load_network
 from feathide.study.digest import FORMAT, digest
 from feathide.study.plan import slug
@@ -189,6 +189,7 @@ class Networks(Subjects):
         network.check(x)
         classes = max(len(self.class_names), 2)
         self._refuse_random(check_network(network.model, network.prepared(x), classes, network.head))
+        _check_in_training(network.model, network.prepared(x))
         network.names(x)
 
     @property
@@ -270,3 +271,21 @@ class Networks(Subjects):
         """What the guards read beyond a forward pass with its dropout draws."""
         dropout = [] if self.needs("dropout") else ["no dropout"]
         return [*dropout, *([self.witness_key] if self.needs("witness") else [])]
+
+
+def _check_in_training(model: nn.Module, x: Tensor) -> None:
+    """Refuse a network that gives more than its logits while it is trained."""
+    try:
+        with torch.no_grad():
+            out = model.train()(x)
+    except Exception as error:
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise expected("the network must run while it is trained", got=got, do="choose another network") from error
+    finally:
+        model.eval()
+    if not isinstance(out, Tensor):
+        raise expected(
+            "the network must return one tensor of logits while it is trained, too",
+            got=type(out).__name__,
+            do="switch off its auxiliary outputs",
+        )
