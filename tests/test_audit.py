@@ -495,7 +495,7 @@ def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_classifier_near_chance_stops_the_audit(data: Path, tmp_path: Path) -> None:
-    words = r"right in \d+ of 50 labelled images .*looks untrained, or normalised otherwise: check class_names, mean, std, window, weights"
+    words = r"right in \d+ of 80 labelled images .*looks untrained, or normalised otherwise: check class_names, mean, std, window, weights"
     plan = ending(tmp_path, data, "none") | {"walk": {"steps": 2}, "attacks": "pgd", "objectives": "plain"}
     for verb in (lambda p: check_plan(p, tmp_path / "out"), lambda p: audit(p, tmp_path / "out")):
         with pytest.raises(InputError, match=f"{words}; --even-so goes on"):
