@@ -441,9 +441,9 @@ def test_support_vectors_are_not_chosen_by_recognising_an_image() -> None:
     parts = [Outputs(torch.zeros(61, 2), {"late": image + s * 1e-3}) for s in (0.0, 1.0, 2.0)]
     strong = Outputs(torch.zeros(61, 2), {"late": image + torch.tensor([1.0, *[0.0] * 7])})
     e = Evidence(sample(150, 0), LABELS, parts[0], parts[1], strong)
-    machine = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
-    assert machine is not None
-    assert machine.gamma == pytest.approx(0.3 / 8)
+    found = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
+    assert found is not None
+    assert found[1].gamma == pytest.approx(0.3 / 8)
 
 
 def test_networks_average_probabilities(evidence: Evidence, out: Outputs) -> None:

@@ -29,7 +29,8 @@ class Outputs:
     classifier was asked for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network, if there
     are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker who is not there yet asks a detector
     what it would say of his image once it is taken for the target. ``witness``, where the classifier was given one, is what a second network shows of
-    the same images.
+    the same images. ``statistics`` (N, F) are
+    what is read of the image itself and not of the network, if the classifier was asked for them; they stand for the image, which would take too much room.
     """
 
     logits: Tensor
@@ -38,6 +39,7 @@ class Outputs:
     others: Tensor | None = None
     assumed: Tensor | None = None
     witness: "Outputs | None" = None
+    statistics: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -72,6 +74,7 @@ class Outputs:
             None if self.others is None else change(self.others),
             None if self.assumed is None else change(self.assumed),
             None if self.witness is None else self.witness._each(change),
+            None if self.statistics is None else change(self.statistics),
         )
 
     @staticmethod
@@ -85,6 +88,7 @@ class Outputs:
             None if first.others is None else torch.cat([p.others for p in parts if p.others is not None]),
             None if first.assumed is None else torch.cat([p.assumed for p in parts if p.assumed is not None]),
             None if first.witness is None else Outputs.cat([p.witness for p in parts if p.witness is not None]),
+            None if first.statistics is None else torch.cat([p.statistics for p in parts if p.statistics is not None]),
         )
 
 

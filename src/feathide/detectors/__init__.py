@@ -6,6 +6,7 @@ from functools import partial
 from feathide.detectors.base import Detector
 from feathide.detectors.density import KernelDensity, MixtureEnergy, NearestNeighbours
 from feathide.detectors.guards import JointGaussian, RandomSubsets
+from feathide.detectors.image import PixelStatistics
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
@@ -34,6 +35,7 @@ __all__ = [
     "MaxSoftmax",
     "MixtureEnergy",
     "NearestNeighbours",
+    "PixelStatistics",
     "RandomSubsets",
     "SupportVectors",
     "TwoSided",
@@ -63,5 +65,6 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     TwoSided,
     partial(TwoSided, name="maha-two-sided", inner=Mahalanobis(combine="mean")),
     partial(TwoSided, name="energy-two-sided", inner=MixtureEnergy()),
+    PixelStatistics,
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

@@ -33,12 +33,14 @@ T = TypeVar("T")
 class Detector(ABC):
     """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
-    ``needs_dropout``, ``needs_witness``: whether ``score`` reads ``out.stochastic`` or ``out.witness``, so that whoever extracts outputs
-    knows to ask for it.
+    ``needs_dropout``, ``needs_witness``, ``needs_image``: whether ``score`` reads ``out.stochastic``, ``out.witness`` or ``out.statistics``, so that
+    whoever extracts outputs knows to ask for it. ``reads``: the space in which it looks, in words for people: "features", "logits", "image", or several.
     """
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = False
+    reads: str = "features"
 
     @property
     @abstractmethod

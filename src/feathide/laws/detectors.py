@@ -137,13 +137,16 @@ def untouched(make: Make) -> None:
 def differentiable(make: Make) -> None:
     """The gradient of a score is that of its formula (gradcheck in float64), and is not zero."""
     detector, out = make().fit(evidence()), mixed()[torch.tensor([0, 31])]
-    assert out.stochastic is not None
+    assert out.stochastic is not None and out.statistics is not None
     layers = list(out.features)
 
-    def scores(logits: Tensor, stochastic: Tensor, *features: Tensor) -> Tensor:
-        return detector.score(with_witness(Outputs(logits, dict(zip(layers, features, strict=True)), stochastic)))
+    def scores(logits: Tensor, stochastic: Tensor, statistics: Tensor, *features: Tensor) -> Tensor:
+        shown = Outputs(logits, dict(zip(layers, features, strict=True)), stochastic, statistics=statistics)
+        return detector.score(with_witness(shown))
 
-    leaves = [v.clone().requires_grad_() for v in (out.logits, out.stochastic, *out.features.values())]
+    leaves = [
+        v.clone().requires_grad_() for v in (out.logits, out.stochastic, out.statistics, *out.features.values())
+    ]
     found = scores(*leaves)
     if not found.requires_grad:
         raise NotApplicable("its scores have no gradient, so that attacks cannot aim at it; say so beside its numbers")
@@ -164,9 +167,9 @@ def dtype(make: Make) -> None:
 
 
 def asks_for_what_it_reads(make: Make) -> None:
-    """``needs_dropout`` and ``needs_witness`` say exactly what ``score`` reads; without it there is a message."""
+    """``needs_dropout``, ``needs_witness`` and ``needs_image`` say exactly what ``score`` reads; without it there is a message."""
     detector, whole = make().fit(evidence()), mixed()
-    for word, field in (("dropout", "stochastic"), ("witness", "witness")):
+    for word, field in (("dropout", "stochastic"), ("witness", "witness"), ("image", "statistics")):
         out = replace(whole, **{field: None})  # type: ignore[arg-type]
         if getattr(detector, f"needs_{word}"):
             raises(lambda out=out: detector.score(out), word)  # type: ignore[misc]
@@ -202,8 +205,11 @@ def not_a_number(make: Make) -> None:
     for part in ("train", "clean", "adversarial"):
         bad = replace(e, **{part: changed(lambda f: f * torch.nan, getattr(e, part))})  # type: ignore[arg-type]
         raises_or_scores(make, bad, mixed(), "finite", "nan")
-    out = changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed())
-    raises_or_scores(make, e, out, "finite", "nan")
+    for out in (
+        changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()),
+        replace(mixed(), statistics=mixed().logits.repeat(1, 3)[:, :5] * torch.nan),
+    ):
+        raises_or_scores(make, e, out, "finite", "nan")
 
 
 def missing_layer(make: Make) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.data.eps import parse_eps
 from feathide.errors import expected
 from feathide.models import Stem, build, check_network, load_network
+from feathide.residuals import VERSION, statistics
 from feathide.study.digest import FORMAT, digest
 from feathide.study.plan import slug
 from feathide.study.store import Store
@@ -22,6 +23,9 @@ from feathide.types import Box
 from feathide.weights import Taken, file_digest, load_weights, read_about, start_from, weights_digest
 
 __all__ = ["Networks"]
+
+Need = Literal["dropout", "witness", "image"]
+NEEDS: tuple[Need, ...] = get_args(Need)
 
 
 @dataclass(frozen=True)
@@ -181,20 +185,21 @@ class Networks(Subjects):
 
     @lru_cache(maxsize=16)  # noqa: B019
     def observing(self, detectors: tuple[str, ...]) -> FeatureClassifier:
-        """The classifier as these detectors read it: with dropout draws and a witness where one of them needs them."""
-        dropout, witness = (self.needs(what, detectors) for what in ("dropout", "witness"))
-        if not dropout and not witness:
+        """The classifier as these detectors read it: with dropout draws, a witness and statistics of the image where one of them needs them."""
+        dropout, witness, image = (self.needs(what, detectors) for what in NEEDS)
+        if not dropout and not witness and not image:
             return self.classifier
         return replace(
             self.classifier,
             dropout_samples=self.plan.dropout_samples if dropout else 0,
             witness=self.witness if witness else None,
+            statistics=statistics if image else None,
         )
 
-    def needs(self, what: Literal["dropout", "witness"], detectors: Sequence[str] | None = None) -> bool:
-        """Whether a detector, of the plan's unless said, reads dropout draws or a witness."""
+    def needs(self, what: Need, detectors: Sequence[str] | None = None) -> bool:
+        """Whether a detector, of the plan's unless said, reads dropout draws, a witness or the image itself."""
         made = [DETECTORS[d]() for d in (self.plan.detectors if detectors is None else detectors)]
-        return any(d.needs_dropout if what == "dropout" else d.needs_witness for d in made)
+        return any(getattr(d, f"needs_{what}") for d in made)
 
     # --- witness ------------------------------------------------------------------------------------------------------
 
@@ -230,4 +235,5 @@ class Networks(Subjects):
     def sight(self) -> list[str]:
         """What the guards read beyond a forward pass with its dropout draws."""
         dropout = [] if self.needs("dropout") else ["no dropout"]
-        return [*dropout, *([self.witness_key] if self.needs("witness") else [])]
+        witness = [self.witness_key] if self.needs("witness") else []
+        return [*dropout, *witness, *([VERSION] if self.needs("image") else [])]
