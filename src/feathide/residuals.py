@@ -16,7 +16,9 @@ QUIET = 2.0**-9  # below this a residual counts as quiet
 
 RESIDUALS = ("first", "second", "third", "mixed", "smooth")
 MEASURES = ("power", "size", "tails", "quiet", "runs")
-HAAR = tuple(f"haar {level} {band} {what}" for level in (1, 2) for band in ("edge", "corner") for what in ("power", "size"))
+HAAR = tuple(
+    f"haar {level} {band} {what}" for level in (1, 2) for band in ("edge", "corner") for what in ("power", "size")
+)
 NAMES = (
     *(f"{residual} {measure}" for residual in RESIDUALS for measure in MEASURES),
     *("variance mean", "variance middle", "variance spread", "gradient mean", "gradient spread"),
@@ -45,7 +47,7 @@ def statistics(x: Tensor) -> Tensor:
     for a in axes:
         mixed = mixed.diff(n=2, dim=a)
     mean, variance = neighbourhood(planes, axes)
-    inner = planes[(..., *[slice(1, -1)] * len(axes))]
+    inner = within(planes, axes)
     found = []
     for order in (1, 2, 3):
         each = [measures(planes.diff(n=order, dim=a), [a]) for a in axes]
@@ -59,7 +61,9 @@ def as_planes(x: Tensor) -> tuple[Tensor, list[int]]:
     long = [a for a in range(2, x.ndim) if x.shape[a] >= SHORTEST]
     if not long:
         raise expected(
-            f"image statistics need an axis of {SHORTEST} or more pixels", got=tuple(x.shape[2:]), do="leave the detector out"
+            f"image statistics need an axis of {SHORTEST} or more pixels",
+            got=tuple(x.shape[2:]),
+            do="leave the detector out",
         )
     short = [a for a in range(2, x.ndim) if a not in long]
     planes = x.permute(0, 1, *short, *long).flatten(1, 1 + len(short))
@@ -75,10 +79,11 @@ def neighbourhood(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
             v = (v.narrow(a, 0, n) + v.narrow(a, 1, n) + v.narrow(a, 2, n)) / 3
         return v
 
-    centred = x - x.flatten(2).mean(2).reshape(*x.shape[:2], *[1] * len(axes))  # the variance of small numbers keeps its digits
+    middle = x.flatten(2).mean(2).reshape(*x.shape[:2], *[1] * len(axes))
+    centred = x - middle  # the variance of small numbers keeps its digits
     centre = mean(centred)
     variance = (mean(centred.square()) - centre.square()).clamp_min(0)
-    return centre + (x - centred).flatten(2).mean(2).reshape(*x.shape[:2], *[1] * len(axes)), variance
+    return centre + middle, variance
 
 
 def measures(r: Tensor, axes: Sequence[int]) -> Tensor:
@@ -102,12 +107,19 @@ def follows(r: Tensor, axis: int) -> Tensor:
 
 def gradient(x: Tensor, axes: Sequence[int]) -> Tensor:
     """The squared length of the gradient, by central differences, at each inner pixel."""
-    total = torch.zeros_like(x[(..., *[slice(1, -1)] * len(axes))])
+    total = torch.zeros_like(within(x, axes))
     for a in axes:
         n = x.shape[a] - 2
         slope = (x.narrow(a, 2, n) - x.narrow(a, 0, n)) / 2
-        total = total + slope[(..., *(slice(None) if b == a else slice(1, -1) for b in axes))].square()
+        total = total + within(slope, [b for b in axes if b != a]).square()
     return total
+
+
+def within(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """``x`` without the first and the last pixel of each axis."""
+    for a in axes:
+        x = x.narrow(a, 1, x.shape[a] - 2)
+    return x
 
 
 def textures(variance: Tensor, slope: Tensor) -> Tensor:

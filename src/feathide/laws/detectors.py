@@ -144,9 +144,7 @@ def differentiable(make: Make) -> None:
         shown = Outputs(logits, dict(zip(layers, features, strict=True)), stochastic, statistics=statistics)
         return detector.score(with_witness(shown))
 
-    leaves = [
-        v.clone().requires_grad_() for v in (out.logits, out.stochastic, out.statistics, *out.features.values())
-    ]
+    leaves = [v.clone().requires_grad_() for v in (out.logits, out.stochastic, out.statistics, *out.features.values())]
     found = scores(*leaves)
     if not found.requires_grad:
         raise NotApplicable("its scores have no gradient, so that attacks cannot aim at it; say so beside its numbers")
