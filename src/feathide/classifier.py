@@ -20,7 +20,7 @@ from feathide.types import Box, Outputs
 __all__ = ["FeatureClassifier", "Pool", "channel_mean"]
 
 Pool = Callable[[Tensor], Tensor]
-Statistics = Callable[[Tensor], Tensor]
+Reading = Callable[[Tensor], Tensor]
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -65,7 +65,8 @@ class FeatureClassifier:
     ``witness``: a second classifier of the same images and classes, whose outputs stand in ``Outputs.witness``; for guards that compare the two.
 
     ``statistics``: a function of the images with the box mapped to [0, 1], (N, C, *S) -> (N, F), whose values stand in ``Outputs.statistics``; for
-    guards that read the image itself. ``feathide.residuals.statistics`` is one.
+    guards that read the image itself. ``feathide.residuals.statistics`` is one. ``squeezers``: functions of the images with what the network sees of them (the
+    window, else the box) mapped to [0, 1]; the logits of what they give stand in ``Outputs.squeezed``. ``feathide.squeezing.SQUEEZERS`` are some.
 
     ``precision``: "bf16" runs the network under autocast; logits and features come out as float32 either way.
     ``compile``: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the network, made at the first call with the weights of that
@@ -92,7 +93,8 @@ class FeatureClassifier:
     witness: "FeatureClassifier | None" = None
     precision: Literal["float32", "bf16"] = "float32"
     compile: str | None = None
-    statistics: Statistics | None = None
+    statistics: Reading | None = None
+    squeezers: Sequence[Reading] = ()
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
     _readouts: dict[str, ReadOut] = field(default_factory=dict, init=False, repr=False)
     _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
@@ -158,7 +160,15 @@ class FeatureClassifier:
         return {
             "witness": None if self.witness is None else self.witness(x),
             "statistics": None if self.statistics is None else _full(self.statistics((x - low) / (high - low))),
+            "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1) if self.squeezers else None,
         }
+
+    def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
+        """The logits of the images ``x`` once they are squeezed."""
+        low, high = self.window or self.box
+        z = self.prepared(low + (high - low) * squeeze((x.clamp(low, high) - low) / (high - low)))
+        raw = self._fast(self._names(z))(z)[0] if self.compile else logits_of(self.model(z), len(z))
+        return self._as_decision(raw)[0]
 
     def _refuse_training(self) -> None:
         if any(module.training for module in self._modules):
@@ -179,7 +189,7 @@ class FeatureClassifier:
 
     def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
         """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
-        narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None, statistics=None)
+        narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None, statistics=None, squeezers=())
         narrow._resolved["layers"] = tuple(n for n in self.names(x) if n in layers) if layers else ()
         narrow._readouts.update(self._readouts)
         return narrow

@@ -13,7 +13,6 @@ from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.detectors import Detector
 from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
-from feathide.residuals import VERSION
 from feathide.study.digest import digest
 from feathide.study.networks import Networks
 from feathide.study.packing import scored, unpacked
@@ -47,8 +46,7 @@ class Lab(Networks):
             parts.append("unit of the logits")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from, *(identity(d) for d in p.detectors if ":" in d)]
-            parts += [self.witness_key] if self.needs("witness") else []
-            parts += [VERSION] if self.needs("image") else []
+            parts += self.beside()
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
@@ -85,8 +83,7 @@ class Lab(Networks):
             detector,
             *([identity(detector)] if ":" in detector else []),
         ]
-        parts += [self.witness_key] if self.needs("witness", [detector]) else []
-        guard = digest([*parts, *([VERSION] if self.needs("image", [detector]) else [])])
+        guard = digest([*parts, *self.beside([detector])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 
     # --- what tasks have stored ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from feathide.types import Outputs
 
 __all__ = ["change", "packed", "scored", "unpacked"]
 
-BESIDE = ("stochastic", "others", "statistics")
+BESIDE = ("stochastic", "others", "statistics", "squeezed")
 
 
 def scored(detector: Detector, out: Outputs) -> np.ndarray:

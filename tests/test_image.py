@@ -1,0 +1,111 @@
+"""What guards read of the image itself: its statistics, its squeezed versions, and what the classifier shows of both."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import median_filter
+from torch import Tensor
+
+from feathide.classifier import FeatureClassifier
+from feathide.errors import InputError
+from feathide.laws.worlds import images, network
+from feathide.residuals import NAMES, statistics
+from feathide.squeezing import SQUEEZERS, BitDepth, Median
+from feathide.study.packing import packed, unpacked
+from feathide.types import Outputs
+
+SHAPES = [(1, 9), (3, 12, 11), (1, 8, 6, 7)]
+
+
+def named(x: Tensor) -> dict[str, Tensor]:
+    return dict(zip(NAMES, statistics(x).T, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_statistics_have_names_and_depend_on_their_image_only(shape: tuple[int, ...]) -> None:
+    x = images(5, shape, seed=0)
+    found = statistics(x)
+    assert found.shape == (5, len(NAMES)) and found.isfinite().all()
+    torch.testing.assert_close(torch.cat([statistics(x[i : i + 1]) for i in range(5)]), found)
+    torch.testing.assert_close(statistics(x.float()).double(), found, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_are_those_of_numpy() -> None:
+    x = images(4, (1, 10, 9), seed=1)
+    found, a = named(x), x[:, 0].numpy()
+    second = [np.diff(a, n=2, axis=axis).reshape(4, -1) for axis in (1, 2)]
+    power = np.mean([np.log((r**2).mean(1)) / 2 for r in second], 0)
+    tails = np.mean([np.log(((r**4).mean(1)) / (r**2).mean(1) ** 2) for r in second], 0)
+    np.testing.assert_allclose(found["second power"], power, atol=1e-4)
+    np.testing.assert_allclose(found["second tails"], tails, atol=1e-3)
+    window = np.lib.stride_tricks.sliding_window_view(a, (3, 3), axis=(1, 2))
+    np.testing.assert_allclose(found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-4)
+    smooth = (a[:, 1:-1, 1:-1] - window.mean((3, 4))).reshape(4, -1)
+    np.testing.assert_allclose(found["smooth power"], np.log((smooth**2).mean(1)) / 2, atol=1e-4)
+    slope = np.hypot(a[:, 2:, 1:-1] - a[:, :-2, 1:-1], a[:, 1:-1, 2:] - a[:, 1:-1, :-2]) / 2
+    np.testing.assert_allclose(found["gradient mean"], np.log(slope.mean((1, 2))), atol=1e-4)
+    corner = (a[:, :10:2, :8:2] - a[:, 1:10:2, :8:2] - a[:, :10:2, 1:8:2] + a[:, 1:10:2, 1:8:2]) / 2
+    np.testing.assert_allclose(found["haar 1 corner power"], np.log((corner**2).mean((1, 2))) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_statistics_are_differentiable_also_where_nothing_happens(shape: tuple[int, ...]) -> None:
+    assert torch.autograd.gradcheck(statistics, images(2, shape, seed=2).requires_grad_())
+    flat = torch.full((1, *shape), 0.5).double().requires_grad_()
+    (slope,) = torch.autograd.grad(statistics(flat).sum(), flat)
+    assert slope.isfinite().all()
+
+
+def test_a_volume_of_depth_one_is_an_image_and_noise_is_rough() -> None:
+    x = images(3, (1, 8, 9), seed=3)
+    torch.testing.assert_close(statistics(x[:, :, None]), statistics(x))
+    smooth = torch.linspace(0.3, 0.6, 9).double().expand(x.shape)
+    noisy = smooth + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for name in ("first power", "mixed size", "variance mean", "haar 1 corner power"):
+        assert (named(noisy)[name] > named(smooth)[name] + 0.1).all()
+
+
+def test_statistics_refuse_what_they_cannot_read() -> None:
+    with pytest.raises(InputError, match="4 or more pixels"):
+        statistics(torch.rand(1, 1, 3, 3))
+    with pytest.raises(InputError, match="finite"):
+        statistics(torch.full((1, 1, 8, 8), float("nan")))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [2, 3])
+def test_median_is_that_of_scipy(shape: tuple[int, ...], size: int) -> None:
+    x = images(2, shape, seed=4)
+    wanted = median_filter(x.numpy(), size=(1, 1, *[size] * (len(shape) - 1)), mode="reflect")
+    np.testing.assert_array_equal(Median(size)(x).numpy(), wanted)
+
+
+def test_bits_are_grey_levels_with_the_slope_of_the_identity() -> None:
+    x = torch.linspace(0, 1, 256).double().reshape(1, 1, 16, 16).requires_grad_()
+    found = BitDepth(3)(x)
+    np.testing.assert_allclose(found.detach().unique(), np.arange(8) / 7, atol=1e-12)
+    assert torch.equal(torch.autograd.grad(found.sum(), x)[0], torch.ones_like(x))
+    for wrong in (lambda: BitDepth(0), lambda: Median(1)):
+        with pytest.raises(InputError):
+            wrong()
+
+
+@pytest.mark.parametrize(("box", "window"), [((0.0, 1.0), None), ((-1000.0, 1000.0), (-200.0, 300.0))])
+def test_the_classifier_shows_statistics_and_squeezed_logits(
+    box: tuple[float, float], window: tuple[float, float] | None
+) -> None:
+    x = images(4, (3, 7, 6), seed=5)
+    low, high = window or box
+    at = low + (high - low) * x
+    classifier = FeatureClassifier(network((3, 7, 6), 3), ["first"], box=box, window=window)
+    assert classifier(at).statistics is None and classifier(at).squeezed is None
+    out = replace(classifier, statistics=statistics, squeezers=SQUEEZERS)(at)
+    assert out.statistics is not None and out.squeezed is not None
+    torch.testing.assert_close(out.statistics, statistics((at - box[0]) / (box[1] - box[0])))
+    wanted = [classifier(low + (high - low) * squeeze(x)).logits for squeeze in SQUEEZERS]
+    torch.testing.assert_close(out.squeezed, torch.stack(wanted, 1))
+    again = unpacked(packed(out.detach(), np.arange(4)))
+    assert again.statistics is not None and torch.equal(again[1:3].squeezed, out.squeezed[1:3])  # type: ignore[arg-type]
+    assert torch.equal(Outputs.cat([out, out]).statistics[4:], out.statistics)  # type: ignore[index]
