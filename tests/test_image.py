@@ -38,16 +38,16 @@ def test_statistics_are_those_of_numpy() -> None:
     second = [np.diff(a, n=2, axis=axis).reshape(4, -1) for axis in (1, 2)]
     power = np.mean([np.log((r**2).mean(1)) / 2 for r in second], 0)
     tails = np.mean([np.log(((r**4).mean(1)) / (r**2).mean(1) ** 2) for r in second], 0)
-    np.testing.assert_allclose(found["second power"], power, atol=1e-4)
+    np.testing.assert_allclose(found["second power"], power, atol=1e-3)
     np.testing.assert_allclose(found["second tails"], tails, atol=1e-3)
     window = np.lib.stride_tricks.sliding_window_view(a, (3, 3), axis=(1, 2))
-    np.testing.assert_allclose(found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-4)
+    np.testing.assert_allclose(found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-3)
     smooth = (a[:, 1:-1, 1:-1] - window.mean((3, 4))).reshape(4, -1)
-    np.testing.assert_allclose(found["smooth power"], np.log((smooth**2).mean(1)) / 2, atol=1e-4)
+    np.testing.assert_allclose(found["smooth power"], np.log((smooth**2).mean(1)) / 2, atol=1e-3)
     slope = np.hypot(a[:, 2:, 1:-1] - a[:, :-2, 1:-1], a[:, 1:-1, 2:] - a[:, 1:-1, :-2]) / 2
-    np.testing.assert_allclose(found["gradient mean"], np.log(slope.mean((1, 2))), atol=1e-4)
+    np.testing.assert_allclose(found["gradient mean"], np.log(slope.mean((1, 2))), atol=1e-3)
     corner = (a[:, :10:2, :8:2] - a[:, 1:10:2, :8:2] - a[:, :10:2, 1:8:2] + a[:, 1:10:2, 1:8:2]) / 2
-    np.testing.assert_allclose(found["haar 1 corner power"], np.log((corner**2).mean((1, 2))) / 2, atol=1e-4)
+    np.testing.assert_allclose(found["haar 1 corner power"], np.log((corner**2).mean((1, 2))) / 2, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -45,7 +45,11 @@ WORDS = {
 }  # best first
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
-SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
+SPELT = {
+    "worst+any": "the worst for each image",
+    "pgd-one-sided": "PGD, one-sided start",
+    "pgd-smooth": "PGD, low frequencies",
+}
 SPELT |= {"bu-logit": "BU of the logit", "kd-two-sided": "KD, two-sided", "maha-two-sided": "MAHA, two-sided"}
 SPELT["energy-two-sided"] = "mixture energy, two-sided"
 
