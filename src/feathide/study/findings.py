@@ -13,7 +13,7 @@ import torch
 from feathide.analysis.outliers import curves as outlier_curves
 from feathide.analysis.stress import stress_curve
 from feathide.analysis.transfer import transfer_curve
-from feathide.catalog import OBJECTIVES
+from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.data.eps import format_eps
 from feathide.metrics import proportion
 from feathide.report import Case, Run
@@ -69,6 +69,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         budgets=lab.budgets,
         counts=counts(lab),
         aims=effective_aims(lab),
+        reads={d: DETECTORS[d]().reads for d in plan.detectors},
     )
 
 
