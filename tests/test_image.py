@@ -8,13 +8,22 @@ import torch
 from scipy.ndimage import median_filter
 from torch import Tensor
 
+from feathide.attack import Attack
 from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
 from feathide.laws.worlds import images, network
 from feathide.residuals import NAMES, statistics
 from feathide.squeezing import SQUEEZERS, BitDepth, Median
+from feathide.study.lab import Lab
 from feathide.study.packing import packed, unpacked
+from feathide.study.parts import ObjectivePlan
+from feathide.study.plan import Cell, load_plan
+from feathide.study.run import audit
+from feathide.study.stages import attack_of
+from feathide.study.store import Store
 from feathide.types import Outputs
+from feathide.views import LowPass
+from test_audit import PLAN, write_npz
 
 SHAPES = [(1, 9), (3, 12, 11), (1, 8, 6, 7)]
 
@@ -109,3 +118,61 @@ def test_the_classifier_shows_statistics_and_squeezed_logits(
     again = unpacked(packed(out.detach(), np.arange(4)))
     assert again.statistics is not None and torch.equal(again[1:3].squeezed, out.squeezed[1:3])  # type: ignore[arg-type]
     assert torch.equal(Outputs.cat([out, out]).statistics[4:], out.statistics)  # type: ignore[index]
+
+
+CHANGES = {
+    "attacks": ["pgd", {"name": "pgd-smooth", "share": 0.4}],
+    "objectives": ["plain", "evade:pixel", "evade:squeeze"],
+    "detectors": ["maha", "pixel", "squeeze"],
+    "split": {"most": 16},
+    "gates": "off",
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A finished audit."""
+    folder = tmp_path_factory.mktemp("image")
+    plan = load_plan({"data": str(write_npz(folder / "patches.npz")), **PLAN, **CHANGES})
+    audit(plan, folder / "out")
+    return Lab(load_plan(folder / "out" / "plan.yaml"), Store(folder / "out"))
+
+
+def mean_score(lab: Lab, detector: str, attack: int, objective: str) -> float:
+    cell = Cell(lab.plan.attacks[attack], ObjectivePlan(name=objective), lab.budgets[0])
+    found = lab.detector(detector, lab.budgets[0]).score(lab.outputs(lab.condition(cell), "test")[0])
+    return float(found.mean())
+
+
+@pytest.mark.parametrize("detector", ["pixel", "squeeze"])
+def test_who_knows_a_guard_of_the_image_lowers_its_score(lab: Lab, detector: str) -> None:
+    assert mean_score(lab, detector, 0, f"evade:{detector}") < mean_score(lab, detector, 0, "plain") - 0.02
+
+
+def test_smooth_perturbations_are_less_conspicuous_in_the_image(lab: Lab) -> None:
+    assert mean_score(lab, "pixel", 1, "plain") < mean_score(lab, "pixel", 0, "plain") - 0.5
+
+
+def test_the_share_of_the_plan_reaches_the_attack(lab: Lab) -> None:
+    attack = attack_of(lab, Cell(lab.plan.attacks[1], ObjectivePlan(name="plain"), lab.budgets[0]), None)
+    assert isinstance(attack, Attack) and attack.limit == LowPass(0.4)
+
+
+def test_only_what_reads_the_image_is_shown_it_and_depends_on_it(lab: Lab) -> None:
+    assert lab.classifier.statistics is None and lab.observing(("maha",)) is lab.classifier
+    assert lab.observing(("pixel",)).statistics is not None and lab.observing(("pixel",)).squeezers == ()
+    assert lab.observing(("squeeze",)).statistics is None and lab.observing(("squeeze",)).squeezers == SQUEEZERS
+    without = Lab(load_plan(lab.plan.model_dump() | {"detectors": ["maha"], "objectives": ["plain"]}), lab.store)
+    assert without.outputs_key("clean", "test", 0) != lab.outputs_key("clean", "test", 0)
+    key = ("maha", lab.budgets[0], "clean", "test")
+    assert without.scores_key(*key) == lab.scores_key(*key)
+    assert lab.sight[1:] == lab.beside() and len(lab.beside(["pixel"])) == len(lab.beside(["squeeze"])) == 1
+    page = (lab.store.folder / "report.html").read_text()
+    assert '<td data-label="Reads">image, logits</td>' in page and "feature-space" not in page.split("</main>")[0]
+
+
+def test_a_share_of_frequencies_is_that_of_the_plan() -> None:
+    plan = load_plan({"data": "phantoms", "attacks": [{"name": "pgd-smooth", "share": 0.2}]})
+    assert plan.attacks[0].share == 0.2
+    with pytest.raises(InputError, match="belongs to pgd-smooth"):
+        load_plan({"data": "phantoms", "attacks": [{"name": "pgd", "share": 0.2}]})

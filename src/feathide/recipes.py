@@ -49,7 +49,7 @@ def pgd(threat: ThreatModel, *, hide: Objective | None = None, one_sided: bool =
     return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
 
 
-def pgd_smooth(threat: ThreatModel, *, hide: Objective | None = None, share: float = 0.25, **fields: Any) -> Attack:
+def pgd_smooth(threat: ThreatModel, *, hide: Objective | None = None, share: float = 0.5, **fields: Any) -> Attack:
     """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis: against guards that look for roughness in the image itself."""
     return _attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
 

@@ -78,7 +78,7 @@ class LowPass:
     """The part of a perturbation (N, C, *S) in the lowest ``share`` of the frequencies of each spatial axis (cosine transform), as in Guo et al. 2020 and
     Sharma et al. 2019: the orthogonal projection, at least one frequency an axis."""
 
-    share: float = 0.25
+    share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
