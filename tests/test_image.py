@@ -49,6 +49,9 @@ def test_statistics_are_those_of_numpy() -> None:
     tails = np.mean([np.log(((r**4).mean(1)) / (r**2).mean(1) ** 2) for r in second], 0)
     np.testing.assert_allclose(found["second power"], power, atol=1e-3)
     np.testing.assert_allclose(found["second tails"], tails, atol=1e-3)
+    along = [(np.diff(a, axis=axis), axis) for axis in (1, 2)]
+    runs = [(np.delete(d, 0, x) * np.delete(d, -1, x)).mean((1, 2)) / (d**2).mean((1, 2)) for d, x in along]
+    np.testing.assert_allclose(found["first runs"], np.mean(runs, 0), atol=1e-3)
     window = np.lib.stride_tricks.sliding_window_view(a, (3, 3), axis=(1, 2))
     np.testing.assert_allclose(found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-3)
     smooth = (a[:, 1:-1, 1:-1] - window.mean((3, 4))).reshape(4, -1)
