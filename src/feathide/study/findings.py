@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from feathide.analysis.outliers import curves as outlier_curves
-from feathide.catalog import OBJECTIVES
+from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.data.eps import format_eps
 from feathide.metrics import proportion
 from feathide.report import Case, Run
@@ -68,6 +68,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         budgets=lab.budgets,
         counts=counts(lab),
         aims=effective_aims(lab),
+        reads={d: DETECTORS[d]().reads for d in plan.detectors},
     )
 
 
