@@ -14,7 +14,19 @@ from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
-from feathide.report.verdict import FAILS, HOLDS, INVALID, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
+from feathide.report.verdict import (
+    ALARMS,
+    FAILS,
+    HOLDS,
+    INVALID,
+    LEVELS,
+    STRONG,
+    WORDS,
+    at_budget,
+    by_budget,
+    label,
+    verdict,
+)
 
 __all__ = ["Case", "Run", "render"]
 
@@ -60,7 +72,7 @@ def render(run: Run) -> str:
         card=json.dumps(plain(made), indent=1, ensure_ascii=False),
         words={**WORDS, "invalid": INVALID},
         levels=LEVELS,
-        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
+        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG, "alarms": ALARMS},
         browser=Markup(asset("browser.html")),
     )
 
