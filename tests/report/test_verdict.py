@@ -91,6 +91,16 @@ def test_who_knows_another_guard_proves_nothing_for_this_one(
     assert verdict(make(count=2, table=table_of(*rows))).word == word
 
 
+@pytest.mark.parametrize(("slips", "word"), [(0.0, "unproven"), (0.8, "fails")])
+def test_a_guard_through_which_no_gradient_leads_does_not_hold(
+    make: Callable[..., Run], slips: float, word: str
+) -> None:
+    table = table_of((*AWARE, slips, slips, slips + 0.02), (*AWARE[:3], "svm", 0.0, 0.0, 0.02))
+    found = {f.detector: f for f in verdict(make(count=2, table=table, masked={"kd": "it is flat"})).findings}
+    assert (found["kd"].word, found["svm"].word) == (word, "holds")
+    assert ("it is flat" in found["kd"].why) == (word == "unproven")
+
+
 def test_only_the_audited_budget_counts(make: Callable[..., Run]) -> None:
     whole_box = table_of((*AWARE, 1.0, 0.98, 1.0), eps=1.0)
     audited = table_of((*AWARE, 0.0, 0.0, 0.02))

@@ -34,11 +34,12 @@ class Detector(ABC):
     """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
     ``needs_dropout``, ``needs_witness``: whether ``score`` reads ``out.stochastic`` or ``out.witness``, so that whoever extracts outputs
-    knows to ask for it.
+    knows to ask for it. ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and hides it fails a gate.
     """
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
 
     @property
     @abstractmethod

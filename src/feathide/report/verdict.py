@@ -1,7 +1,7 @@
 """The verdict: what the table says about each guard, in the worst case over the attacks, in plain words.
 
 It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if
-somebody who knows the guard attacked it, if the attacks do fool the unguarded classifier, if it accepts images that
+somebody who knows the guard attacked it, if a gradient leads through it, if the attacks do fool the unguarded classifier, if it accepts images that
 nobody attacked, harmlessly changed ones too, and if no gate failed; a guard *fails* only if the lower end is high.
 """
 
@@ -149,7 +149,7 @@ def verdict(run: Run) -> Verdict:
     attacked images that fool the classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
-    while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
+    while no detector-aware attack was run against it or its gradient is ``run.masked``, and *undecided* while the attacks fool the unguarded classifier
     in less than ``STRONG`` of the cases, a gate failed, or it rejects more than
     ``ALARMS`` of clean or harmlessly changed images. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
@@ -158,7 +158,7 @@ def verdict(run: Run) -> Verdict:
     success = worst(rows[rows["metric"] == "success"])
     failed = [str(g["name"]) for g in run.gates if g["status"] == "fail"]
     found = [
-        _finding(str(d), part, success, failed, run.aims)
+        _finding(str(d), part, success, failed, run.aims, run.masked.get(str(d), ""))
         for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
     ]
     order = list(WORDS)
@@ -192,6 +192,7 @@ def _finding(
     success: Rate | None,
     failed: list[str],
     aims: Mapping[str, Sequence[str]],
+    masked: str = "",
 ) -> Finding | None:
     at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
@@ -202,7 +203,7 @@ def _finding(
         k == "detector-aware" and a != "worst" and detector in aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
-    word, why = _word(rates[10], aware, success, failed, _alarms(rows))
+    word, why = _word(rates[10], aware, success, failed, _alarms(rows), masked)
     plain = worst(at[10][at[10]["objective"] == "plain"])
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
 
@@ -217,7 +218,9 @@ def _alarms(rows: pd.DataFrame) -> str:
     return f"it also rejects harmlessly changed images: {', '.join(many)}" if many else ""
 
 
-def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str = "") -> tuple[str, str]:
+def _word(
+    rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str, masked: str
+) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
     if rate.low > HOLDS:
@@ -231,6 +234,8 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], alar
         return "undecided", alarms
     if success is None or success.value < STRONG:
         return "undecided", "the attacks are too weak to test it"
+    if masked:
+        return "unproven", f"attacks through it prove nothing: {masked}"
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:

@@ -79,8 +79,9 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
     box, and the attack on the surrogate;
     ``trace`` (S + 1, n); ``kept`` (n,): the share of a small ball that keeps the attack's decision; ``base/<objective>`` and
     ``double/<objective>`` (n,); ``rank/<objective>`` (D,): rank correlation of the hiding loss with each detector's score;
-    ``lower/<detector>`` (3, k): by how many spreads of clean scores the score of the first k images fell by its own gradient, by a search without
-    gradients and in the images that were made for other ends; NaN for the first where the score depends on no image by a gradient;
+    ``lower/<detector>`` (3, 2 k): by how many spreads of clean scores a score fell from the first k images, clean and attacked, by its own gradient, by a
+    search without gradients and in the images that were made for other ends; NaN for the first where no gradient leads from the score to the image;
+    ``undifferentiable/<detector>``: whether it says so;
     ``planted`` (m,): who found it with all detectors in the loop, ``planted/<detector>`` with one; ``batch/<detector>``: how far a score depends on its batch.
     """
     arrays = {f"flag/{name}": np.asarray(raised) for name, raised in _flags(trial).items()}
@@ -107,7 +108,8 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
     with torch.no_grad():
         out = trial.observer(trial.x).to("cpu")
     arrays |= {f"batch/{name}": np.asarray(_batch_gap(g.detector, out)) for name, g in trial.guards.items()}
-    return arrays | lowered(trial, others) | planted(trial)
+    arrays |= {f"undifferentiable/{n}": np.asarray(not g.detector.differentiable) for n, g in trial.guards.items()}
+    return arrays | lowered(trial, base[0], others) | planted(trial)
 
 
 def _run(
@@ -186,33 +188,33 @@ def _batch_gap(detector: Detector, out: Outputs) -> float:
 # --- the gradient of each guard ----------------------------------------------------------------------------------------
 
 
-def lowered(trial: Trial, others: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """How far each detector's score falls, ``lower/<detector>`` (3, k): whoever has its gradient does at least as well as a search without one (Square), and
-    as ``others``, images of the same cases that were made for other ends; those made against the other detectors are among them."""
-    k = min(LOOKED, len(trial.x))
-    few = replace(
-        trial,
-        x=trial.x[:k],
-        goal=trial.goal[slice(k)],
-        ids=trial.ids[:k],
-        mask=trial.mask if trial.mask is None or len(trial.mask) == 1 else trial.mask[:k],
-        grid=None,
-    )
+def lowered(trial: Trial, attacked: Tensor, others: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """How far each detector's score falls within the budget, ``lower/<detector>`` (3, 2 k): from the clean images, and from the ``attacked`` ones, which
+    the detector may find so suspicious that it is flat there. Whoever has its gradient does at least as well as a search without one (Square), and as
+    ``others``: images of the same cases that were made for other ends; those made against the other detectors and the clean ones are among them."""
+    k, threat, box = min(LOOKED, len(trial.x)), trial.attack.threat, trial.classifier.box
+    x = torch.cat([trial.x[:k], attacked[:k]])
+    mask = trial.mask if trial.mask is None or len(trial.mask) == 1 else trial.mask[:k].repeat(2, *[1] * (x.ndim - 1))
+    goal = Goal(trial.goal.source[:k].repeat(2), trial.goal.target[:k].repeat(2))
+    ids = [f"{side} {name}" for side in ("clean", "attacked") for name in trial.ids[:k]]
+    few = replace(trial, x=x, goal=goal, ids=ids, mask=mask, grid=None)
     own, blind = {}, {}
     for name, guard in trial.guards.items():
-        aim = Evade((guard.detector,), scales=(guard.scale,))
+        aim, seen = Evade((guard.detector,), scales=(guard.scale,)), _watcher(few, guard)
         if _leads(few, guard):
-            walk = pgd(trial.attack.threat, objective=aim, steps=WALK, step_size=0.25, decay="cosine")
-            own[name] = _run(few, walk, _watcher(few, guard))[0]
-        search = square(trial.attack.threat, objective=aim, queries=QUERIES, leave=never)
-        blind[name] = _run(few, search, _watcher(few, guard))[0]
+            walk = pgd(threat, objective=aim, steps=WALK, step_size=0.25, decay="cosine")
+            own[name] = _run(few, walk, seen)[0]
+        blind[name] = _run(few, square(threat, objective=aim, queries=QUERIES, leave=never), seen)[0]
+    shared = [image[:k].repeat(2, *[1] * (x.ndim - 1)) for image in (trial.x, *others)]
     found: dict[str, np.ndarray] = {}
     for name, guard in trial.guards.items():
-        clean = _scores(few, guard, few.x)
-        rest = [x[:k] for x in others] + [x for n, x in own.items() if n != name]
-        least = np.min([_scores(few, guard, x) for x in rest], axis=0) if rest else clean
-        first = _scores(few, guard, own[name]) if name in own else np.full(k, np.nan)
-        found[f"lower/{name}"] = (clean - np.stack([first, _scores(few, guard, blind[name]), least])) / guard.scale
+        rest = shared + [image for n, image in own.items() if n != name]
+        near = [x + threat.project(image - x, x, box) for image in rest]  # what lies outside the ball, at its rim
+        least = np.min([_scores(few, guard, image) for image in near], axis=0)
+        first = _scores(few, guard, own[name]) if name in own else np.full(2 * k, np.nan)
+        found[f"lower/{name}"] = (
+            _scores(few, guard, x) - np.stack([first, _scores(few, guard, blind[name]), least])
+        ) / guard.scale
     return found
 
 
@@ -338,7 +340,7 @@ def probe_key(lab: Lab) -> str:
     """Where the probes of a lab are stored."""
     p = lab.plan
     parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
-    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, surrogate_key(lab), *lab.sight])}"
+    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, LOOKED, WALK, QUERIES, surrogate_key(lab), *lab.sight])}"
 
 
 def probe_tasks(lab: Lab) -> list[Task]:
