@@ -98,7 +98,7 @@ GATES: dict[str, Gate] = {
 CHECKS: dict[str, tuple[str, ...]] = {  # the checks that ask the question of one gate; the others are their own
     "gradient": ("slope", "logits"),
     "weaker attacks do worse": ("one step", "noise", "transfer", "budgets"),
-    "converged": ("twice the steps", "loss at rest"),
+    "converged": ("steps", "loss at rest"),
     "success as counted": ("stable", "silent"),
     "knowing the guard helps": ("hiding loss", "aware and oblivious", "effect"),
     "test part untouched": ("patients", "test and calibrate", "thresholds"),
@@ -166,14 +166,14 @@ def judge_probes(a: Arrays) -> dict[str, Judged]:
     share = {name: float(a[name].mean()) for name in ("noise", "single", "base", "double", "whole", "transfer")}
     blind = float((a["gradient"] <= 0).mean())
     return {
-        "deterministic network": _flag(a, "random"),
-        "logits": _flag(a, "probabilities"),
+        "deterministic network": _flag(a, "random", "two passes agree", "two passes differ"),
+        "logits": _flag(a, "probabilities", "outputs leave [0, 1]", "outputs stay in [0, 1]"),
         "slope": ("fail" if blind or a["flag/blind"] else "pass", f"{blind:.0%} of {n} images have no slope"),
         "unbounded attack": _least(share["whole"], 1.0, n, f"{share['whole']:.0%} of {n} images at eps = the whole box"),
         "one step": _least(share["base"], share["single"], n, f"{share['base']:.0%} against {share['single']:.0%} of {n} images"),
         "noise": _above_noise(share["base"], share["noise"], n),
         "transfer": _above_transfer(share["base"], share["transfer"], share["noise"], n),
-        "twice the steps": _converged(a, n),
+        "steps": _converged(a, n),
         "loss at rest": _at_rest(a),
         "stable": _stable(a),
         "planted point": _found(a["planted"]),
@@ -183,8 +183,8 @@ def judge_probes(a: Arrays) -> dict[str, Judged]:
     }  # fmt: skip
 
 
-def _flag(a: Arrays, name: str) -> Judged:
-    return ("fail", "so it is") if a[f"flag/{name}"] else ("pass", "not so")
+def _flag(a: Arrays, name: str, fine: str, wrong: str) -> Judged:
+    return ("fail", wrong) if a[f"flag/{name}"] else ("pass", fine)
 
 
 def _least(value: float, least: float, n: int, detail: str) -> Judged:
