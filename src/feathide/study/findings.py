@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 
 from feathide.analysis.outliers import curves as outlier_curves
-from feathide.analysis.stress import stress_curve
-from feathide.analysis.transfer import transfer_curve
 from feathide.catalog import OBJECTIVES
 from feathide.data.eps import format_eps
 from feathide.metrics import proportion
 from feathide.report import Case, Run
+from feathide.report.curves import stress_curve, transfer_curve
 from feathide.study.caveats import caveats_of
 from feathide.study.gates import effective_aims, masked_in
 from feathide.study.lab import Lab, noisy_at
