@@ -1,6 +1,7 @@
 """The whole straight line on small generated images: a plan in, a folder of results out."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ from typer.testing import CliRunner
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.models import Arch
+from feathide.report import verdict
 from feathide.study.check import check_plan
-from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
+from feathide.study.findings import run_of
+from feathide.study.gates import masked_in
+from feathide.study.lab import FALSE_ALARMS, Lab, lab_of, noisy_at
 from feathide.study.learnt import learnt
 from feathide.study.packing import scored
 from feathide.study.plan import load_plan
+from feathide.study.probes import probe_key
 from feathide.study.run import audit
 from feathide.study.stages import attack_rows, cells, decode
 from feathide.study.store import Store
-from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
+from feathide.study.table import COLUMNS, found_in, scores_in, table_of, thresholds_of
 
 EPS = 16 / 255
 
@@ -130,6 +135,46 @@ def test_only_correct_images_are_attacked(lab: Lab) -> None:
     out, rows = lab.outputs("clean", "test")
     right = set(rows[out.predicted.numpy() == lab.labels[rows]]) & set(lab.attacked("test"))
     assert all(set(found_in(lab, c).rows) == right for c in cells(lab))
+
+
+def test_a_guard_that_memorised_held_out_images_does_not_hold(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows the clean and the noisy images of both parts, and calls everything else suspicious: nothing slips past it, nor any shifted image."""
+    known = {"clean", *map(noisy_at, lab.budgets)}
+
+    def memorised(
+        lab: Lab, detector: str, eps: float, condition: str, part: str, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        score = scores_in(lab, detector, eps, condition, part, rows)
+        return score if detector != "kd" else np.full(len(score), float(condition not in known))
+
+    monkeypatch.setattr("feathide.study.table.scores_in", memorised)
+    table = table_of(lab)
+    slips = table.metric.str.startswith("slips_through") & (table.detector == "kd")
+    assert table[slips].value.max() == 0
+    table.loc[slips, "high"] = 0.02  # as with many images
+    found = {f.detector: f for f in verdict(run_of(lab, table)).findings}
+    assert found["kd"].word == "undecided"
+    assert found["kd"].why.startswith("it also rejects harmlessly changed images: 100.0 %")
+
+
+def test_a_guard_whose_gradient_is_hidden_is_named_in_the_run(
+    lab: Lab, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_of(lab, table).masked == {}
+    probes = dict(lab.store.load(probe_key(lab)))
+    names = [k.removeprefix("lower/") for k in probes if k.startswith("lower/")]
+    assert sorted(names) == sorted(lab.plan.detectors)
+    fall = probes["lower/kd"]
+    probes["lower/kd"] = np.stack([np.full(fall.shape[1], np.nan), *fall[1:]])
+    monkeypatch.setattr(Store, "load", lambda self, key: probes)
+    assert set(masked_in(lab)) == {"kd"}
+    searched = replace(
+        lab,
+        plan=lab.plan.model_copy(update={"attacks": load_plan({"data": "phantoms", "attacks": ["square"]}).attacks}),
+    )
+    assert set(masked_in(searched)) == {"kd"}  # it promised a gradient
+    probes["undifferentiable/kd"] = np.asarray(True)
+    assert masked_in(searched) == {} and set(masked_in(lab)) == {"kd"}
 
 
 def test_split_most_limits_what_is_attacked_and_nothing_else(lab: Lab, table: pd.DataFrame) -> None:

@@ -93,6 +93,16 @@ def test_who_knows_another_guard_proves_nothing_for_this_one(
     assert verdict(make(count=2, table=table_of(*rows))).word == word
 
 
+@pytest.mark.parametrize(("slips", "word"), [(0.0, "unproven"), (0.8, "fails")])
+def test_a_guard_through_which_no_gradient_leads_does_not_hold(
+    make: Callable[..., Run], slips: float, word: str
+) -> None:
+    table = table_of((*AWARE, slips, slips, slips + 0.02), (*AWARE[:3], "svm", 0.0, 0.0, 0.02))
+    found = {f.detector: f for f in verdict(make(count=2, table=table, masked={"kd": "it is flat"})).findings}
+    assert (found["kd"].word, found["svm"].word) == (word, "holds")
+    assert ("it is flat" in found["kd"].why) == (word == "unproven")
+
+
 def test_only_the_audited_budget_counts(make: Callable[..., Run]) -> None:
     whole_box = table_of((*AWARE, 1.0, 0.98, 1.0), eps=1.0)
     audited = table_of((*AWARE, 0.0, 0.0, 0.02))
@@ -191,3 +201,36 @@ def test_one_function_resolves_the_aim_of_an_objective() -> None:
     }
     aims = {key: plan.aimed_at(audited) for key, plan in plans.items()}
     assert aims == {"all": audited, "by name": ("maha",), "by option": ("dnn",), "built for": ("kd",), "nobody": ()}
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "word"),
+    [
+        ("false_alarms_fpr10_shifted_rotation", 0.98, "undecided"),
+        ("false_alarms_fpr10_noise", 0.98, "undecided"),
+        ("false_alarms_fpr10", 0.98, "undecided"),
+        ("false_alarms_fpr10_shifted_gamma", 0.29, "holds"),  # what many images leave possible
+        ("false_alarms_fpr10_jpeg-10", 0.98, "holds"),  # an archive that spoils images is not harmless
+        ("false_alarms_fpr5_noise", 0.98, "holds"),
+    ],
+)
+@pytest.mark.parametrize(("slips", "bad"), [(0.0, "undecided"), (0.8, "fails")])
+def test_a_guard_that_rejects_harmless_images_does_not_hold(
+    make: Callable[..., Run], metric: str, low: float, word: str, slips: float, bad: str
+) -> None:
+    row = (*AWARE, slips, slips, slips + 0.02)
+    table = table_of(row)
+    alarms = {
+        "knowledge": "none",
+        "attack": "",
+        "objective": "",
+        "metric": metric,
+        "value": 1.0,
+        "low": low,
+        "high": 1.0,
+    }
+    table = pd.concat([table, table.iloc[[-1]].assign(**alarms)])
+    finding = verdict(make(count=2, table=table)).findings[0]
+    assert finding.word == (bad if slips else word)
+    if (slips, word) == (0.0, "undecided"):
+        assert finding.why.startswith("it also rejects harmlessly changed images: 100.0 % (98.0–100.0) ")

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class SklearnDetector(Detector):
     score = its probability of 1. Scores have no gradient: such a detector can be audited, but not attacked through.
     """
 
+    differentiable: ClassVar[bool] = False
     estimator: Any
     name: str = ""
     layers: Layers = "last"
@@ -64,6 +65,7 @@ class PytorchOODDetector(Detector):
     labels, in float32. Higher is more suspicious there too. The gradient is whatever pytorch-ood passes on.
     """
 
+    differentiable: ClassVar[bool] = False  # not of all of them
     detector: Any
     name: str = ""
     layer: str = "last"

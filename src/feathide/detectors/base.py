@@ -36,10 +36,12 @@ class Detector(ABC):
     ``needs_dropout``, ``needs_witness``, ``needs_statistics``, ``needs_squeezed``: whether ``score`` reads ``out.stochastic``, ``out.witness``,
     ``out.statistics`` or ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces in which it looks, which reports
     say beside it; whoever asks the network about other images than the one that was sent reads "image" and "logits". The predicted class is read by all.
+    ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and hides it fails a gate.
     """
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = False
     needs_squeezed: ClassVar[bool] = False
 

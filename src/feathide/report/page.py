@@ -15,6 +15,7 @@ from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
 from feathide.report.verdict import (
+    ALARMS,
     FAILS,
     HOLDS,
     INVALID,
@@ -74,6 +75,7 @@ def render(run: Run) -> str:
         levels=LEVELS,
         reads=bool(run.reads),
         rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
+        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG, "alarms": ALARMS},
         browser=Markup(asset("browser.html")),
     )
 

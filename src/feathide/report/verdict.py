@@ -1,8 +1,8 @@
 """The verdict: what the table says about each guard, in the worst case over the attacks, in plain words.
 
 It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if
-somebody who knows the guard attacked it, if the attacks do fool the unguarded classifier, and if no gate failed; a
-guard *fails* only if the lower end is high.
+somebody who knows the guard attacked it, if a gradient leads through it, if the attacks do fool the unguarded classifier, if it accepts images that
+nobody attacked, harmlessly changed ones too, and if no gate failed; a guard *fails* only if the lower end is high.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from feathide.report.results import Run
 from feathide.spelling import aimed_at
 
 __all__ = [
+    "ALARMS",
     "FAILS",
     "HOLDS",
     "INVALID",
@@ -36,6 +37,7 @@ LEVELS = (10, 5, 1)  # false alarms, per cent
 HOLDS = 0.05  # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every attack
 FAILS = 0.50  # and fails if the lower end is at least this, under one attack
 STRONG = 0.90  # attacks that fool the unguarded classifier less often than this say little about the guard
+ALARMS = 0.30  # a guard whose false alarms on harmlessly changed images lie above this, the lower end, does not hold: three times what was asked for
 INVALID = "no evidence"  # the word of a run in which a sanity check failed
 WORDS = {
     "holds": "holds",
@@ -154,8 +156,9 @@ def verdict(run: Run) -> Verdict:
     attacked images that fool the classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
-    while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
-    in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard, or "invalid"
+    while no detector-aware attack was run against it or its gradient is ``run.masked``, and *undecided* while the attacks fool the unguarded classifier
+    in less than ``STRONG`` of the cases, a gate failed, or it rejects more than
+    ``ALARMS`` of clean or harmlessly changed images. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
@@ -206,13 +209,25 @@ def _finding(
         k == "detector-aware" and a != "worst" and detector in run.aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
-    word, why = _word(rates[10], aware, success, failed)
+    word, why = _word(rates[10], aware, success, failed, _alarms(rows), run.masked.get(detector, ""))
     plain = worst(at[10][at[10]["objective"] == "plain"])
     reads = tuple(run.reads.get(detector, ()))
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware, reads)
 
 
-def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
+def _alarms(rows: pd.DataFrame) -> str:
+    """What a guard makes of images that nobody attacked, where it rejects too many of them at 10 %: "" or the reason why it does not hold."""
+    named = {"false_alarms_fpr10": "as they are", "false_alarms_fpr10_noise": "under noise of the budget"}
+    shifted = "false_alarms_fpr10_shifted_"
+    named |= {m: f"under {m.removeprefix(shifted)}" for m in rows["metric"].unique() if m.startswith(shifted)}
+    found = {said: worst(rows[rows["metric"] == metric]) for metric, said in named.items()}
+    many = [f"{rate} {said}" for said, rate in found.items() if rate is not None and rate.low > ALARMS]
+    return f"it also rejects harmlessly changed images: {', '.join(many)}" if many else ""
+
+
+def _word(
+    rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str, masked: str
+) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
     if rate.low > HOLDS:
@@ -222,8 +237,12 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> t
             "undecided",
             f"{rate.n} images leave everything from {percent(rate.low)} to {percent(rate.high)} % possible",
         )
+    if alarms:
+        return "undecided", alarms
     if success is None or success.value < STRONG:
         return "undecided", "the attacks are too weak to test it"
+    if masked:
+        return "unproven", f"attacks through it prove nothing: {masked}"
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:

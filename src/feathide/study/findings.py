@@ -17,7 +17,7 @@ from feathide.metrics import proportion
 from feathide.report import Case, Run
 from feathide.report.curves import stress_curve, transfer_curve
 from feathide.study.caveats import caveats_of
-from feathide.study.gates import effective_aims
+from feathide.study.gates import effective_aims, masked_in
 from feathide.study.lab import Lab, noisy_at
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
@@ -69,6 +69,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         counts=counts(lab),
         aims=effective_aims(lab),
         reads={d: DETECTORS[d]().reads for d in plan.detectors},
+        masked=masked_in(lab),
     )
 
 
