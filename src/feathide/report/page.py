@@ -74,7 +74,6 @@ def render(run: Run) -> str:
         words={**WORDS, "invalid": INVALID},
         levels=LEVELS,
         reads=bool(run.reads),
-        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
         rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG, "alarms": ALARMS},
         browser=Markup(asset("browser.html")),
     )
