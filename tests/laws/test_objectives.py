@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
-from feathide.geometry import Noise
+from feathide.geometry import Linf, Noise
 from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
 from feathide.mixture import MixtureBank
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
+from feathide.recipes import pgd
+from feathide.study.plan import load_plan
 from feathide.types import Goal, Outputs
 from laws.worlds import World, fooling, objectives, world
 
@@ -140,13 +143,60 @@ def test_hfc_in_a_plan_chooses_layers_by_name_and_width(options: dict, layers: s
 
 def test_o3_hfc_is_the_weighted_sum_of_energies_under_the_target_class() -> None:
     out = elsewhere()
-    value = bound(HFC(W.bank, layers=("relu#0", "relu#1"), weights=(2.0, 0.5)))(out)
+    value = bound(HFC(W.bank, layers=("relu#0", "relu#1"), weights=(2.0, 0.5), floor="none"))(out)
     for i in range(4):
         t = int(W.goal.target[i])
         energies = [W.bank.mixtures[n][t].energy(out.features[n][i : i + 1]).item() for n in ("relu#0", "relu#1")]
         assert value[i].item() == pytest.approx(2.0 * energies[0] + 0.5 * energies[1])
-    whole = bound(HFC(W.bank))(out)
+    whole = bound(HFC(W.bank, floor="none"))(out)
     torch.testing.assert_close(whole, W.bank.energy(out, W.goal.target).sum(1))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("floor", "quantile"), [("median", 0.5), (0.25, 0.25), (0, 0.0), (1.0, 1.0)])
+def test_o3_the_floor_of_hfc_is_a_quantile_of_the_clean_energies(floor: Any, quantile: float, soft: bool) -> None:
+    out, names, weights = elsewhere(), ("relu#0", "relu#1"), (2.0, 0.5)
+    value = bound(HFC(W.bank, layers=names, weights=weights, soft=soft, floor=floor))(out)
+    for i in range(4):
+        t, total = int(W.goal.target[i]), 0.0
+        for name, weight in zip(names, weights, strict=True):
+            mixture, own = W.bank.mixtures[name][t], W.reference.features[name][W.labels == t]
+            least = mixture.energy(own, soft=soft).quantile(quantile)
+            total += weight * max(float(mixture.energy(out.features[name][i : i + 1], soft=soft) - least), 0.0)
+        assert value[i].item() == pytest.approx(total, rel=1e-9, abs=1e-12)
+
+
+def test_o3_a_layer_at_its_floor_is_left_alone() -> None:
+    out, names = elsewhere(), W.bank.layers
+    leaves = [out.features[n].clone().requires_grad_() for n in names]
+    loss = bound(HFC(W.bank))
+
+    def hide(*features: torch.Tensor) -> torch.Tensor:
+        return loss(replace(out, features=dict(zip(names, features, strict=True))))
+
+    assert torch.autograd.gradcheck(hide, leaves)
+    above = W.bank.energy(out, W.goal.target) > W.bank.usual(W.goal.target)
+    assert bool(above.any()) and not bool(above.all())
+    gradients = torch.autograd.grad(hide(*leaves).sum(), leaves)
+    moved = torch.stack([g.ne(0).any(1) for g in gradients], 1)
+    assert torch.equal(moved, above)
+
+
+def test_with_the_floor_hidden_images_are_as_normal_as_clean_ones_and_without_it_more_so() -> None:
+    w = world((3, 7, 6), 2)
+    x = images(60, (3, 7, 6), seed=9)
+    source = w.classifier.extract(x).predicted
+    goal, ids = Goal(source, 1 - source), [str(i) for i in range(60)]
+    usual = w.bank.usual(goal.target)
+
+    def ratios(floor: Any) -> torch.Tensor:
+        attack = pgd(Linf(0.1), steps=60, decay="cosine", hide=30.0 * HFC(w.bank, floor=floor))
+        seen = w.classifier.extract(attack(w.classifier, x, goal, ids=ids).adversarial)
+        return (w.bank.energy(seen, goal.target) / usual).median(0).values
+
+    with_floor, without = ratios("median"), ratios("none")
+    assert bool((with_floor > 0.7).all() and (with_floor < 1.1).all()), with_floor
+    assert bool((without < 0.3).all()), without
 
 
 @pytest.mark.parametrize("pick", ["random", "closest"])
@@ -218,6 +268,10 @@ def test_a_finding_is_attacked_while_the_others_stay() -> None:
         (Guide(W.reference, W.labels[:-1]), "two or more guides with one label each"),
         (Guide(W.reference, torch.zeros_like(W.labels)), "clean images of every target class as guides"),
         (Guide(replace(W.reference, features={}), W.labels), "unknown layer 'first'"),
+        (
+            HFC(MixtureBank(W.bank.mixtures)),
+            "must know the energies of the clean images that they were fitted to, got none; make them with MixtureBank.fit, or ask HFC for floor='none'",
+        ),
         (Drift("middle"), "unknown layer 'middle'"),
         (DLR(rank=5), "rank must be 1 to 4, got 5"),
     ],
@@ -242,6 +296,18 @@ def test_refused_targets_without_a_mixture() -> None:
     two = world((3, 7, 6), 2)
     with pytest.raises(InputError, match=r"targets of the mixtures' classes \[0, 1\], got"):
         HFC(two.bank).bind(W.classifier.extract(W.x), Goal(W.goal.source, torch.full((4,), 4)), Noise(0, W.ids))
+
+
+@pytest.mark.parametrize("floor", ["mean", "0.5", -0.1, 1.5, True, None, math.nan])
+def test_refused_floors(floor: Any) -> None:
+    message = (
+        "the floor of HFC must be median, none or a quantile in .0, 1., got .*; say floor: none for the paper's form"
+    )
+    with pytest.raises(InputError, match=message):
+        HFC(W.bank, floor=floor)
+    with pytest.raises(InputError, match=message):
+        load_plan({"data": "phantoms", "objectives": [{"name": "hfc-scheduled", "options": {"floor": floor}}]})
+    load_plan({"data": "phantoms", "objectives": [{"name": "hfc", "options": {"floor": 0.25}}]})
 
 
 def test_refused_evasion_of_nothing() -> None:

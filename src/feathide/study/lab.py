@@ -39,7 +39,7 @@ class Lab(Networks):
         needs = OBJECTIVES[cell.objective.kind].needs
         parts = [self.base, cell, p.norm, p.walk, *self.division, p.batch_size]
         if needs == "bank":
-            parts.append(p.mixture)
+            parts += [p.mixture, "floor"]
         if ":" in cell.attack.name:
             parts.append(identity(cell.attack.name))
         if needs and ":" not in cell.attack.name:
@@ -120,7 +120,7 @@ class Lab(Networks):
 
     @cached_property
     def mixture_key(self) -> str:
-        return f"mixtures/{digest([self.base, self.plan.mixture, 'one file'])}"
+        return f"mixtures/{digest([self.base, self.plan.mixture, 'clean energies'])}"
 
     def evidence(self, eps: float) -> Evidence:
         """What the detectors learn from: rows of the fit part that the classifier gets right, as they are, noisy and attacked."""

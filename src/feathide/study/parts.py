@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from feathide.errors import expected, unknown
-from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, separated, spelled
+from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, floor_of, separated, spelled
 
 __all__ = [
     "AttackPlan",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 AIMED = ("evade", "selective", "orthogonal")
+FLOORED = ("hfc", "hfc-scheduled")
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1, le=2**15)]  # of an image: its square just fits into 4 GiB
@@ -260,6 +261,12 @@ class ObjectivePlan(Part):
         if detector and (kind not in AIMED or detector not in DETECTORS):
             raise unknown("objective", name, [f"{k}:{d}" for k in AIMED for d in DETECTORS])
         return name
+
+    @model_validator(mode="after")
+    def _floored(self) -> "ObjectivePlan":
+        if self.kind in FLOORED:
+            floor_of(self.options.get("floor", "median"))
+        return self
 
     @property
     def kind(self) -> str:
