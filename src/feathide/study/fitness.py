@@ -36,7 +36,7 @@ def check_fitness(lab: Lab) -> None:
     x = lab.images(lab.rows("train")[:2]).requires_grad_()
     with torch.enable_grad():
         out = lab.classifier(x)
-    if not out.logits.requires_grad:
+    if not out.logits.requires_grad or any("no gradient" in caveat for caveat in lab.check_classifier()):
         _without_gradients(lab)
     if not out.features:
         _without_features(lab, out.logits.shape[1])
