@@ -15,7 +15,7 @@ from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
 from feathide.mixture import MixtureBank
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
-from feathide.recipes import pgd
+from feathide.recipes import bim, pgd
 from feathide.study.plan import load_plan
 from feathide.types import Goal, Outputs
 from laws.worlds import World, fooling, objectives, world
@@ -149,7 +149,15 @@ def test_o3_hfc_is_the_weighted_sum_of_energies_under_the_target_class() -> None
         energies = [W.bank.mixtures[n][t].energy(out.features[n][i : i + 1]).item() for n in ("relu#0", "relu#1")]
         assert value[i].item() == pytest.approx(2.0 * energies[0] + 0.5 * energies[1])
     whole = bound(HFC(W.bank, floor="none"))(out)
-    torch.testing.assert_close(whole, W.bank.energy(out, W.goal.target).sum(1))
+    assert torch.equal(
+        whole, W.bank.energy(out, W.goal.target).sum(1)
+    )  # to the last bit: the paper's form has no floor
+
+
+def test_without_a_floor_a_bank_need_not_know_the_clean_energies() -> None:
+    """Mixtures of an older file have none."""
+    old, out = MixtureBank(W.bank.mixtures), elsewhere()
+    assert torch.equal(bound(HFC(old, floor="none"))(out), bound(HFC(W.bank, floor="none"))(out))
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -180,6 +188,45 @@ def test_o3_a_layer_at_its_floor_is_left_alone() -> None:
     gradients = torch.autograd.grad(hide(*leaves).sum(), leaves)
     moved = torch.stack([g.ne(0).any(1) for g in gradients], 1)
     assert torch.equal(moved, above)
+
+
+def test_the_floor_of_an_image_depends_on_no_other() -> None:
+    out, loss = elsewhere(), bound(HFC(W.bank))
+    for i in range(4):
+        alone = HFC(W.bank).bind(out[[i]], Goal(W.goal.source[[i]], W.goal.target[[i]]), Noise(0, W.ids[i : i + 1]))
+        assert alone(out[[i]]).item() == pytest.approx(loss(out)[i].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_hfc_moves_no_image_that_is_at_its_floors_and_none_to_below_them(soft: bool) -> None:
+    """Descent of HFC alone: images whose layers all lie at or below their floors stay to the last bit; others come down to the floors and stop there."""
+    w = world((3, 7, 6), 2)
+    bank, x = MixtureBank.fit(w.reference, w.labels), images(60, (3, 7, 6), seed=9)
+    clean = w.classifier.extract(x)
+    goal, ids = Goal(1 - clean.predicted, clean.predicted), [str(i) for i in range(60)]  # the class that they are of
+    hfc, floor = HFC(bank, soft=soft, floor=0.9), bank.usual(goal.target, 0.9, soft=soft)
+    inside = (bank.energy(clean, goal.target, soft=soft) <= floor).all(1)
+    assert bool(inside.any()) and not bool(inside.all())
+    found = bim(Linf(0.1), steps=5, objective=hfc)(w.classifier, x, goal, ids=ids)
+    assert torch.equal(found.adversarial[inside], x[inside])
+    assert bool((found.adversarial != x).flatten(1).any(1)[~inside].all())
+
+    loss, features = hfc.bind(clean, goal, Noise(0, tuple(ids))), dict(clean.features)
+    for _ in range(400):  # a step takes a hundredth of the energy at most, since energies are convex
+        leaves = [f.clone().requires_grad_() for f in features.values()]
+        now = replace(clean, features=dict(zip(features, leaves, strict=True)))
+        gradients = torch.autograd.grad(loss(now).sum(), leaves)
+        energy = bank.energy(now, goal.target, soft=soft).detach().T[..., None]
+        steps = [
+            0.01 * e * g / g.square().sum(1, keepdim=True).clamp_min(1e-300)
+            for e, g in zip(energy, gradients, strict=True)
+        ]
+        features = {n: f - s for (n, f), s in zip(features.items(), steps, strict=True)}
+    before, after = (bank.energy(o, goal.target, soft=soft) for o in (clean, replace(clean, features=features)))
+    below = before <= floor
+    assert torch.equal(after[below], before[below])
+    assert bool((after >= 0.99 * floor)[~below].all())
+    assert float((after / floor)[~below].quantile(0.5)) < 1.02 < float((before / floor)[~below].quantile(0.5))
 
 
 def test_with_the_floor_hidden_images_are_as_normal_as_clean_ones_and_without_it_more_so() -> None:

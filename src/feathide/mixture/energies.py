@@ -115,8 +115,6 @@ class _Energies(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        if weight.stride(1) == 0:  # the gradient of a sum over layers
-            weight = weight[:, :1]
-        else:
-            weight = weight.index_select(1, ctx.layer)
+        summed = weight.stride(1) == 0  # the gradient of a sum over layers
+        weight = weight[:, :1] if summed else weight.index_select(1, ctx.layer)
         return gradient * weight, None, None, None
