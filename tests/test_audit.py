@@ -10,6 +10,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from feathide.catalog import ITERATIVE
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.models import Arch
@@ -17,9 +18,10 @@ from feathide.study.check import check_plan
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
 from feathide.study.learnt import learnt
 from feathide.study.packing import scored
-from feathide.study.plan import load_plan
+from feathide.study.parts import AttackPlan, ObjectivePlan, WalkPlan
+from feathide.study.plan import Cell, load_plan
 from feathide.study.run import audit
-from feathide.study.stages import attack_rows, cells, decode
+from feathide.study.stages import SURE, attack_of, attack_rows, cells, decode
 from feathide.study.store import Store
 from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
 
@@ -159,6 +161,42 @@ def test_results_of_a_limit_are_not_taken_for_those_of_another(lab: Lab) -> None
     assert all(a != b for a, b in zip(*keys, strict=True))
     whole = lab.plan.model_copy(update={"split": lab.plan.split.model_copy(update={"most": None})})
     assert list(Lab(whole, lab.store).rows("test")) == sorted(lab.rows("test"))
+
+
+def test_all_attacks_that_hide_are_content_with_the_same_lead(lab: Lab) -> None:
+    """That of a clean image at the lower quartile of the fit part, in units of the typical lead; a plan may say otherwise."""
+    out, rows = lab.outputs("clean", "fit")
+    label = torch.from_numpy(lab.labels[rows])
+    lead = (out.logits[:, 0] - out.logits[:, 1]) * (1 - 2 * label)
+    assert lab.enough() * lab.typical_lead() == pytest.approx(float(lead[lead > 0].double().quantile(0.25)))
+    said = Lab(lab.plan.model_copy(update={"walk": WalkPlan(lead=0.4)}), lab.store)
+    for which, share in ((lab, lab.enough()), (said, 0.4)):
+        for name in set(ITERATIVE) - {"standard"}:
+            attack = attack_of(which, Cell(AttackPlan(name=name), ObjectivePlan(name="hfc"), EPS), 0.3)
+            assert attack.objective.parts[0].kappa == pytest.approx(share * SURE)
+            assert attack.unit == pytest.approx(lab.typical_lead() / SURE)
+    plain = attack_of(lab, Cell(AttackPlan(name="cw"), ObjectivePlan(name="plain"), EPS), None)
+    assert plain.objective.kappa == np.inf and plain.unit == 1
+    assert lab.condition(cells(lab)[0]) != said.condition(cells(lab)[0])
+
+
+def test_cw_hides_about_as_well_as_pgd(lab: Lab) -> None:
+    """Where it asked for more than PGD, the typical lead, its images kept a lead and features that PGD's had not."""
+    rows, seen = lab.right("fit"), {}
+    for name in ("pgd", "cw"):
+        cell = Cell(AttackPlan(name=name, steps=40), ObjectivePlan(name="hfc"), EPS)
+        found = attack_rows(lab, cell, rows)
+        out = lab.classifier.observe(decode(found["image"], lab.grid, lab.cases.box))
+        target = torch.from_numpy(found["target"])
+        lead = (out.logits[:, 1] - out.logits[:, 0]) * (2 * target - 1)
+        assert float((lead > 0).float().mean()) > 0.9
+        energy = lab.bank().energy(out, target).sum(1)
+        score = {d: float(np.median(scored(lab.detector(d, EPS), out))) for d in ("svm", "maha")}
+        seen[name] = {"lead": float(lead.median()), "energy": float(energy.median()), **score}
+    spread = {d: np.std(scores_in(lab, d, EPS, "clean", "test", lab.right("test"))) for d in ("svm", "maha")}
+    pgd, cw = seen["pgd"], seen["cw"]
+    assert cw["lead"] < 1.3 * pgd["lead"] and cw["energy"] < 1.3 * pgd["energy"], seen
+    assert all(cw[d] - pgd[d] < 0.5 * spread[d] for d in spread), (seen, spread)
 
 
 def test_parts_share_no_patient(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
 from feathide.mixture import MixtureBank
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
-from feathide.recipes import bim, pgd
+from feathide.recipes import bim, pgd, standard
 from feathide.study.plan import load_plan
 from feathide.types import Goal, Outputs
 from laws.worlds import World, fooling, objectives, world
@@ -93,6 +93,7 @@ def by_hand(wish: str, z: list[float], y: int, t: int, rank1: int) -> tuple[floa
     ratio = (z[y] - z[rank1 if wish == "dlr any" else t]) / (1.0 if len(z) < 4 else top[0] - (top[2] + top[3]) / 2)
     loss = {
         "cross-entropy": total - z[t],
+        "cross-entropy kappa": max(total - z[t], math.log(1 + math.exp(-0.5))),
         "margin": -towards,
         "margin kappa": max(-towards, -0.5),
         "dlr": ratio,
@@ -100,7 +101,13 @@ def by_hand(wish: str, z: list[float], y: int, t: int, rank1: int) -> tuple[floa
         "away": z[y] - total,
         "away margin": -away,
     }[wish]
-    return loss, towards if wish in ("cross-entropy", "margin", "margin kappa", "dlr") else away
+    return loss, towards if wish in (
+        "cross-entropy",
+        "cross-entropy kappa",
+        "margin",
+        "margin kappa",
+        "dlr",
+    ) else away
 
 
 @pytest.mark.parametrize("wish", fooling(W))
@@ -118,6 +125,27 @@ def test_o3_what_fools(wish: str, classes: int) -> None:
         value, margin = by_hand(wish, out.logits[i].tolist(), y, t, rank1)
         assert loss(out)[i].item() == pytest.approx(value, rel=1e-9)
         assert loss.margin(out, slice(None))[i].item() == pytest.approx(margin, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("wish", [CrossEntropy, Margin, DLR])
+def test_beyond_kappa_no_loss_has_a_slope_and_before_it_all_have_theirs(wish: Any, classes: int) -> None:
+    """kappa is the lead over one other class, over the source in DLR."""
+    kappa, z = 2.0, torch.randn(40, classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target, source = torch.arange(40) % classes, (torch.arange(40) + 1) % classes
+    z[::2] = z[::2].scatter(1, target[::2, None], 9.0)
+    out, goal = Outputs(z.requires_grad_(), {}), Goal(source, target)
+    capped, free = (o.bind(out, goal, Noise(0, tuple(map(str, range(40)))))(out) for o in (wish(kappa=kappa), wish()))
+    slopes, own = (torch.autograd.grad(v.sum(), z, retain_graph=True)[0] for v in (capped, free))
+    at = z.gather(1, target[:, None])
+    over = z.gather(1, source[:, None]) if wish is DLR else z.scatter(1, target[:, None], float("-inf"))
+    done = (at - over).amin(1) > kappa + math.log(classes)
+    early = (at - over).amin(1) < kappa
+    assert bool(done.any()) and bool(early.any())
+    assert not slopes[done].any() and torch.equal(slopes[early], own[early])
+    assert torch.equal(capped[early], free[early]) and bool((capped[done] >= free[done]).all())
+    with pytest.raises(InputError, match="kappa is the lead of a target, got an untargeted attack"):
+        standard(Linf(0.1), classes=3, kappa=1.0)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def fooling(w: World) -> dict[str, Objective]:
     """The objectives that only want the decision."""
     return {
         "cross-entropy": CrossEntropy(),
+        "cross-entropy kappa": CrossEntropy(kappa=0.5),
         "margin": Margin(),
         "margin kappa": Margin(kappa=0.5),
         "dlr": DLR(),

@@ -298,13 +298,19 @@ class MixturePlan(Part):
 
 
 class WalkPlan(Part):
-    """The walk that all iterative attacks share, so that they are compared at equal counts; an attack may say otherwise."""
+    """The walk that all iterative attacks share, so that they are compared at equal counts; an attack may say otherwise.
+
+    ``confidence``: the lead from which on an image counts as one that fools. ``lead``: how sure of the target an attacker who hides makes the classifier
+    before all of the step goes to hiding, in typical leads of clean images (``Lab.typical_lead``), the same for all of our attacks; "auto": as sure as it is
+    of a clean image, at the lower quartile of the fit part.
+    """
 
     steps: int = Field(60, ge=1)
     step_size: float = Field(0.25, gt=0)
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     restarts: int = Field(1, ge=1)
     confidence: float = Field(0.01, ge=0)
+    lead: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
 
 class SplitPlan(Part):
