@@ -191,12 +191,12 @@ def test_cw_hides_about_as_well_as_pgd(lab: Lab) -> None:
         lead = (out.logits[:, 1] - out.logits[:, 0]) * (2 * target - 1)
         assert float((lead > 0).float().mean()) > 0.9
         energy = lab.bank().energy(out, target).sum(1)
-        score = {d: float(np.median(scored(lab.detector(d, EPS), out))) for d in ("svm", "maha")}
-        seen[name] = {"lead": float(lead.median()), "energy": float(energy.median()), **score}
-    spread = {d: np.std(scores_in(lab, d, EPS, "clean", "test", lab.right("test"))) for d in ("svm", "maha")}
+        limits = {d: thresholds_of(lab, d, EPS)["fpr10"] for d in ("svm", "maha", "dnn")}
+        passes = {d: float((scored(lab.detector(d, EPS), out) <= limit).mean()) for d, limit in limits.items()}
+        seen[name] = {"lead": float(lead.median()), "energy": float(energy.median()), **passes}
     pgd, cw = seen["pgd"], seen["cw"]
-    assert cw["lead"] < 1.3 * pgd["lead"] and cw["energy"] < 1.3 * pgd["energy"], seen
-    assert all(cw[d] - pgd[d] < 0.5 * spread[d] for d in spread), (seen, spread)
+    assert cw["lead"] < 1.5 * pgd["lead"] and cw["energy"] < 1.1 * pgd["energy"], seen
+    assert all(cw[d] >= pgd[d] - 0.1 for d in limits), seen
 
 
 def test_parts_share_no_patient(lab: Lab) -> None:
