@@ -1,6 +1,7 @@
 """The whole straight line on small generated images: a plan in, a folder of results out."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.catalog import ITERATIVE
+from feathide.classifier import FeatureClassifier
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.models import Arch
 from feathide.study.check import check_plan
+from feathide.study.coverage import coverage_of, left_out, share_constrained
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
 from feathide.study.learnt import learnt
 from feathide.study.packing import scored
@@ -24,6 +27,7 @@ from feathide.study.run import audit
 from feathide.study.stages import SURE, attack_of, attack_rows, cells, decode
 from feathide.study.store import Store
 from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
+from feathide.types import Outputs
 
 EPS = 16 / 255
 
@@ -178,6 +182,35 @@ def test_all_attacks_that_hide_are_content_with_the_same_lead(lab: Lab) -> None:
     plain = attack_of(lab, Cell(AttackPlan(name="cw"), ObjectivePlan(name="plain"), EPS), None)
     assert plain.objective.kappa == np.inf and plain.unit == 1
     assert lab.condition(cells(lab)[0]) != said.condition(cells(lab)[0])
+
+
+def test_layers_that_hfc_does_not_constrain_are_said(lab: Lab, table: pd.DataFrame) -> None:
+    read, last = list(lab.train()[0].features), ObjectivePlan(name="hfc", options={"layers": ["last"]})
+    rows = table[table.metric == "layers_constrained"]
+    assert set(zip(rows.objective, rows.value, rows.n, strict=True)) == {("hfc", 1.0, len(read))}
+    assert coverage_of(lab) == []  # every conv unit, all of them constrained
+    some = Lab(lab.plan.model_copy(update={"objectives": (last,)}), lab.store)
+    assert left_out(some, last) == tuple(read[:-1])
+    assert share_constrained(some, last) == (pytest.approx(1 / len(read)), len(read))
+    (said,) = coverage_of(some)
+    assert f"hfc constrains 1 of the {len(read)} layers that the guards read, not {read[0]}" in said
+
+    class Narrow(Lab):
+        """The audit of a network of which only the last layer is watched."""
+
+        @property
+        def classifier(self) -> FeatureClassifier:  # type: ignore[override]
+            return replace(lab.classifier, layers="last")
+
+        def train(self) -> tuple[Outputs, torch.Tensor]:  # type: ignore[override]
+            out, labels = lab.train()
+            return replace(out, features={read[-1]: out.features[read[-1]]}), labels
+
+    (said,) = coverage_of(Narrow(some.plan, lab.store))
+    assert f"HFC and guards look at 1 layers; {len(read) - 1} of the network's {len(read)} convolution units" in said
+    assert (
+        coverage_of(Narrow(lab.plan.model_copy(update={"objectives": (ObjectivePlan(name="plain"),)}), lab.store)) == []
+    )
 
 
 def test_cw_hides_about_as_well_as_pgd(lab: Lab) -> None:
