@@ -77,8 +77,8 @@ class Hiding:
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
-    """``options``: fields of HFC; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only layers of at most so many channels, a
-    flaw of published code (512) kept to compare."""
+    """``options``: fields of HFC, among them ``floor``; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only
+    layers of at most so many channels, a flaw of published code (512) kept to compare."""
     bank, rest = known.bank(), dict(options)
     wanted, widest = rest.pop("layers", None), rest.pop("widest", math.inf)
     wanted = ("*",) if wanted is None else wanted

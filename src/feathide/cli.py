@@ -64,7 +64,7 @@ Layers = Annotated[str | None, typer.Option(help="Feature layers: names, globs o
 Eps = Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")]
 Attacks = Annotated[str | None, typer.Option(help="For example fgsm,bim,pgd,cw.")]
 Objectives = Annotated[str | None, typer.Option(help="For example plain,hfc.")]
-Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")]
+Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn,maha-two-sided.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything.")]
 EvenSo = Annotated[

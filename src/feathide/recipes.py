@@ -1,14 +1,17 @@
 """Recipes: the attacks of the literature as values of the one loop. Steps are fractions of eps, so a recipe does not depend on the budget.
 
 Every recipe takes the threat model and an optional ``hide``, an objective that is added to its own (``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``). Other
-fields of ``Attack`` pass through (``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM stays one step.
+fields of ``Attack`` pass through (``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM stays one step. ``kappa``: the
+lead of the target from which on the loss has no slope, so that all of the step goes to ``hide``; in ``Attack.unit``, infinite unless said.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from feathide.attack import Attack, Leave, never, when_fooled
 from feathide.autostep import AutoStep
 from feathide.ensemble import Ensemble
+from feathide.errors import expected
 from feathide.geometry import ThreatModel
 from feathide.objectives import DLR, AwayFrom, CrossEntropy, Margin, Objective
 from feathide.rules import Momentum, Plain
@@ -121,6 +124,11 @@ def noise(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) 
 
 def _attack(threat: ThreatModel, base: Objective, hide: Objective | None, fields: dict[str, Any], **own: Any) -> Attack:
     """``own``, what the recipe is, goes before ``fields``, what the caller chose."""
+    fields = dict(fields)
+    if (kappa := fields.pop("kappa", None)) is not None:
+        if not isinstance(base, CrossEntropy | Margin | DLR):
+            raise expected("kappa is the lead of a target", got="an untargeted attack", do="leave kappa out")
+        base = replace(base, kappa=kappa)
     objective = base if hide is None else base + hide
     return Attack(**{"objective": objective, "threat": threat, "steps": 40, "step_size": 0.1, **fields, **own})
 

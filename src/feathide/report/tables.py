@@ -69,6 +69,7 @@ UNITS = {
     "gradients_per_image": "Gradients per image",
     "forwards_per_image": "Forward passes per image",
     "linf_max": "Largest change",
+    "layers_constrained": "Layers constrained by HFC",
     "lost_on_disk": "Lost on reading back",
     "lost_if_rounded_afterwards": "Lost if rounded afterwards",
 }
