@@ -1,5 +1,7 @@
 """Attacks, detectors and networks of other libraries by name in a plan, down to the table; and what is refused before any work."""
 
+import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,21 @@ import pytest
 import torch
 
 from feathide.catalog import ATTACKS, DETECTORS
+from feathide.detectors import Detector
 from feathide.errors import InputError
 from feathide.geometry import L2, Linf
 from feathide.models import build, load_network
+from feathide.objectives import CrossEntropy, Evade
+from feathide.recipes import pgd
+from feathide.rules import Blend, Orthogonal, Selective, Together
 from feathide.spelling import parsed, separated, spelled
+from feathide.study.check import check_plan
 from feathide.study.lab import Lab
 from feathide.study.plan import load_plan, slug
+from feathide.study.probes import numbered, probes_in
 from feathide.study.run import audit, checked
 from feathide.study.store import Store
+from feathide.types import Evidence, Outputs
 from feathide.weights import save_weights
 
 from .small import IDS, SHAPES, small
@@ -33,6 +42,25 @@ def corner(classifier, x, goal, ids, seed, eps, share=1.0):
 
 def guard(bandwidth=1.0):
     return KernelDensity(name="mine", bandwidth=bandwidth)
+
+class Flat(KernelDensity):
+    # its scores are detached, or cannot be had of outputs with a gradient
+
+    def score(self, out):
+        z = super().score(out)
+        return torch.from_numpy(z.numpy()) if self.name == "numpy" else z.detach()
+
+class Torn(torch.nn.Module):
+    # a network whose last feature is detached from the image
+
+    def __init__(self):
+        super().__init__()
+        self.feature, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.feature(x).mean((2, 3))
+        return self.head(h) + x.flatten(1)[:, :2]
 
 class Blind(torch.nn.Module):
     def forward(self, x):
@@ -303,3 +331,76 @@ def test_detectors_that_are_refused() -> None:
         DETECTORS["sklearn:IsolationTree"]
     with pytest.raises(InputError, match="it takes n_estimators"):
         DETECTORS["sklearn:IsolationForest(trees=3)"]()
+
+
+# --- spelled names and detached scores, down to the gates -----------------------------------------------------------------
+
+
+def test_the_gates_are_judged_with_a_foreign_detector_that_has_options(data: Path, tmp_path: Path) -> None:
+    guards = ["kd", {"name": "sklearn:IsolationForest", "options": {"n_estimators": 9}}]
+    aims = [{"name": "evade", "options": {"detectors": ["kd"]}}, "plain"]
+    fields = plan(data, attacks="pgd", objectives=aims, detectors=guards, gates="quick")
+    found = audit(load_plan(fields), tmp_path)
+    assert "sklearn:IsolationForest(n_estimators=9)" in set(found.table.detector)
+    gates = {g["name"]: g for g in json.loads((tmp_path / "gates.json").read_text())}
+    assert gates["scores of single images"]["detail"] == "2 detectors"
+
+
+def test_probes_keep_any_name() -> None:
+    arrays = {"rank/evade:sklearn:X(a='/..', b=[1])": np.arange(3.0), "base": np.ones(2, bool)}
+    kept = probes_in(numbered(arrays))
+    assert list(kept) == list(arrays) and all((kept[k] == v).all() for k, v in arrays.items())
+    assert not [name for name in numbered(arrays) if not name.isalnum()]
+
+
+@pytest.mark.parametrize("objective", ["evade:{}", "selective:{}", "orthogonal:{}", "evade"])
+def test_nobody_is_aimed_at_scores_without_a_gradient(objective: str, data: Path, tmp_path: Path) -> None:
+    forest = "sklearn:IsolationForest(n_estimators=9)"
+    fields = plan(data, attacks="pgd", objectives=["plain", objective.format(forest)], detectors=[forest])
+    with pytest.raises(InputError, match=r"needs a detector whose score has a gradient, got sklearn:IsolationForest"):
+        checked(load_plan(fields), tmp_path)
+
+
+def test_scores_without_a_gradient_are_said_where_other_guards_are_aimed_at(data: Path, tmp_path: Path) -> None:
+    guards = ["kd", "sklearn:IsolationForest(n_estimators=9)"]
+    fields = plan(data, attacks="pgd", objectives="plain,evade", detectors=guards)
+    says = check_plan(load_plan(fields), tmp_path).says
+    assert [s for s in says if s.startswith("no gradient: ") and "IsolationForest" in s and "kd" not in s]
+
+
+def test_a_detector_of_ones_own_is_detached_in_one_sentence(data: Path, tmp_path: Path) -> None:
+    mine = f"{data.parent / 'mine.py'}:Flat"
+    network = plan(data)["network"] | {"trust": True}
+    for name, said in (("flat", "whose score has a gradient"), ("numpy", "must score outputs that carry a gradient")):
+        guard = f"{mine}(name='{name}')"
+        fields = plan(data, network=network, attacks="pgd", objectives=["plain", "evade"], detectors=[guard])
+        with pytest.raises(InputError, match=said):
+            checked(load_plan(fields), tmp_path)
+    checked(load_plan(fields | {"objectives": "plain"}), tmp_path)
+    with pytest.raises(InputError, match=said):
+        checked(load_plan(fields | {"objectives": "plain", "gates": "quick"}), tmp_path)
+
+
+def test_features_that_are_detached_are_found_before_any_work(data: Path, tmp_path: Path) -> None:
+    network = {"arch": f"{data.parent / 'mine.py'}:Torn", "trust": True, "layers": "feature"}
+    with pytest.raises(InputError, match=r"must carry a gradient to the image.*got detached ones in feature"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+
+
+class Ones(Detector):
+    name = "ones"
+
+    def fit(self, evidence: Evidence) -> "Ones":
+        return self
+
+    def score(self, out: Outputs) -> torch.Tensor:
+        return torch.ones(len(out))
+
+
+@pytest.mark.parametrize("blend", [Together(), Selective(), Orthogonal()])
+def test_evading_a_detached_score_is_one_sentence(blend: Blend) -> None:
+    world = small(SHAPES[0], dtype=torch.float32)
+    for objective in (Evade((Ones(),)), CrossEntropy() + Evade((Ones(),))):
+        attack = replace(pgd(Linf(0.1)), objective=objective, blend=blend)
+        with pytest.raises(InputError, match="needs a detector whose score has a gradient, got ones"):
+            attack(world.classifier, world.x, world.goal, ids=world.ids)

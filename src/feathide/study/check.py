@@ -10,6 +10,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
 from feathide.recipes import pgd
 from feathide.study.engine import Task
+from feathide.study.fitness import without_slope
 from feathide.study.lab import Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
@@ -48,6 +49,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
     reads = classifier.read_outs(lab.images(lab.rows("train")[:1]))
     ways = Counter(read.words for read in reads.values())
+    flat = without_slope(lab, classifier)
     layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
@@ -56,6 +58,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
+        *([f"no gradient: that of the scores of {', '.join(flat)}, so that no attack aims at them"] if flat else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",

@@ -13,7 +13,7 @@ from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.metrics import auc, paired_difference
 from feathide.study.lab import PLAIN, Lab, noisy_at
 from feathide.study.plan import Cell
-from feathide.study.probes import probe_key
+from feathide.study.probes import probe_key, probes_in
 from feathide.study.stages import cells
 from feathide.study.subjects import PARTS
 from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
@@ -115,7 +115,7 @@ def gates_of(lab: Lab) -> list[dict[str, str]]:
     """The gates of a finished run, in the order of ``GATES``; none with ``gates: off``."""
     if lab.plan.gates == "off":
         return []
-    judged = judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab))
+    judged = judge_probes(probes_in(lab.store.load(probe_key(lab)))) | judge_table(_evasion(lab))
     gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
     return [asdict(g) for g in _rooted(gates)]
 

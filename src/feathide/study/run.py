@@ -59,10 +59,10 @@ def checked(plan: Plan, out: Path) -> Lab:
     _check_head(lab)
     if lab.trains:
         lab.taken()
-        _check_layers(lab)
+        check_fitness(lab, _untrained(lab))
     else:
         lab.check_classifier()
-        check_fitness(lab)
+        check_fitness(lab, lab.classifier)
     return lab if plan.batch_size else lab_of(_with_batch(lab).model_dump_json(), lab.store)
 
 
@@ -152,12 +152,13 @@ def _check_head(lab: Lab) -> None:
         raise InputError(f"a sigmoid head decides between 2 classes, got {len(lab.class_names)}; say head: softmax")
 
 
-def _check_layers(lab: Lab) -> None:
-    """Whether the layers exist, on a network that is not trained yet."""
+def _untrained(lab: Lab) -> FeatureClassifier:
+    """The classifier as it will be, not trained yet, with layers that exist."""
     x = lab.images(lab.rows("train")[:2])
     probe = lab.shown(lab.empty_network(), lab.plan.network.layers)
     probe.check(x)
     probe.names(x)
+    return probe
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
