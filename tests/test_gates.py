@@ -18,6 +18,7 @@ from feathide.metrics import threshold
 from feathide.objectives import CrossEntropy, Evade
 from feathide.recipes import pgd
 from feathide.study.gates import GATES, Evasion, Gate, _rooted, judge_probes, judge_table
+from feathide.study.learnt import Learnt
 from feathide.study.probes import Guard, Trial, measure
 from feathide.types import Evidence, Goal, Outputs
 
@@ -252,9 +253,10 @@ def test_a_fault_of_the_probes_trips_its_gate_only(change: Callable[..., dict[st
 
 NONE = np.zeros(40, bool)
 RESULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a classifier that guesses": ({"learnt": Learnt(100, 55, 0.5, 0.5, 0.55, 0.05, 2)}, "classifier has learnt"),
     "an earlier iterate fooled": ({"silent": 3}, "no silent success"),
     "a larger budget does worse": ({"budgets": {"pgd": (0.9, 0.6)}}, "larger budgets"),
-    "detectors that learnt from nothing": ({"learnt": [(1.0, 0.0), (0.1, 0.9)]}, "training attack"),
+    "detectors that learnt from nothing": ({"taught": [(1.0, 0.0), (0.1, 0.9)]}, "training attack"),
     "an attack that hides by not attacking": ({"hidden": {"pgd+hfc": (~NONE, np.arange(40) < 20)}}, "hiding keeps success"),
     "knowing the guard does harm": ({"aware": {"kd": (~NONE, NONE)}}, "detector-aware beats oblivious"),
     "noise that is no noise": ({"still": 1}, "noise is noise"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from feathide.answers import logits_of
-from feathide.errors import InputError, expected
+from feathide.errors import InputError, expected, unknown
 from feathide.geometry import check_images
 from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, turned, units
 from feathide.layouts import Layout, ReadOut, Tokens, readouts
@@ -54,6 +54,9 @@ class FeatureClassifier:
     ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j): output j of a multi-label network, shown as
     (0, z_j) with the other outputs in ``Outputs.others``.
 
+    ``output``: "probabilities" for a network that ends in a softmax or in sigmoids: the logarithm of a softmax, or the log odds of a sigmoid,
+    stands in place of its logits. Where a probability is rounded to 0 or 1 there is no slope.
+
     ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has any, else a dropout of
     ``dropout_rate`` before the last linear layer. The S masks are drawn once from ``seed`` and shared by all images, so
     that an image's draws do not depend on its batch.
@@ -75,6 +78,7 @@ class FeatureClassifier:
     std: Sequence[float] = ()
     window: Box | None = None
     head: str | tuple[str, int] = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
     layout: Layout | Mapping[str, Layout] = "auto"
     tokens: Tokens = "mean"
     pool: Pool = channel_mean
@@ -96,6 +100,8 @@ class FeatureClassifier:
             raise expected(
                 'head must be "softmax", "sigmoid" or ("finding", j)', got=repr(self.head), do="choose one of them"
             )
+        if self.output not in ("logits", "probabilities"):
+            raise unknown("output", str(self.output), ("logits", "probabilities"))
         if not self.box[0] < self.box[1]:
             raise expected(
                 "box must be (lo, hi) with lo < hi", got=self.box, do="give the least and greatest image value"
@@ -128,7 +134,10 @@ class FeatureClassifier:
             raw = logits_of(self.model(z), len(z))
         if self.dropout_samples:
             draws = self._head_draws(head, head_input) if head else self._network_draws(z)
-            stochastic = self._as_decision(draws.flatten(0, 1))[0].unflatten(0, draws.shape[:2])  # (N, S, K)
+            if head and self.output == "probabilities":
+                self._check_draws(head, head_input, raw)
+            said = "logits" if head else self.output  # those of the last linear layer come before a softmax
+            stochastic = self._as_decision(draws.flatten(0, 1), said)[0].unflatten(0, draws.shape[:2])  # (N, S, K)
         logits, others = self._as_decision(raw)
         return Outputs(
             logits,
@@ -217,10 +226,12 @@ class FeatureClassifier:
             z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(self.std).reshape(shape)
         return z.clone() if z is x else z  # a first layer that works in place must not reach the caller's images
 
-    def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _as_decision(self, raw: Tensor, output: str | None = None) -> tuple[Tensor, Tensor | None]:
         raw = _full(raw)
         if raw.ndim == 1:
             raw = raw.unsqueeze(1)
+        if (output or self.output) == "probabilities":
+            raw = _logits(raw, self.head == "softmax")
         if self.head == "softmax":
             if raw.shape[1] < 2:
                 raise expected(
@@ -246,6 +257,17 @@ class FeatureClassifier:
         h = inputs[-1].flatten(1)  # (N, D)
         keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)  # (S, D)
         return head(h.unsqueeze(1) * keep)  # (N, S, K)
+
+    def _check_draws(self, head: nn.Linear, inputs: list[Tensor], raw: Tensor) -> None:
+        """Whether the probabilities are those of the last linear layer's logits, which the draws show."""
+        with torch.no_grad():
+            z = _full(head(inputs[-1].flatten(1)))
+            seen = z.softmax(1) if self.head == "softmax" else z.sigmoid()
+            if seen.numel() == raw.numel() and torch.allclose(seen.flatten(), _full(raw).flatten(), atol=1e-2):
+                return
+        raise InputError(
+            "dropout draws need the probabilities of a network's last linear layer, and there is more behind it; leave BU out, or let it return logits"
+        )
 
     def _network_draws(self, z: Tensor) -> Tensor:
         """Logits of S draws of the network's own dropout, (N, S, K): the batch is multiplied at the first dropout, so that the
@@ -343,6 +365,12 @@ def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tens
         divisors = joint.new_tensor([counts.get(name, 1) for name in sums])
         joint = joint / divisors.repeat_interleave(torch.tensor(sizes, device=joint.device))
     return dict(zip(sums, joint.split(sizes, 1), strict=True))
+
+
+def _logits(p: Tensor, softmax: bool) -> Tensor:
+    """The logits that a softmax, up to a constant, or sigmoids have turned into ``p``."""
+    low = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return low if softmax else low - torch.log1p(-p.clamp_max(1 - torch.finfo(p.dtype).eps / 2))
 
 
 def _full(value: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def activations(model: nn.Module, x: Tensor) -> float:
     handles = [m.register_forward_hook(count) for m in model.modules() if not list(m.children())]
     try:
         with torch.no_grad():
-            model(x)
+            model(x.clone())  # a first layer may work in place
     finally:
         for handle in handles:
             handle.remove()

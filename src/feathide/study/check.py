@@ -9,9 +9,11 @@ from pathlib import Path
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
 from feathide.recipes import pgd
+from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
 from feathide.study.fitness import without_slope
 from feathide.study.lab import Lab
+from feathide.study.learnt import has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.probes import CASES
@@ -57,12 +59,15 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
+        *([f"labelled images: {learnt_of(lab)}"] if has_network(lab) else []),
+        *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         *([f"no gradient: that of the scores of {', '.join(flat)}, so that no attack aims at them"] if flat else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
+        *(f"caveat: {caveat}" for caveat in foreseen(lab)),
     )
     return Forecast(says, stages, mebibytes)
 
@@ -81,10 +86,10 @@ def _duration(seconds: float) -> str:
 
 
 def _classifier(lab: Lab) -> FeatureClassifier:
-    if lab.trains and not lab.store.done(lab.classifier_key):
-        network = lab.empty_network().eval().to(lab.device)
-        return lab.shown(network, lab.plan.network.layers)
-    return lab.classifier
+    if has_network(lab):
+        return lab.classifier
+    network = lab.empty_network().eval().to(lab.device)
+    return lab.shown(network, lab.plan.network.layers)
 
 
 def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float]:

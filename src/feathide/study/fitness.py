@@ -42,7 +42,8 @@ def check_fitness(lab: Lab, classifier: FeatureClassifier) -> None:
     """Refuse, before any long work, attacks and detectors that need what the classifier, trained or not yet, does not show. Raises ``InputError`` with the
     reason."""
     out = _shown(lab, classifier)
-    if not out.logits.requires_grad:
+    stuck = not lab.trains and any("no gradient" in caveat for caveat in lab.check_classifier())
+    if not out.logits.requires_grad or stuck:
         _without_gradients(lab)
     if not out.features:
         _without_features(lab, out.logits.shape[1])

@@ -12,6 +12,7 @@ import numpy as np
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.metrics import auc, paired_difference
 from feathide.study.lab import PLAIN, Lab, noisy_at
+from feathide.study.learnt import Learnt, learnt_stored
 from feathide.study.plan import Cell
 from feathide.study.probes import probe_key, probes_in
 from feathide.study.stages import cells
@@ -40,10 +41,12 @@ class Gate:
 GATES: dict[str, Gate] = {
     g.name: g
     for g in (
+        Gate("classifier has learnt", "it is right on labelled images hardly more often than chance", "images that it gets right by luck are fooled by luck",
+             "check class_names, mean, std, window and weights, or train it longer"),
         Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
              "audit the network with its randomness averaged or fixed"),
-        Gate("logits, not probabilities", "the outputs lie in [0, 1] and sum to one", "gradients vanish where the network is sure",
-             "let the network return its logits"),
+        Gate("logits, not probabilities", "the outputs lie in [0, 1] whatever the image", "gradients vanish where the network is sure",
+             "let the network return its logits, or say network.output: probabilities"),
         Gate("gradient", "the attack's loss has no slope at some images", "a gradient attack that cannot move proves nothing",
              "use a differentiable stand-in for the step that hides the gradient, or attack with square"),
         Gate("unbounded attack", "a budget as large as the box does not reach every target", "any image can be made into any other: the attack is broken",
@@ -112,9 +115,10 @@ FOLLOWS = {
 
 
 def gates_of(lab: Lab) -> list[dict[str, str]]:
-    """The gates of a finished run, in the order of ``GATES``; none with ``gates: off``."""
+    """The gates of a finished run, in the order of ``GATES``; with ``gates: off`` none, but for a classifier that has not learnt."""
     if lab.plan.gates == "off":
-        return []
+        status, detail = _learnt(learnt_stored(lab))
+        return [asdict(replace(GATES["classifier has learnt"], status=status, detail=detail))] * (status == "fail")
     judged = judge_probes(probes_in(lab.store.load(probe_key(lab)))) | judge_table(_evasion(lab))
     gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
     return [asdict(g) for g in _rooted(gates)]
@@ -243,20 +247,22 @@ def _alone(a: Arrays) -> Judged:
 class Evasion:
     """What the gates read of the stored results.
 
+    ``learnt``: how often the classifier is right on labelled images;
     ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
     for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
-    ``learnt``: at each budget, the success on the fit part of the attack that the detectors learn from, and the share of images whose features it left;
+    ``taught``: at each budget, the success on the fit part of the attack that the detectors learn from, and the share of images whose features it left;
     ``hidden``: who (n,) is fooled without and with HFC, by attack; ``falls``: by objective and detector aimed at, by how much (n,) the score of an image lies
     below that of the plain attack, in spreads of clean scores, or None where the plan has no plain attack beside it;
     ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part;
     ``limits``: for each detector its calibrate scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
     """
 
+    learnt: Learnt | None = None
     silent: int = 0
     attacked: int = 1
     budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
     aware: Mapping[str, tuple[np.ndarray, np.ndarray] | None] = field(default_factory=dict)
-    learnt: Sequence[tuple[float, float]] = ()
+    taught: Sequence[tuple[float, float]] = ()
     hidden: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     falls: Mapping[tuple[str, str], np.ndarray | None] = field(default_factory=dict)
     patients: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -269,9 +275,10 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
     """The gates that rest on the stored results."""
     shared = [f"{a} and {b}" for a in e.patients for b in e.patients if a < b and e.patients[a] & e.patients[b]]
     return {
+        "classifier has learnt": _learnt(e.learnt),
         "no silent success": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
         "larger budgets": _growing(e),
-        "training attack": _learnt(e),
+        "training attack": _taught(e),
         "hiding keeps success": _hidden(e),
         "adaptive attacks are effective": _lowered(e),
         "detector-aware beats oblivious": _aware(e),
@@ -280,6 +287,12 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
         "test scores like calibrate scores": _alike(e),
         "thresholds of the calibrate part": _calibrated(e),
     }
+
+
+def _learnt(found: Learnt | None) -> Judged:
+    if found is None:
+        return "pass", "not looked at"
+    return "pass" if found.enough else "fail", str(found)
 
 
 def _growing(e: Evasion) -> Judged:
@@ -291,10 +304,10 @@ def _growing(e: Evasion) -> Judged:
     return "pass" if falls[worst] <= 0 else "warn" if falls[worst] <= 0.02 else "fail", detail
 
 
-def _learnt(e: Evasion) -> Judged:
-    if not e.learnt:
+def _taught(e: Evasion) -> Judged:
+    if not e.taught:
         return "pass", "no detector learns from an attack"
-    success, left = min(s for s, _ in e.learnt), max(k for _, k in e.learnt)
+    success, left = min(s for s, _ in e.taught), max(k for _, k in e.taught)
     detail = f"it fools {success:.0%} of the images of the fit part; {left:.0%} keep their features"
     return "fail" if success < 0.5 or left > 0.5 else "warn" if success < 0.9 else "pass", detail
 
@@ -372,6 +385,7 @@ def _evasion(lab: Lab) -> Evasion:
     clean = lab.at("clean", "test", rows)
     same = np.all([(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()], axis=0)
     return Evasion(
+        learnt=learnt_stored(lab),
         silent=sum(int(((f.first >= 0) & ~f.fooled).sum()) for f in found),
         attacked=sum(len(f.rows) for f in found),
         budgets={
@@ -379,7 +393,7 @@ def _evasion(lab: Lab) -> Evasion:
             for n in plain
             if (n, "plain", order[0]) in at and len(at[n, "plain", order[0]].rows)
         },
-        learnt=[_training_attack(lab, eps) for eps in lab.budgets],
+        taught=[_training_attack(lab, eps) for eps in lab.budgets],
         hidden={
             f.cell.name: (at[f.cell.attack.name, "plain", f.cell.eps].fooled, f.fooled)
             for f in found

@@ -126,6 +126,7 @@ class NetworkPlan(Part):
     begin with -> in the network, or "in order" (``weights.load_weights``).
 
     ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both are for GPUs, and neither changes the training.
+    ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits are then taken as logarithms.
     ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
     """
 
@@ -136,6 +137,7 @@ class NetworkPlan(Part):
     arguments: dict[str, Any] = {}
     trust: bool = False
     head: str = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
     layers: str | tuple[str, ...] = "blocks"
     layout: Layout | dict[str, Layout] = "auto"
     tokens: Tokens = "mean"
@@ -181,6 +183,10 @@ class NetworkPlan(Part):
                 "start_from is for a network of the zoo that is trained here",
                 got=f"start_from {self.start_from} with {'weights' if self.weights else self.arch}",
                 do="leave one of them out",
+            )
+        if self.output != "logits" and not self.own and self.weights is None:
+            raise expected(
+                "a network that is trained here gives logits", got=f"output: {self.output}", do="leave output out"
             )
         if self.seeds and (self.own or self.weights is not None):
             raise expected(

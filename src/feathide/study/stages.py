@@ -29,6 +29,7 @@ from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at
+from feathide.study.learnt import learnt_key, learnt_task
 from feathide.study.packing import change, packed, scored
 from feathide.study.parts import AttackPlan, ObjectivePlan, TrainPlan
 from feathide.study.plan import Cell
@@ -89,7 +90,8 @@ def tasks(lab: Lab) -> list[Task]:
         found.append(
             Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200)
         )
-    network: tuple[str, ...] = (lab.classifier_key,) if lab.trains else ()
+        found.append(learnt_task(lab))
+    network: tuple[str, ...] = (lab.classifier_key, learnt_key(lab)) if lab.trains else ()
     if lab.needs("witness"):
         found.append(
             Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300)
