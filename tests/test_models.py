@@ -420,7 +420,7 @@ def spoilt(value: float) -> nn.Module:
         (tiny(1), PICTURES, 3, "sigmoid", "have two classes, got 3"),
         (tiny(5), PICTURES, 2, ("finding", 5), "finding must be 0 to 4, got 5"),
         (tiny(), PICTURES, 2, "sofmax", "did you mean 'softmax'"),
-        (Changed(lambda z: (z, z)).eval(), PICTURES, 2, "softmax", "one tensor of logits, got tuple"),
+        (Changed(lambda z: (z, z)).eval(), PICTURES, 2, "softmax", "alone or by the name logits, got tuple"),
         (Changed(lambda z: z[..., None]).eval(), PICTURES, 2, "softmax", "must return logits"),
     ],
 )

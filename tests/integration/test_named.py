@@ -1,6 +1,8 @@
 """Attacks, detectors and networks of other libraries by name in a plan, down to the table; and what is refused before any work."""
 
+import contextlib
 import json
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +17,9 @@ from feathide.catalog import ATTACKS, DETECTORS
 from feathide.detectors import Detector
 from feathide.errors import InputError
 from feathide.geometry import L2, Linf
-from feathide.models import build, load_network
+from feathide.models import build, check_network, load_network
 from feathide.objectives import CrossEntropy, Evade
+from feathide.packaged import ChannelsLast, upright
 from feathide.recipes import pgd
 from feathide.rules import Blend, Orthogonal, Selective, Together
 from feathide.spelling import parsed, separated, spelled
@@ -61,6 +64,39 @@ class Torn(torch.nn.Module):
         with torch.no_grad():
             h = self.feature(x).mean((2, 3))
         return self.head(h) + x.flatten(1)[:, :2]
+
+class Answers(torch.nn.Module):
+    # a network that gives more than its logits
+
+    def __init__(self, kind="dict"):
+        super().__init__()
+        self.kind, self.feature = kind, torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        self.drop, self.head = torch.nn.Dropout(0.5), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.drop(self.feature(x).mean((2, 3)))
+        z = self.head(h)
+        return {"dict": {"features": h, "logits": z}, "tuple": (z, [h]), "features": (h, z), "two": (z, z + 1)}[self.kind]
+
+class Last(torch.nn.Module):
+    # a network that takes its channels last
+
+    def __init__(self):
+        super().__init__()
+        self.feature, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.feature(x.permute(0, 3, 1, 2)).relu().mean((2, 3)))
+
+class Whole(torch.nn.Module):
+    # a network without a linear layer, or a dropout, at its end
+
+    def __init__(self):
+        super().__init__()
+        self.feature = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+
+    def forward(self, x):
+        return self.feature(x).mean((2, 3))
 
 class Blind(torch.nn.Module):
     def forward(self, x):
@@ -246,8 +282,6 @@ def test_networks_that_are_refused(name: str, message: str) -> None:
 @pytest.fixture(scope="module")
 def files(data: Path) -> dict[str, Path]:
     """One network with random weights in every packaging."""
-    import warnings
-
     folder, model = data.parent, build("tiny", channels=1, outputs=2, stem="small", seed=0).eval()
     x = torch.rand(2, 1, 16, 16)
     found = {"ts": folder / "net.ts", "pt2": folder / "net.pt2"}
@@ -315,6 +349,89 @@ def test_without_gradients_only_a_black_box_attack_goes(data: Path, tmp_path: Pa
         checked(load_plan({**fields, "gates": "quick"}), tmp_path)
     table = audit(load_plan(fields), tmp_path).table
     assert {"square"} == set(table.attack) - {"", "worst", "noise"}
+
+
+def own(data: Path, name: str, **fields: Any) -> dict[str, Any]:
+    return {"arch": f"{data.parent / 'mine.py'}:{name}", "trust": True, "layers": "conv", **fields}
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "features"])
+def test_a_network_that_gives_more_than_its_logits_is_audited(kind: str, data: Path, tmp_path: Path) -> None:
+    network = own(data, "Answers", arguments={"kind": kind})
+    fields = plan(data, network=network, attacks="pgd", objectives="plain,hfc", detectors=["kd", "bu"], gates="quick")
+    assert check_plan(load_plan(fields), tmp_path).seconds > 0
+    found = audit(load_plan(fields), tmp_path)
+    logits = Lab(load_plan(fields), Store(tmp_path)).classifier(torch.rand(3, 1, 16, 16)).logits
+    assert logits.shape == (3, 2) and {"kd", "bu"} <= set(found.table.detector)
+
+
+def test_two_tensors_like_logits_are_refused(data: Path, tmp_path: Path) -> None:
+    network = own(data, "Answers", arguments={"kind": "two"})
+    with pytest.raises(InputError, match=r"alone or by the name logits, got tuple of \(\d, 2\), \(\d, 2\)"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+
+
+def test_dropout_draws_without_a_linear_layer_are_refused_before_any_work(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, network=own(data, "Whole"), detectors=["kd", "bu", "kd+bu"])
+    with pytest.raises(InputError, match=r"bu, kd\+bu need dropout draws.*leave out bu, kd\+bu, or use a network"):
+        checked(load_plan(fields), tmp_path)
+    checked(load_plan({**fields, "detectors": ["kd"]}), tmp_path)
+
+
+def test_a_network_that_takes_its_channels_last_is_given_them_so(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, network=own(data, "Last"), detectors=["kd", "bu"])
+    assert [s for s in check_plan(load_plan(fields), tmp_path).says if "takes its channels last" in s]
+    lab = Lab(load_plan(fields), Store(tmp_path))
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    plainly = load_network(f"{data.parent / 'mine.py'}:Last", trust=True)
+    torch.testing.assert_close(lab.classifier(x).logits, plainly(x.movedim(1, -1)))
+    assert isinstance(upright(plainly, 1, (16, 16)), ChannelsLast)
+    for known in (build("tiny", channels=1, outputs=2).eval(), build("tiny", channels=3, outputs=2).eval()):
+        assert upright(known, 1, (16, 16)) is known
+    assert upright(plainly, 2, (16, 16)) is plainly  # not one that takes neither
+    assert set(audit(load_plan(fields), tmp_path).table.detector) >= {"kd", "bu"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("told", ["sizes", "nothing", "flat"])
+def test_onnx_with_channels_last_is_turned(channels: int, told: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+
+    class Turned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 144, 2))
+            self.net = flat if told == "flat" else build("tiny", channels=channels, outputs=2, stem="small").eval()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x if told == "flat" else (2 * x - 1).permute(0, 3, 1, 2)), 2 * x.flatten(1)
+
+    model, x = Turned().eval(), torch.rand(1, 12, 12, channels)
+    axes = {0: "n"} if told != "nothing" else {0: "n", 1: "h", 2: "w", 3: "c"}
+    kept = {"dynamo": False, "opset_version": 17, "keep_initializers_as_inputs": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), tmp_path / "a.onnx", input_names=["x"], dynamic_axes={"x": axes}, **kept)
+    network = load_network(str(tmp_path / "a.onnx"))
+    x = torch.rand(3, channels, 12, 12)
+    torch.testing.assert_close(network(x)[0], model(x.movedim(1, -1))[0])
+    assert check_network(network, x, 2) == []
+
+
+def test_what_onnx2torch_warns_of_is_not_shown(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    model = torch.nn.Sequential(
+        torch.nn.Upsample(scale_factor=2, mode="bicubic"), build("tiny", channels=1, outputs=2)
+    ).eval()
+    kept = {"dynamo": False, "opset_version": 17, "keep_initializers_as_inputs": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.rand(1, 1, 12, 12),), tmp_path / "a.onnx", input_names=["x"], **kept)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with contextlib.suppress(InputError):  # it also converts this wrongly
+            load_network(str(tmp_path / "a.onnx"))
+    assert not said
 
 
 def test_files_that_are_no_networks(tmp_path: Path) -> None:

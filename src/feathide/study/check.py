@@ -8,6 +8,7 @@ from pathlib import Path
 
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
+from feathide.packaged import ChannelsLast
 from feathide.recipes import pgd
 from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
@@ -58,6 +59,11 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *(
+            ["network: it takes its channels last; the images are turned for it"]
+            if isinstance(classifier.model, ChannelsLast)
+            else []
+        ),
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
         *([f"labelled images: {learnt_of(lab)}"] if has_network(lab) else []),
         *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
