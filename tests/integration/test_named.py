@@ -53,6 +53,19 @@ class Flat(KernelDensity):
         z = super().score(out)
         return torch.from_numpy(z.numpy()) if self.name == "numpy" else z.detach()
 
+class Fails(KernelDensity):
+    def fit(self, evidence):
+        self.fails("fit")
+        return super().fit(evidence)
+
+    def score(self, out):
+        self.fails("score")
+        return super().score(out)
+
+    def fails(self, kind):
+        if self.name == kind:
+            raise KeyError(f"no {kind}")
+
 class Torn(torch.nn.Module):
     # a network whose last feature is detached from the image
 
@@ -365,6 +378,20 @@ def test_a_network_that_gives_more_than_its_logits_is_audited(kind: str, data: P
     assert logits.shape == (3, 2) and {"kd", "bu"} <= set(found.table.detector)
 
 
+def test_a_classifier_is_read_as_the_plan_says(data: Path, tmp_path: Path) -> None:
+    said = {
+        "layout": {"conv": "tokens"},
+        "tokens": "both",
+        "output": "probabilities",
+        "window": (0.1, 0.9),
+        "precision": "bf16",
+    }
+    lab = Lab(load_plan(plan(data, network=own(data, "Answers", **said))), Store(tmp_path))
+    seen = lab.shown(lab.classifier.model, "last", (0.5,), (0.2,))
+    assert {name: getattr(seen, name) for name in said} == said
+    assert (seen.layers, seen.mean, seen.std, seen.outputs, seen.box) == ("last", (0.5,), (0.2,), 2, (0.0, 1.0))
+
+
 def test_two_tensors_like_logits_are_refused(data: Path, tmp_path: Path) -> None:
     network = own(data, "Answers", arguments={"kind": "two"})
     with pytest.raises(InputError, match=r"alone or by the name logits, got tuple of \(\d, 2\), \(\d, 2\)"):
@@ -373,7 +400,10 @@ def test_two_tensors_like_logits_are_refused(data: Path, tmp_path: Path) -> None
 
 def test_dropout_draws_without_a_linear_layer_are_refused_before_any_work(data: Path, tmp_path: Path) -> None:
     fields = plan(data, network=own(data, "Whole"), detectors=["kd", "bu", "kd+bu"])
-    with pytest.raises(InputError, match=r"bu, kd\+bu need dropout draws.*leave out bu, kd\+bu, or use a network"):
+    with pytest.raises(
+        InputError,
+        match=r"bu, kd\+bu cannot be had: dropout draws need .* neither; leave out bu, kd\+bu, or use a network",
+    ):
         checked(load_plan(fields), tmp_path)
     checked(load_plan({**fields, "detectors": ["kd"]}), tmp_path)
 
@@ -461,6 +491,20 @@ def test_the_gates_are_judged_with_a_foreign_detector_that_has_options(data: Pat
     assert "sklearn:IsolationForest(n_estimators=9)" in set(found.table.detector)
     gates = {g["name"]: g for g in json.loads((tmp_path / "gates.json").read_text())}
     assert gates["scores of single images"]["detail"] == "2 detectors"
+
+
+def test_options_that_a_foreign_detector_does_not_take_are_found_before_any_work(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, detectors=[{"name": "sklearn:IsolationForest", "options": {"n_estimators": -3}}])
+    with pytest.raises(InputError, match=r"IsolationForest\(n_estimators=-3\) must learn from the features, got Inv"):
+        checked(load_plan(fields), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fit", "score"])
+def test_what_a_foreign_detector_raises_is_one_sentence(kind: str, data: Path, tmp_path: Path) -> None:
+    guard = f"{data.parent / 'mine.py'}:Fails(name='{kind}')"
+    network = plan(data)["network"] | {"trust": True}
+    with pytest.raises(InputError, match=rf"detector .*{kind}.* must .*got KeyError: 'no {kind}'; correct its options"):
+        audit(load_plan(plan(data, detectors=[guard], network=network)), tmp_path)
 
 
 def test_probes_keep_any_name() -> None:

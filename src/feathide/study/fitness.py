@@ -13,6 +13,7 @@ from feathide.errors import InputError, expected, first_line
 from feathide.memory import lacks_memory
 from feathide.objectives.hiding import score_of, without_gradient
 from feathide.study.lab import Lab
+from feathide.study.packing import taught
 from feathide.study.parts import ObjectivePlan
 from feathide.study.stages import plain_only
 from feathide.types import Evidence, Outputs
@@ -71,9 +72,13 @@ def without_slope(lab: Lab, classifier: FeatureClassifier) -> list[str]:
     flat = []
     for name in names:
         try:
-            guard = DETECTORS[name]().fit(Evidence(out, labels, out, out, out))
+            guard = taught(name, Evidence(out, labels, out, out, out))
             guard.score(out)
-        except Exception:  # it may want more or other images than these, which stand for none
+        except Exception as error:  # it may want more or other images than these, which stand for none
+            if (
+                type(error.__cause__).__name__ == "InvalidParameterError"
+            ):  # but no option that scikit-learn does not know
+                raise
             continue
         try:
             if not score_of(guard, out._each(lambda v: v.detach().requires_grad_())).requires_grad:
@@ -113,16 +118,17 @@ def _check_draws(lab: Lab, classifier: FeatureClassifier) -> None:
     except Exception as error:
         if lacks_memory(error):
             return  # fewer images at once may do
-        raise expected(f"{', '.join(names)} need dropout draws", got=first_line(error), do=leave) from error
+        reason = first_line(error).partition(";")[0] if isinstance(error, InputError) else first_line(error)
+        raise InputError(f"{', '.join(names)} cannot be had: {reason}; {leave}") from error
     draws = out.stochastic
     if draws is None or draws.shape != (len(x), lab.plan.dropout_samples, out.logits.shape[1]):
         got = (
             "none" if draws is None else f"draws {tuple(draws.shape)} from a linear layer that does not give the logits"
         )
-        raise expected(f"{', '.join(names)} need dropout draws of the logits", got=got, do=leave)
+        raise expected(f"dropout draws for {', '.join(names)} must be those of the logits", got=got, do=leave)
     if bool((draws == draws[:, :1]).all()):
         got = "the same in all draws: its dropout modules do not run"
-        raise expected(f"{', '.join(names)} need dropout draws that differ", got=got, do=leave)
+        raise expected(f"dropout draws for {', '.join(names)} must differ", got=got, do=leave)
 
 
 def _shown(lab: Lab, classifier: FeatureClassifier) -> Outputs:
