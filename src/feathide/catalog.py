@@ -30,6 +30,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "bim": recipes.bim,
     "pgd": recipes.pgd,
     "pgd-one-sided": partial(recipes.pgd, one_sided=True),
+    "pgd-smooth": recipes.pgd_smooth,
     "mim": recipes.mim,
     "dim": recipes.dim,
     "tim": recipes.tim,
@@ -43,7 +44,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
 
 STEPS = ("steps", "step_size", "decay", "restarts")
 WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that the attacks of an audit share
-    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "mim", "dim", "tim", "cw"), STEPS),
+    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "pgd-smooth", "mim", "dim", "tim", "cw"), STEPS),
     **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
     "standard": ("steps",),
 }

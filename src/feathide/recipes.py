@@ -13,9 +13,23 @@ from feathide.geometry import ThreatModel
 from feathide.objectives import DLR, AwayFrom, CrossEntropy, Margin, Objective
 from feathide.rules import Momentum, Plain
 from feathide.square import Square
-from feathide.views import GaussianSmooth, ResizeAndPad
+from feathide.views import GaussianSmooth, LowPass, ResizeAndPad
 
-__all__ = ["apgd_ce", "apgd_dlr", "bim", "cw", "dim", "fgsm", "mim", "noise", "pgd", "square", "standard", "tim"]
+__all__ = [
+    "apgd_ce",
+    "apgd_dlr",
+    "bim",
+    "cw",
+    "dim",
+    "fgsm",
+    "mim",
+    "noise",
+    "pgd",
+    "pgd_smooth",
+    "square",
+    "standard",
+    "tim",
+]
 
 J: Objective = CrossEntropy()
 
@@ -33,6 +47,11 @@ def bim(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) ->
 def pgd(threat: ThreatModel, *, hide: Objective | None = None, one_sided: bool = False, **fields: Any) -> Attack:
     """PGD (Madry et al. 2018): BIM from a random start on both sides of the image; ``one_sided``: above it only, a flaw of published code kept to compare."""
     return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
+
+
+def pgd_smooth(threat: ThreatModel, *, hide: Objective | None = None, share: float = 0.5, **fields: Any) -> Attack:
+    """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis: against guards that look for roughness in the image itself."""
+    return _attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
 
 
 def mim(threat: ThreatModel, *, hide: Objective | None = None, mu: float = 1.0, **fields: Any) -> Attack:

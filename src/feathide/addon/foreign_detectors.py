@@ -11,7 +11,7 @@ from torch import Tensor
 
 from feathide.detectors.base import Detector, Layers, features, fitted, layer_names, trials
 from feathide.errors import expected
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = ["PytorchOODDetector", "SklearnDetector"]
 
@@ -80,6 +80,10 @@ class PytorchOODDetector(Detector):
 
     def _reads(self, what: str) -> bool:
         return callable(getattr(self.detector, f"predict_{what}", None))
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("features",) if self._reads("features") else ("logits",)
 
     def fit(self, evidence: Evidence) -> "PytorchOODDetector":
         layer = layer_names(evidence.train, self.layer)[0] if self._reads("features") else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from feathide.errors import expected, unknown
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = [
     "Detector",
@@ -33,12 +33,19 @@ T = TypeVar("T")
 class Detector(ABC):
     """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
-    ``needs_dropout``, ``needs_witness``: whether ``score`` reads ``out.stochastic`` or ``out.witness``, so that whoever extracts outputs
-    knows to ask for it.
+    ``needs_dropout``, ``needs_witness``, ``needs_statistics``, ``needs_squeezed``: whether ``score`` reads ``out.stochastic``, ``out.witness``,
+    ``out.statistics`` or ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces in which it looks, which reports
+    say beside it; whoever asks the network about other images than the one that was sent reads "image" and "logits". The predicted class is read by all.
     """
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
+    needs_squeezed: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("features",)
 
     @property
     @abstractmethod

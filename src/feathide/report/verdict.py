@@ -27,6 +27,7 @@ __all__ = [
     "Verdict",
     "at_budget",
     "by_budget",
+    "kind_of",
     "label",
     "verdict",
 ]
@@ -45,9 +46,14 @@ WORDS = {
 }  # best first
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
-SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
+SPELT = {
+    "worst+any": "the worst for each image",
+    "pgd-one-sided": "PGD, one-sided start",
+    "pgd-smooth": "PGD, low frequencies",
+}
 SPELT |= {"bu-logit": "BU of the logit", "kd-two-sided": "KD, two-sided", "maha-two-sided": "MAHA, two-sided"}
-SPELT["energy-two-sided"] = "mixture energy, two-sided"
+SPELT |= {"energy-two-sided": "mixture energy, two-sided", "pixel": "pixel statistics"}
+SPELT |= {"pixel-linear": "pixel statistics, linear", "squeeze": "feature squeezing"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Finding:
-    """One guard: its worst rates of slipping through, the attack behind them, and what that amounts to."""
+    """One guard: its worst rates of slipping through, the attack behind them, what that amounts to, and the spaces that it reads, where they are known."""
 
     detector: str
     word: str
@@ -76,6 +82,7 @@ class Finding:
     plain: Rate | None
     worst: Mapping[int, Rate]
     aware: bool
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def verdict(run: Run) -> Verdict:
     success = worst(rows[rows["metric"] == "success"])
     failed = [str(g["name"]) for g in run.gates if g["status"] == "fail"]
     found = [
-        _finding(str(d), part, success, failed, run.aims)
+        _finding(str(d), part, success, failed, run)
         for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
     ]
     order = list(WORDS)
@@ -188,7 +195,7 @@ def _finding(
     rows: pd.DataFrame,
     success: Rate | None,
     failed: list[str],
-    aims: Mapping[str, Sequence[str]],
+    run: Run,
 ) -> Finding | None:
     at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
@@ -196,12 +203,13 @@ def _finding(
         return None
     top = at[10].iloc[int(at[10]["value"].fillna(-1.0).argmax())]
     aware = any(
-        k == "detector-aware" and a != "worst" and detector in aims.get(str(o), aimed_at(str(o), {}, (detector,)))
+        k == "detector-aware" and a != "worst" and detector in run.aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
     word, why = _word(rates[10], aware, success, failed)
     plain = worst(at[10][at[10]["objective"] == "plain"])
-    return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
+    reads = tuple(run.reads.get(detector, ()))
+    return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware, reads)
 
 
 def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
@@ -228,24 +236,33 @@ def _no_evidence(failed: list[str]) -> str:
     return f"Nothing can be concluded: these numbers are not evidence, since the {checks} failed: {', '.join(failed)}."
 
 
+def kind_of(findings: Sequence[Finding]) -> str:
+    """What kind of guards these are, with a space behind it: "feature-space ", "logit-space " or both; "" where one reads the image, or nobody knows."""
+    spaces = {space for f in findings for space in f.reads or ("unknown",)}
+    adjectives = {"features": "feature", "logits": "logit"}
+    if not spaces <= set(adjectives):
+        return ""
+    return "- and ".join(word for space, word in adjectives.items() if space in spaces) + "-space "
+
+
 def _headline(findings: list[Finding], success: Rate | None) -> str:
-    best, n = findings[0], len(findings)
+    best, n, kind = findings[0], len(findings), kind_of(findings)
     name = label(best.detector)
     good = [label(f.detector) for f in findings if f.word == best.word]
     few = f"{', '.join(good)}" if len(good) > 1 else name
     match best.word:
         case "holds":
-            return f"{len(good)} of {n} guards hold{'s' if len(good) == 1 else ''}: {few}."
+            return f"{len(good)} of {n} {kind}guards hold{'s' if len(good) == 1 else ''}: {few}."
         case "unproven":
-            return f"Not broken, not proven: {few}."
+            return f"Not broken, not proven: {few}." + (f" Only {kind}guards were audited." if kind else "")
         case "undecided":
             if success is not None and success.value < STRONG:
-                return f"Little is learnt about the guards: the attacks fool the classifier in {success.value:.0%} of the cases."
-            return "No guard is shown to hold, and not every guard is shown to fail."
+                return f"Little is learnt about the {kind}guards: the attacks fool the classifier in {success.value:.0%} of the cases."
+            return f"No {kind}guard is shown to hold, and not every guard is shown to fail."
         case "leaks":
-            return f"No guard holds. The best of {n}, {name}, leaks."
+            return f"No {kind}guard holds. The best of {n}, {name}, leaks."
         case _:
-            return f"No guard holds. All {n} fail." if n > 1 else f"The guard {name} fails."
+            return f"No {kind}guard holds. All {n} fail." if n > 1 else f"The {kind}guard {name} fails."
 
 
 def _attacked(run: Run) -> str:

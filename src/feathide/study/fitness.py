@@ -149,7 +149,8 @@ def _random_outputs(like: Outputs, n: int = 60, draws: int = 20) -> tuple[Output
     features = {name: random(n, f.shape[1]) + labels[:, None] for name, f in like.features.items()}
     logits = random(n, classes)
     stochastic = logits[:, None] * torch.linspace(0.5, 1.5, draws).double()[:, None]
-    return Outputs(logits, features, stochastic, witness=Outputs(logits, features)), labels
+    witness = Outputs(logits, features)
+    return Outputs(logits, features, stochastic, witness=witness, statistics=logits, squeezed=stochastic[:, :2]), labels
 
 
 def _without_gradients(lab: Lab) -> None:

@@ -46,7 +46,7 @@ class Lab(Networks):
             parts.append("unit of the logits")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from, *(identity(d) for d in p.detectors if ":" in d)]
-            parts += [self.witness_key] if self.needs("witness") else []
+            parts += self.beside()
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
@@ -83,7 +83,7 @@ class Lab(Networks):
             detector,
             *([identity(detector)] if ":" in detector else []),
         ]
-        guard = digest([*parts, *([self.witness_key] if self.needs("witness", [detector]) else [])])
+        guard = digest([*parts, *self.beside([detector])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 
     # --- what tasks have stored ---------------------------------------------------------------------------------------

@@ -219,13 +219,15 @@ class WitnessPlan(Part):
 
 class AttackPlan(Part):
     """An attack and its walk. ``name``: of the catalogue; or ``torchattacks:PGD``, ``foolbox:LinfPGD``, ``art:ProjectedGradientDescent`` or the user's own
-    ``package.module:callable``, with ``options`` as arguments, among which is their walk. ``step_size`` is a fraction of eps."""
+    ``package.module:callable``, with ``options`` as arguments, among which is their walk. ``step_size`` is a fraction of eps.
+    ``share``: of pgd-smooth, the lowest frequencies of each axis that it may use."""
 
     name: str
     steps: int | None = Field(None, ge=1)
     step_size: float | None = Field(None, gt=0)
     decay: Literal["constant", "linear", "cosine"] | None = None
     restarts: int | None = Field(None, ge=1)
+    share: float | None = Field(None, gt=0, le=1)
 
     @field_validator("name")
     @classmethod
@@ -243,6 +245,8 @@ class AttackPlan(Part):
             raise expected(
                 f"the walk of {self.name} stands in its options", got=", ".join(given), do="use options: {...}"
             )
+        if self.share is not None and self.name != "pgd-smooth":
+            raise expected("share belongs to pgd-smooth", got=f"share of {self.name}", do="leave it out")
         return self
 
 

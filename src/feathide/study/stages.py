@@ -201,7 +201,7 @@ def needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
 def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble | Foreign:
     """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
     walk, a = lab.plan.walk, cell.attack
-    fields: dict[str, Any] = {"confidence": walk.confidence}
+    fields: dict[str, Any] = {"confidence": walk.confidence} | ({} if a.share is None else {"share": a.share})
     names = WALKS.get(a.name, ())
     fields |= {n: getattr(walk, n) if getattr(a, n) is None else getattr(a, n) for n in names}
     if a.name == "square" and a.steps is not None:
