@@ -26,7 +26,7 @@ from feathide.study.learnt import learnt
 from feathide.study.packing import scored
 from feathide.study.parts import AttackPlan, ObjectivePlan, WalkPlan
 from feathide.study.plan import Cell, load_plan
-from feathide.study.probes import probe_key
+from feathide.study.probes import numbered, probe_key, probes_in
 from feathide.study.run import audit
 from feathide.study.stages import SURE, attack_of, attack_rows, cells, decode
 from feathide.study.store import Store
@@ -166,12 +166,12 @@ def test_a_guard_whose_gradient_is_hidden_is_named_in_the_run(
     lab: Lab, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_of(lab, table).masked == {}
-    probes = dict(lab.store.load(probe_key(lab)))
+    probes = dict(probes_in(lab.store.load(probe_key(lab))))
     names = [k.removeprefix("lower/") for k in probes if k.startswith("lower/")]
     assert sorted(names) == sorted(lab.plan.detectors)
     fall = probes["lower/kd"]
     probes["lower/kd"] = np.stack([np.full(fall.shape[1], np.nan), *fall[1:]])
-    monkeypatch.setattr(Store, "load", lambda self, key: probes)
+    monkeypatch.setattr(Store, "load", lambda self, key: numbered(probes))
     assert set(masked_in(lab)) == {"kd"}
     searched = replace(
         lab,
@@ -658,7 +658,7 @@ def test_the_commonest_class_alone_is_not_learnt() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_zoo_network_that_gives_more_than_logits_is_refused(
+def test_a_zoo_network_that_gives_two_tensors_like_logits_is_refused(
     training: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Two(torch.nn.Linear):
@@ -670,6 +670,5 @@ def test_a_zoo_network_that_gives_more_than_logits_is_refused(
     monkeypatch.setattr(
         "feathide.models.MODELS", {"tiny": Arch(2, lambda channels, outputs, small: Two(1024, outputs))}
     )
-    words = "one tensor of logits while it is trained, too" if training else "must return one tensor of logits"
-    with pytest.raises(InputError, match=f"{words}, got tuple"):
+    with pytest.raises(InputError, match=r"must return logits \(N, K\).*alone or by the name logits, got tuple"):
         check_plan(plan, tmp_path / "out")

@@ -20,6 +20,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from feathide.cli import _summary, app
+from feathide.ending import said
+from feathide.study.engine import Interrupted
 from feathide.study.plan import load_plan
 from feathide.study.run import Audit, audit
 from feathide.study.store import Store
@@ -38,6 +40,16 @@ def verbs(group: Any, name: str = "feathide") -> Iterator[tuple[str, Any]]:
 
 
 VERBS = dict(verbs(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(
+    ("stop", "sentence"), [(KeyboardInterrupt(), "stopped"), (Interrupted("12 of 20 kept"), "12 of 20 kept")]
+)
+def test_a_stop_says_something(stop: KeyboardInterrupt, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, said():
+        raise stop
+    assert end.value.exit_code == 130
+    assert capsys.readouterr().err == f"feathide: {sentence}\n"
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,17 @@
 
 import socket
 import sys
-from collections.abc import Iterator
+from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from feathide.answers import logits_of
 from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
 from feathide.models import (
@@ -420,7 +423,7 @@ def spoilt(value: float) -> nn.Module:
         (tiny(1), PICTURES, 3, "sigmoid", "have two classes, got 3"),
         (tiny(5), PICTURES, 2, ("finding", 5), "finding must be 0 to 4, got 5"),
         (tiny(), PICTURES, 2, "sofmax", "did you mean 'softmax'"),
-        (Changed(lambda z: (z, z)).eval(), PICTURES, 2, "softmax", "one tensor of logits, got tuple"),
+        (Changed(lambda z: (z, z)).eval(), PICTURES, 2, "softmax", "alone or by the name logits, got tuple"),
         (Changed(lambda z: z[..., None]).eval(), PICTURES, 2, "softmax", "must return logits"),
     ],
 )
@@ -453,6 +456,36 @@ def test_pointers_and_safetensors_are_known_by_their_content(tmp_path: Path) -> 
     torch.save({"model": state, "weights": state}, tmp_path / "c.pt")
     with pytest.raises(InputError, match="one set of weights"):
         load_weights(model, tmp_path / "c.pt")
+
+
+Named = namedtuple("Named", ["aux", "logits"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "k"),
+    [
+        (lambda z: (z,), 0),
+        (lambda z: [z.new_zeros(len(z), 3, 4), z], 0),
+        (lambda z: {"logits": z, "aux": z + 1}, 0),
+        (lambda z: Named(z + 1, z), 0),
+        (lambda z: SimpleNamespace(loss=None, logits=z, hidden=z + 1), 0),
+        (lambda z: (z.new_zeros(len(z), 9), z), 2),
+        (lambda z: {"embedding": z.new_zeros(len(z), 9), "out": z}, 2),
+    ],
+)
+def test_logits_are_found_by_name_or_shape(answer: Callable[[Tensor], object], k: int) -> None:
+    z = torch.rand(3, 2)
+    assert logits_of(answer(z), 3, k) is z
+    assert check_network(Changed(answer).eval(), PICTURES, 2) == []
+    assert logits_of((z[:, 0],), 3) is not None and logits_of({"out": z[:, 0]}, 3).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda z: (z, z + 1), lambda z: (z.long(),), lambda z: (z[:1], "text"), lambda z: None]
+)
+def test_what_could_be_several_logits_or_none_is_refused(answer: Callable[[Tensor], object]) -> None:
+    with pytest.raises(InputError, match=r"alone or by the name logits.*wrap it to return the logits"):
+        logits_of(answer(torch.rand(3, 2)), 3, 2)
 
 
 # --- what would make an audit unsound --------------------------------------------------------------------------------

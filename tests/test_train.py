@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from feathide.adversary import Adversary
 from feathide.augment import Augment
 from feathide.batches import Images, loader, measure, reader
 from feathide.data import Cases, cases_of_arrays
 from feathide.errors import InputError
+from feathide.geometry import Linf
 from feathide.models import build, check_network, weights_digest
 from feathide.train import _loss, load_trained, train_classifier
 from feathide.weights import save_weights
@@ -143,6 +145,25 @@ def test_it_stops_when_validation_no_longer_improves() -> None:
     result = train_classifier(striped(), frozen, epochs=20, patience=2, lr=1e-30)
     assert len(result.history) == 3
     assert result.epoch == 0
+
+
+class More(nn.Module):
+    """A network that gives features beside its logits, and in training other things, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build("tiny", channels=1, outputs=2, stem="small", seed=0)
+
+    def forward(self, x: torch.Tensor) -> object:
+        z = self.net(x)
+        return {"features": x.flatten(1), "logits": z, "auxiliary": z + 1} if self.training else (x.flatten(1), z)
+
+
+@pytest.mark.parametrize("adversary", [None, Adversary(Linf(0.01), 1)])
+def test_logits_are_found_in_what_a_network_gives(adversary: Adversary | None) -> None:
+    plain = build("tiny", channels=1, outputs=2, stem="small", seed=0)
+    found, wanted = (train_classifier(striped(), m, adversary=adversary, **FAST) for m in (More(), plain))
+    assert found.history == wanted.history
 
 
 def test_progress_is_reported_and_ctrl_c_leaves_nothing_behind(elsewhere: Path, tmp_path: Path) -> None:

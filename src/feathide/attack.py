@@ -196,7 +196,7 @@ class Attack:
             single = fool if hide is None else hide
             losses = share.losses(fool, single, fooled, rows) if shared else (single,)
             totals = [loss.sum() for loss in losses] if differentiate else []
-        grads = tuple(torch.autograd.grad(t, leaf, retain_graph=t is not totals[-1])[0] for t in totals)
+        grads = tuple(_slope(t, leaf, retain=t is not totals[-1]) for t in totals)
         grad = None if not grads else share.merge(grads, fooled) if shared else grads[0]
         if shown is not leaf:  # a random view judges nothing: look at the image itself
             forwards += 1
@@ -382,6 +382,19 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
         return new
     old[rows] = new
     return old
+
+
+def _slope(loss: Tensor, leaf: Tensor, *, retain: bool) -> Tensor:
+    grad = None
+    if loss.requires_grad:
+        (grad,) = torch.autograd.grad(loss, leaf, retain_graph=retain, allow_unused=True)
+    if grad is None:
+        raise expected(
+            "the loss of a gradient attack must depend on the image",
+            got="one that is detached from it",
+            do="take detach(), no_grad or numpy out of the network or the detector, or attack with square",
+        )
+    return grad
 
 
 def _terms(bound: BoundLoss, out: Outputs, rows: Rows, unit: float) -> tuple[Tensor, Tensor | None, Tensor]:

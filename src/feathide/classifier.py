@@ -56,7 +56,8 @@ class FeatureClassifier:
     (0, z_j) with the other outputs in ``Outputs.others``.
 
     ``output``: "probabilities" for a network that ends in a softmax or in sigmoids: the logarithm of a softmax, or the log odds of a sigmoid,
-    stands in place of its logits. Where a probability is rounded to 0 or 1 there is no slope.
+    stands in place of its logits. Where a probability is rounded to 0 or 1 there is no slope. ``outputs``: how many it has, where what it
+    returns holds features beside the logits; 0 if it need not be told.
 
     ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has any, else a dropout of
     ``dropout_rate`` before the last linear layer. The S masks are drawn once from ``seed`` and shared by all images, so
@@ -84,6 +85,7 @@ class FeatureClassifier:
     window: Box | None = None
     head: str | tuple[str, int] = "softmax"
     output: Literal["logits", "probabilities"] = "logits"
+    outputs: int = 0
     layout: Layout | Mapping[str, Layout] = "auto"
     tokens: Tokens = "mean"
     pool: Pool = channel_mean
@@ -138,7 +140,7 @@ class FeatureClassifier:
         hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
-            raw = logits_of(self.model(z), len(z))
+            raw = logits_of(self.model(z), len(z), self.outputs)
         if self.dropout_samples:
             draws = self._head_draws(head, head_input) if head else self._network_draws(z)
             if head and self.output == "probabilities":
@@ -183,7 +185,9 @@ class FeatureClassifier:
         """The compiled copy, which gives the outputs and the pooled features of ``names``."""
         if not self._compiled:
             self._compiled.append(
-                torch.compile(_Watched(self.model, names, self.pool, self._readouts), backend=str(self.compile))
+                torch.compile(
+                    _Watched(self.model, names, self.pool, self._readouts, self.outputs), backend=str(self.compile)
+                )
             )
         return self._compiled[0]
 
@@ -316,7 +320,7 @@ class FeatureClassifier:
         names = [n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0]
         with hooked(dict.fromkeys(names, drop), self.model):
             answer = self.model(z)
-        return logits_of(answer, len(z) * s if multiply and count[0] else len(z))
+        return logits_of(answer, len(z) * s if multiply and count[0] else len(z), self.outputs)
 
     def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -326,8 +330,11 @@ class FeatureClassifier:
 class _Watched(nn.Module):
     """A private copy of a network that gives its features as outputs: its hooks stay, so that one compiled graph holds them."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool, reads: Mapping[str, ReadOut]) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], pool: Pool, reads: Mapping[str, ReadOut], k: int
+    ) -> None:
         super().__init__()
+        self.outputs = k
         self.model = deepcopy(model).requires_grad_(False)
         self.names, self.found, self.calls = tuple(names), dict[str, Tensor](), dict[str, int]()
         for name, hook in _collectors(names, self.found, self.calls, pool, reads).items():
@@ -335,7 +342,7 @@ class _Watched(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         self.calls.clear()
-        raw = logits_of(self.model(z), len(z))
+        raw = logits_of(self.model(z), len(z), self.outputs)
         features = tuple(self.found[name] for name in self.names)
         self.found.clear()
         return raw, *features

@@ -19,5 +19,5 @@ def said() -> Iterator[None]:
         typer.secho(f"feathide: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stop:
-        typer.secho(f"feathide: {stop or 'stopped'}", err=True)
+        typer.secho(f"feathide: {str(stop) or 'stopped'}", err=True)
         raise typer.Exit(130) from None

@@ -14,9 +14,10 @@ import torchvision.models as pictures
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from feathide.answers import logits_of
 from feathide.errors import InputError, choose, expected, first_line, unknown
 from feathide.layers import entrance
-from feathide.memory import SIGNS
+from feathide.memory import lacks_memory
 from feathide.own import called, foreign, importable, load_object
 from feathide.packaged import is_packaged, load_packaged
 from feathide.plugins import with_plugins
@@ -281,6 +282,7 @@ def check_network(
     whose outputs for an image depend on the other images of its batch.
     """
     _check_mode(model)
+    k = n_classes if head in ("softmax", "findings") else 1 if head == "sigmoid" else 0
     bad = [k for k, v in model.named_parameters() if v.is_floating_point() and not bool(v.isfinite().all())]
     if bad:
         raise expected(
@@ -290,12 +292,14 @@ def check_network(
     if len(images) == 1:
         images = torch.cat([images, images.flip(-1)])
     with torch.no_grad():
-        out = _forward(model, images)
+        out = _forward(model, images, k)
         _check_outputs(out, len(images), n_classes, head)
-        again = _forward(model, images)
-        alone = _alone(model, images, out)
-        loud = [z for k in (100, -100) if (z := _attempt(model, k * images)) is not None]  # logits would leave [0, 1]
-        strange = _attempt(model, torch.cat([images[:1], -100 * images[1:]]))
+        again = _forward(model, images, k)
+        alone = _alone(model, images, out, k)
+        loud = [
+            z for s in (100, -100) if (z := _attempt(model, s * images, k)) is not None
+        ]  # logits would leave [0, 1]
+        strange = _attempt(model, torch.cat([images[:1], -100 * images[1:]]), k)
     _check_mode(model)
     caveats = []
     if not torch.allclose(out, again, rtol=1e-4, atol=1e-5):
@@ -310,7 +314,7 @@ def check_network(
         _check_probabilities(torch.cat([out, *loud]), head)
     elif _like_probabilities(torch.cat([out, *loud])):
         caveats.append("the outputs look like probabilities, not logits: gradients vanish where the network is sure")
-    if not any(_has_gradient(model, image) for image in images.split(1)):
+    if not any(_has_gradient(model, image, k) for image in images.split(1)):
         caveats.append("no gradient reaches the image: gradient attacks will fail without proving anything")
     return caveats
 
@@ -323,23 +327,19 @@ def _check_mode(model: nn.Module) -> None:
         )
 
 
-def _forward(model: nn.Module, images: Tensor) -> Tensor:
+def _forward(model: nn.Module, images: Tensor, k: int) -> Tensor:
     try:
         out = model(images.clone())  # a first layer may work in place
     except Exception as error:  # whatever code that is not ours raises
         raise _misfit(model, images, error) from error
-    if not isinstance(out, Tensor):
-        raise expected(
-            "the network must return one tensor of logits", got=type(out).__name__, do="wrap it to return the logits"
-        )
-    return out
+    return logits_of(out, len(images), k)
 
 
 def _misfit(model: nn.Module, images: Tensor, error: Exception) -> InputError:
     """Why a network does not take the images."""
     first, channels = entrance(model), images.shape[1]
     detail = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SIGNS):
+    if lacks_memory(error):
         return InputError(f"memory does not suffice for {len(images)} images ({detail}); use smaller images")
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     if kinds - {"float32"}:
@@ -354,29 +354,30 @@ def _misfit(model: nn.Module, images: Tensor, error: Exception) -> InputError:
     return expected(wants, got=got, do=f"choose a network for these images ({detail})")
 
 
-def _attempt(model: nn.Module, images: Tensor) -> Tensor | None:
+def _attempt(model: nn.Module, images: Tensor, k: int) -> Tensor | None:
     """The outputs for images that a network need not take; None where it does not, or where they are not finite."""
     try:
-        out = model(images.clone())
+        out = logits_of(model(images.clone()), len(images), k)
     except Exception:
         return None
-    return out if isinstance(out, Tensor) and bool(out.isfinite().all()) else None
+    return out if bool(out.isfinite().all()) else None
 
 
-def _alone(model: nn.Module, images: Tensor, out: Tensor) -> Tensor:
+def _alone(model: nn.Module, images: Tensor, out: Tensor, k: int) -> Tensor:
     """The outputs of every image by itself."""
     rows = []
     for image in images.split(1):
         try:
-            row = model(image.clone())
+            answer = model(image.clone())
         except Exception as error:
             raise expected(
                 "the network must take batches of any size",
                 got=f"{len(images)} images but not one ({first_line(error)})",
                 do="remove the size of the batch from its code",
             ) from error
-        if not isinstance(row, Tensor) or row.shape != out[:1].shape:
-            shape = tuple(getattr(row, "shape", ()))
+        row = logits_of(answer, 1, k)
+        if row.shape != out[:1].shape:
+            shape = tuple(row.shape)
             raise expected(
                 f"the network must return a row for one image, too, here {tuple(out[:1].shape)}",
                 got=f"{shape}: rows are lost with one image",
@@ -437,11 +438,11 @@ def _check_probabilities(out: Tensor, head: str | tuple[str, int]) -> None:
         )
 
 
-def _has_gradient(model: nn.Module, image: Tensor) -> bool:
+def _has_gradient(model: nn.Module, image: Tensor, k: int) -> bool:
     """Whether the squared outputs, which unlike their sum do not cancel in a softmax, depend on the image."""
     x = image.detach().clone().requires_grad_()
     with torch.enable_grad():
-        total = model(x.clone()).square().sum()
+        total = logits_of(model(x.clone()), len(x), k).square().sum()
         if not total.requires_grad:
             return False
         try:

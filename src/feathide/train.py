@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from feathide.adversary import Adversary
+from feathide.answers import logits_of
 from feathide.augment import Augment
 from feathide.batches import Images, changer, loader, measure, normaliser, reader, windowed
 from feathide.data.cases import Cases
@@ -117,8 +118,15 @@ def train_classifier(
     unit = torch.tensor(std) * (
         1.0 if window is None else window[1] - window[0]
     )  # (C,): a unit of the normalised images in the box
-    harder = None if adversary is None else partial(adversary, loss=loss, scale=unit)
-    training = _Training(network, loss, head=head, lr=lr, steps=epochs * len(batches), progress=progress, harder=harder)
+    outputs = 1 if head == "sigmoid" else len(cases.class_names)
+
+    def told(answer: object, y: Tensor) -> Tensor:
+        return loss(logits_of(answer, len(y), outputs), y)
+
+    harder = None if adversary is None else partial(adversary, loss=told, scale=unit)
+    training = _Training(
+        network, loss, head=head, outputs=outputs, lr=lr, steps=epochs * len(batches), progress=progress, harder=harder
+    )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         _fit(training, batches, held_out, epochs=epochs, patience=patience)
@@ -250,6 +258,7 @@ class _Training(L.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         head: Head,
+        outputs: int,
         lr: float,
         steps: int,
         progress: Progress | None,
@@ -258,7 +267,8 @@ class _Training(L.LightningModule):
         super().__init__()
         self.network, self.loss = network, loss
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.head, self.lr, self.steps, self.progress, self.harder = head, lr, steps, progress, harder
+        self.head, self.outputs, self.lr, self.steps = head, outputs, lr, steps
+        self.progress, self.harder = progress, harder
         self.losses: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.history: list[dict[str, float]] = []
@@ -273,7 +283,7 @@ class _Training(L.LightningModule):
         x, y = batch
         if self.harder is not None:
             x = self.harder(self.network, x, y, draw=self.global_step)
-        loss = self.loss(self.network(x), y)
+        loss = self.loss(logits_of(self.network(x), len(x), self.outputs), y)
         self.losses.append(loss.detach())
         if self.progress is not None:
             last = f", validation accuracy {self.history[-1]['val_accuracy']:.3f}" if self.history else ""
@@ -294,7 +304,7 @@ class _Training(L.LightningModule):
         x, y = batch
         if self.harder is not None:
             x = self.harder(self.average, x, y, draw="held out")
-        self.seen.append((self.average(x).float().cpu(), y.cpu()))
+        self.seen.append((logits_of(self.average(x), len(x), self.outputs).float().cpu(), y.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         z, y = (torch.cat(parts) for parts in zip(*self.seen, strict=True))

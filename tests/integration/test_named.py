@@ -1,5 +1,9 @@
 """Attacks, detectors and networks of other libraries by name in a plan, down to the table; and what is refused before any work."""
 
+import contextlib
+import json
+import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,14 +14,22 @@ import pytest
 import torch
 
 from feathide.catalog import ATTACKS, DETECTORS
+from feathide.detectors import Detector
 from feathide.errors import InputError
 from feathide.geometry import L2, Linf
-from feathide.models import build, load_network
+from feathide.models import build, check_network, load_network
+from feathide.objectives import CrossEntropy, Evade
+from feathide.packaged import ChannelsLast, upright
+from feathide.recipes import pgd
+from feathide.rules import Blend, Orthogonal, Selective, Together
 from feathide.spelling import parsed, separated, spelled
+from feathide.study.check import check_plan
 from feathide.study.lab import Lab
 from feathide.study.plan import load_plan, slug
+from feathide.study.probes import numbered, probes_in
 from feathide.study.run import audit, checked
 from feathide.study.store import Store
+from feathide.types import Evidence, Outputs
 from feathide.weights import save_weights
 
 from .small import IDS, SHAPES, small
@@ -33,6 +45,71 @@ def corner(classifier, x, goal, ids, seed, eps, share=1.0):
 
 def guard(bandwidth=1.0):
     return KernelDensity(name="mine", bandwidth=bandwidth)
+
+class Flat(KernelDensity):
+    # its scores are detached, or cannot be had of outputs with a gradient
+
+    def score(self, out):
+        z = super().score(out)
+        return torch.from_numpy(z.numpy()) if self.name == "numpy" else z.detach()
+
+class Fails(KernelDensity):
+    def fit(self, evidence):
+        self.fails("fit")
+        return super().fit(evidence)
+
+    def score(self, out):
+        self.fails("score")
+        return super().score(out)
+
+    def fails(self, kind):
+        if self.name == kind:
+            raise KeyError(f"no {kind}")
+
+class Torn(torch.nn.Module):
+    # a network whose last feature is detached from the image
+
+    def __init__(self):
+        super().__init__()
+        self.feature, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.feature(x).mean((2, 3))
+        return self.head(h) + x.flatten(1)[:, :2]
+
+class Answers(torch.nn.Module):
+    # a network that gives more than its logits
+
+    def __init__(self, kind="dict"):
+        super().__init__()
+        self.kind, self.feature = kind, torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        self.drop, self.head = torch.nn.Dropout(0.5), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.drop(self.feature(x).mean((2, 3)))
+        z = self.head(h)
+        return {"dict": {"features": h, "logits": z}, "tuple": (z, [h]), "features": (h, z), "two": (z, z + 1)}[self.kind]
+
+class Last(torch.nn.Module):
+    # a network that takes its channels last
+
+    def __init__(self):
+        super().__init__()
+        self.feature, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.feature(x.permute(0, 3, 1, 2)).relu().mean((2, 3)))
+
+class Whole(torch.nn.Module):
+    # a network without a linear layer, or a dropout, at its end
+
+    def __init__(self):
+        super().__init__()
+        self.feature = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+
+    def forward(self, x):
+        return self.feature(x).mean((2, 3))
 
 class Blind(torch.nn.Module):
     def forward(self, x):
@@ -218,8 +295,6 @@ def test_networks_that_are_refused(name: str, message: str) -> None:
 @pytest.fixture(scope="module")
 def files(data: Path) -> dict[str, Path]:
     """One network with random weights in every packaging."""
-    import warnings
-
     folder, model = data.parent, build("tiny", channels=1, outputs=2, stem="small", seed=0).eval()
     x = torch.rand(2, 1, 16, 16)
     found = {"ts": folder / "net.ts", "pt2": folder / "net.pt2"}
@@ -289,6 +364,106 @@ def test_without_gradients_only_a_black_box_attack_goes(data: Path, tmp_path: Pa
     assert {"square"} == set(table.attack) - {"", "worst", "noise"}
 
 
+def own(data: Path, name: str, **fields: Any) -> dict[str, Any]:
+    return {"arch": f"{data.parent / 'mine.py'}:{name}", "trust": True, "layers": "conv", **fields}
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "features"])
+def test_a_network_that_gives_more_than_its_logits_is_audited(kind: str, data: Path, tmp_path: Path) -> None:
+    network = own(data, "Answers", arguments={"kind": kind})
+    fields = plan(data, network=network, attacks="pgd", objectives="plain,hfc", detectors=["kd", "bu"], gates="quick")
+    assert check_plan(load_plan(fields), tmp_path).seconds > 0
+    found = audit(load_plan(fields), tmp_path)
+    logits = Lab(load_plan(fields), Store(tmp_path)).classifier(torch.rand(3, 1, 16, 16)).logits
+    assert logits.shape == (3, 2) and {"kd", "bu"} <= set(found.table.detector)
+
+
+def test_a_classifier_is_read_as_the_plan_says(data: Path, tmp_path: Path) -> None:
+    said = {
+        "layout": {"conv": "tokens"},
+        "tokens": "both",
+        "output": "probabilities",
+        "window": (0.1, 0.9),
+        "precision": "bf16",
+    }
+    lab = Lab(load_plan(plan(data, network=own(data, "Answers", **said))), Store(tmp_path))
+    seen = lab.shown(lab.classifier.model, "last", (0.5,), (0.2,))
+    assert {name: getattr(seen, name) for name in said} == said
+    assert (seen.layers, seen.mean, seen.std, seen.outputs, seen.box) == ("last", (0.5,), (0.2,), 2, (0.0, 1.0))
+
+
+def test_two_tensors_like_logits_are_refused(data: Path, tmp_path: Path) -> None:
+    network = own(data, "Answers", arguments={"kind": "two"})
+    with pytest.raises(InputError, match=r"alone or by the name logits, got tuple of \(\d, 2\), \(\d, 2\)"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+
+
+def test_dropout_draws_without_a_linear_layer_are_refused_before_any_work(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, network=own(data, "Whole"), detectors=["kd", "bu", "kd+bu"])
+    with pytest.raises(
+        InputError,
+        match=r"bu, kd\+bu cannot be had: dropout draws need .* neither; leave out bu, kd\+bu, or use a network",
+    ):
+        checked(load_plan(fields), tmp_path)
+    checked(load_plan({**fields, "detectors": ["kd"]}), tmp_path)
+
+
+def test_a_network_that_takes_its_channels_last_is_given_them_so(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, network=own(data, "Last"), detectors=["kd", "bu"])
+    assert [s for s in check_plan(load_plan(fields), tmp_path).says if "takes its channels last" in s]
+    lab = Lab(load_plan(fields), Store(tmp_path))
+    x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    plainly = load_network(f"{data.parent / 'mine.py'}:Last", trust=True)
+    torch.testing.assert_close(lab.classifier(x).logits, plainly(x.movedim(1, -1)))
+    assert isinstance(upright(plainly, 1, (16, 16)), ChannelsLast)
+    for known in (build("tiny", channels=1, outputs=2).eval(), build("tiny", channels=3, outputs=2).eval()):
+        assert upright(known, 1, (16, 16)) is known
+    assert upright(plainly, 2, (16, 16)) is plainly  # not one that takes neither
+    assert set(audit(load_plan(fields), tmp_path).table.detector) >= {"kd", "bu"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("told", ["sizes", "nothing", "flat"])
+def test_onnx_with_channels_last_is_turned(channels: int, told: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+
+    class Turned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 144, 2))
+            self.net = flat if told == "flat" else build("tiny", channels=channels, outputs=2, stem="small").eval()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x if told == "flat" else (2 * x - 1).permute(0, 3, 1, 2)), 2 * x.flatten(1)
+
+    model, x = Turned().eval(), torch.rand(1, 12, 12, channels)
+    axes = {0: "n"} if told != "nothing" else {0: "n", 1: "h", 2: "w", 3: "c"}
+    kept = {"dynamo": False, "opset_version": 17, "keep_initializers_as_inputs": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), tmp_path / "a.onnx", input_names=["x"], dynamic_axes={"x": axes}, **kept)
+    network = load_network(str(tmp_path / "a.onnx"))
+    x = torch.rand(3, channels, 12, 12)
+    torch.testing.assert_close(network(x)[0], model(x.movedim(1, -1))[0])
+    assert check_network(network, x, 2) == []
+
+
+def test_what_onnx2torch_warns_of_is_not_shown(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    model = torch.nn.Sequential(
+        torch.nn.Upsample(scale_factor=2, mode="bicubic"), build("tiny", channels=1, outputs=2)
+    ).eval()
+    kept = {"dynamo": False, "opset_version": 17, "keep_initializers_as_inputs": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.rand(1, 1, 12, 12),), tmp_path / "a.onnx", input_names=["x"], **kept)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with contextlib.suppress(InputError):  # it also converts this wrongly
+            load_network(str(tmp_path / "a.onnx"))
+    assert not said
+
+
 def test_files_that_are_no_networks(tmp_path: Path) -> None:
     for name in ("a.ts", "a.pt2", "a.pt"):
         (tmp_path / name).write_bytes(b"nothing")
@@ -303,3 +478,90 @@ def test_detectors_that_are_refused() -> None:
         DETECTORS["sklearn:IsolationTree"]
     with pytest.raises(InputError, match="it takes n_estimators"):
         DETECTORS["sklearn:IsolationForest(trees=3)"]()
+
+
+# --- spelled names and detached scores, down to the gates -----------------------------------------------------------------
+
+
+def test_the_gates_are_judged_with_a_foreign_detector_that_has_options(data: Path, tmp_path: Path) -> None:
+    guards = ["kd", {"name": "sklearn:IsolationForest", "options": {"n_estimators": 9}}]
+    aims = [{"name": "evade", "options": {"detectors": ["kd"]}}, "plain"]
+    fields = plan(data, attacks="pgd", objectives=aims, detectors=guards, gates="quick")
+    found = audit(load_plan(fields), tmp_path)
+    assert "sklearn:IsolationForest(n_estimators=9)" in set(found.table.detector)
+    gates = {g["name"]: g for g in json.loads((tmp_path / "gates.json").read_text())}
+    assert gates["scores of single images"]["detail"] == "2 detectors"
+
+
+def test_options_that_a_foreign_detector_does_not_take_are_found_before_any_work(data: Path, tmp_path: Path) -> None:
+    fields = plan(data, detectors=[{"name": "sklearn:IsolationForest", "options": {"n_estimators": -3}}])
+    with pytest.raises(InputError, match=r"IsolationForest\(n_estimators=-3\) must learn from the features, got Inv"):
+        checked(load_plan(fields), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fit", "score"])
+def test_what_a_foreign_detector_raises_is_one_sentence(kind: str, data: Path, tmp_path: Path) -> None:
+    guard = f"{data.parent / 'mine.py'}:Fails(name='{kind}')"
+    network = plan(data)["network"] | {"trust": True}
+    with pytest.raises(InputError, match=rf"detector .*{kind}.* must .*got KeyError: 'no {kind}'; correct its options"):
+        audit(load_plan(plan(data, detectors=[guard], network=network)), tmp_path)
+
+
+def test_probes_keep_any_name() -> None:
+    arrays = {"rank/evade:sklearn:X(a='/..', b=[1])": np.arange(3.0), "base": np.ones(2, bool)}
+    kept = probes_in(numbered(arrays))
+    assert list(kept) == list(arrays) and all((kept[k] == v).all() for k, v in arrays.items())
+    assert not [name for name in numbered(arrays) if not name.isalnum()]
+
+
+@pytest.mark.parametrize("objective", ["evade:{}", "selective:{}", "orthogonal:{}", "evade"])
+def test_nobody_is_aimed_at_scores_without_a_gradient(objective: str, data: Path, tmp_path: Path) -> None:
+    forest = "sklearn:IsolationForest(n_estimators=9)"
+    fields = plan(data, attacks="pgd", objectives=["plain", objective.format(forest)], detectors=[forest])
+    with pytest.raises(InputError, match=r"needs a detector whose score has a gradient, got sklearn:IsolationForest"):
+        checked(load_plan(fields), tmp_path)
+
+
+def test_scores_without_a_gradient_are_said_where_other_guards_are_aimed_at(data: Path, tmp_path: Path) -> None:
+    guards = ["kd", "sklearn:IsolationForest(n_estimators=9)"]
+    fields = plan(data, attacks="pgd", objectives="plain,evade", detectors=guards)
+    says = check_plan(load_plan(fields), tmp_path).says
+    assert [s for s in says if s.startswith("no gradient: ") and "IsolationForest" in s and "kd" not in s]
+
+
+def test_a_detector_of_ones_own_is_detached_in_one_sentence(data: Path, tmp_path: Path) -> None:
+    mine = f"{data.parent / 'mine.py'}:Flat"
+    network = plan(data)["network"] | {"trust": True}
+    for name, said in (("flat", "whose score has a gradient"), ("numpy", "must score outputs that carry a gradient")):
+        guard = f"{mine}(name='{name}')"
+        fields = plan(data, network=network, attacks="pgd", objectives=["plain", "evade"], detectors=[guard])
+        with pytest.raises(InputError, match=said):
+            checked(load_plan(fields), tmp_path)
+    checked(load_plan(fields | {"objectives": "plain"}), tmp_path)
+    with pytest.raises(InputError, match=said):
+        checked(load_plan(fields | {"objectives": "plain", "gates": "quick"}), tmp_path)
+
+
+def test_features_that_are_detached_are_found_before_any_work(data: Path, tmp_path: Path) -> None:
+    network = {"arch": f"{data.parent / 'mine.py'}:Torn", "trust": True, "layers": "feature"}
+    with pytest.raises(InputError, match=r"must carry a gradient to the image.*got detached ones in feature"):
+        checked(load_plan(plan(data, network=network)), tmp_path)
+
+
+class Ones(Detector):
+    name = "ones"
+
+    def fit(self, evidence: Evidence) -> "Ones":
+        return self
+
+    def score(self, out: Outputs) -> torch.Tensor:
+        return torch.ones(len(out))
+
+
+@pytest.mark.parametrize("blend", [Together(), Selective(), Orthogonal()])
+def test_evading_a_detached_score_is_one_sentence(blend: Blend) -> None:
+    world = small(SHAPES[0], dtype=torch.float32)
+    for objective in (Evade((Ones(),)), CrossEntropy() + Evade((Ones(),))):
+        attack = replace(pgd(Linf(0.1)), objective=objective, blend=blend)
+        with pytest.raises(InputError, match="needs a detector whose score has a gradient, got ones"):
+            attack(world.classifier, world.x, world.goal, ids=world.ids)

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feathide.errors import expected
+from feathide.errors import InputError, expected, first_line
 from feathide.geometry import Noise
+from feathide.memory import lacks_memory
 from feathide.mixture import MixtureBank
 from feathide.objectives.base import BoundLoss, Objective, Reads, need_layers
 from feathide.spelling import floor_of
 from feathide.types import Goal, Outputs, Rows
 
-__all__ = ["HFC", "Evade", "Guide", "Scorer"]
+__all__ = ["HFC", "Evade", "Guide", "Scorer", "score_of", "without_gradient"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +120,49 @@ class Evade(Objective):
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             seen = replace(out, assumed=goal.target[rows]) if self.assume_target else out
+            found = [score_of(detector, seen) for detector in self.detectors]
+            if _differentiable(out) and not any(score.requires_grad for score in found):
+                raise without_gradient("evade", [_named(d) for d in self.detectors])
             total = torch.zeros_like(out.logits[:, 0])
-            for i, (detector, scale) in enumerate(zip(self.detectors, scales, strict=True)):
-                score = detector.score(seen) / scale
+            for i, (value, scale) in enumerate(zip(found, scales, strict=True)):
+                score = value / scale
                 total = total + (score if self.below is None else F.relu(score - self.below[i] / scale + self.slack))
             return total
 
         return BoundLoss(hide=hide, name="evasion")
+
+
+def score_of(detector: Scorer, out: Outputs) -> Tensor:
+    """The scores of anyone's detector; whatever its code raises becomes one sentence."""
+    try:
+        return detector.score(out)
+    except InputError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise expected(
+            f"the detector {_named(detector)} must score outputs that carry a gradient, as attacks show them",
+            got=f"{type(error).__name__}: {first_line(error)}",
+            do="compute its score in torch, or detach the outputs in it, and aim at other detectors",
+        ) from error
+
+
+def without_gradient(objective: str, detectors: Sequence[str]) -> InputError:
+    """The error that an attack is aimed at scores that lead it nowhere."""
+    return expected(
+        f"{objective} needs a detector whose score has a gradient",
+        got=", ".join(detectors),
+        do="aim it at others (options: {detectors: [...]}) or leave it out",
+    )
+
+
+def _named(detector: Scorer) -> str:
+    return str(getattr(detector, "name", type(detector).__name__))
+
+
+def _differentiable(out: Outputs) -> bool:
+    return any(t.requires_grad for t in (out.logits, *out.features.values()))
 
 
 @dataclass(frozen=True, eq=False)

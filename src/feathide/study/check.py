@@ -8,9 +8,11 @@ from pathlib import Path
 
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
+from feathide.packaged import ChannelsLast
 from feathide.recipes import pgd
 from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
+from feathide.study.fitness import without_slope
 from feathide.study.lab import Lab
 from feathide.study.learnt import has_network, learnt_of
 from feathide.study.order import audit_tasks
@@ -50,16 +52,23 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
     reads = classifier.read_outs(lab.images(lab.rows("train")[:1]))
     ways = Counter(read.words for read in reads.values())
+    flat = without_slope(lab, classifier)
     layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *(
+            ["network: it takes its channels last; the images are turned for it"]
+            if isinstance(classifier.model, ChannelsLast)
+            else []
+        ),
         *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
         *([f"labelled images: {learnt_of(lab)}"] if has_network(lab) else []),
         *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
         *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
+        *([f"no gradient: that of the scores of {', '.join(flat)}, so that no attack aims at them"] if flat else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",

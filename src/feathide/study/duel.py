@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.attack import Attack
-from feathide.catalog import DETECTORS, OBJECTIVES
+from feathide.catalog import OBJECTIVES
 from feathide.detectors import Detector
 from feathide.errors import expected
 from feathide.metrics import proportion, threshold
@@ -18,7 +18,7 @@ from feathide.objectives import HFC, Evade, Objective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at
-from feathide.study.packing import packed, scored, unpacked
+from feathide.study.packing import packed, scored, taught, unpacked
 from feathide.study.parts import ObjectivePlan
 from feathide.study.plan import Cell
 from feathide.study.probes import probe_cell
@@ -129,7 +129,7 @@ def _round(json: str, detector: str, number: int, store: Store) -> Arrays:
     """One detector in one round: refitted, then attacked on the fit part (for the next round) and on the test part (for the table)."""
     lab = lab_of(json, store)
     eps = lab.budgets[0]
-    guard = DETECTORS[detector]().fit(_evidence(lab, detector, number))
+    guard = taught(detector, _evidence(lab, detector, number))
     negatives = np.concatenate([scored(guard, lab.outputs(c, "calibrate")[0]) for c in ("clean", noisy_at(eps))])
     limit, scale = threshold(negatives, 0.10), max(float(np.std(negatives)), 1e-12)
     attack = _attack(lab, "evade", Evade((guard,), below=(limit,), scales=(scale,)))

@@ -1,16 +1,24 @@
-"""What a plan may not ask: features of layers that nobody can watch, gradients of code that has none, attacks that hide where they cannot."""
+"""What a plan may not ask: features of layers that nobody can watch, dropout draws and gradients where there are none, attacks that hide where they cannot."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from feathide.catalog import BLIND, DETECTORS, OBJECTIVES, OUR_ATTACKS
-from feathide.errors import InputError, expected
+from feathide.classifier import FeatureClassifier
+from feathide.detectors import DETECTORS as OUR_DETECTORS
+from feathide.errors import InputError, expected, first_line
+from feathide.memory import lacks_memory
+from feathide.objectives.hiding import score_of, without_gradient
 from feathide.study.lab import Lab
+from feathide.study.packing import taught
+from feathide.study.parts import ObjectivePlan
 from feathide.study.stages import plain_only
 from feathide.types import Evidence, Outputs
 
-__all__ = ["check_fitness", "check_hiding"]
+__all__ = ["check_fitness", "check_hiding", "without_slope"]
 
 
 def check_hiding(lab: Lab) -> None:
@@ -31,15 +39,118 @@ def check_hiding(lab: Lab) -> None:
             )
 
 
-def check_fitness(lab: Lab) -> None:
-    """Refuse, before any long work, attacks and detectors that need what the classifier does not show. Raises ``InputError`` with the reason."""
-    x = lab.images(lab.rows("train")[:2]).requires_grad_()
-    with torch.enable_grad():
-        out = lab.classifier(x)
-    if not out.logits.requires_grad or any("no gradient" in caveat for caveat in lab.check_classifier()):
+def check_fitness(lab: Lab, classifier: FeatureClassifier) -> None:
+    """Refuse, before any long work, attacks and detectors that need what the classifier, trained or not yet, does not show. Raises ``InputError`` with the
+    reason."""
+    out = _shown(lab, classifier)
+    stuck = not lab.trains and any("no gradient" in caveat for caveat in lab.check_classifier())
+    if not out.logits.requires_grad or stuck:
         _without_gradients(lab)
     if not out.features:
         _without_features(lab, out.logits.shape[1])
+    flat = [name for name, f in out.features.items() if not f.requires_grad]
+    if flat and out.logits.requires_grad:
+        raise expected(
+            "features must carry a gradient to the image, or what guards them is attacked by nobody",
+            got=f"detached ones in {', '.join(flat[:5])}",
+            do="leave these out of network.layers, or take detach() and no_grad out of the network",
+        )
+    _check_draws(lab, classifier)
+    _check_aims(lab, classifier)
+
+
+def without_slope(lab: Lab, classifier: FeatureClassifier) -> list[str]:
+    """The detectors of others whose scores have no gradient, so that no attack can aim at them; tried on random outputs of the classifier's form.
+
+    Raises ``InputError`` for one whose code fails on outputs that carry a gradient, if an attack or a gate will show it such.
+    """
+    aimed = [d for o in lab.plan.objectives if OBJECTIVES[o.kind].needs == "detectors" for d in _aimed(lab, o)]
+    names = [n for n in dict.fromkeys((*lab.plan.detectors, *aimed)) if n not in OUR_DETECTORS]
+    if not names:
+        return []
+    out, labels = _random_outputs(_shown(lab, classifier))
+    flat = []
+    for name in names:
+        try:
+            guard = taught(name, Evidence(out, labels, out, out, out))
+            guard.score(out)
+        except Exception as error:  # it may want more or other images than these, which stand for none
+            if (
+                type(error.__cause__).__name__ == "InvalidParameterError"
+            ):  # but no option that scikit-learn does not know
+                raise
+            continue
+        try:
+            if not score_of(guard, out._each(lambda v: v.detach().requires_grad_())).requires_grad:
+                flat.append(name)
+        except InputError:
+            if name in aimed or lab.plan.gates != "off":
+                raise
+            flat.append(name)
+    return flat
+
+
+def _aimed(lab: Lab, objective: ObjectivePlan) -> tuple[str, ...]:
+    return objective.aimed_at(lab.plan.detectors)
+
+
+def _check_aims(lab: Lab, classifier: FeatureClassifier) -> None:
+    """Refuse an objective that is aimed at scores without a gradient: by name, or as all that there are."""
+    flat = without_slope(lab, classifier)
+    for objective in lab.plan.objectives if flat else ():
+        if OBJECTIVES[objective.kind].needs == "detectors":
+            aimed = _aimed(lab, objective)
+            blind = [name for name in aimed if name in flat]
+            if blind and (objective.aim or len(blind) == len(aimed)):
+                raise without_gradient(objective.name, blind)
+
+
+def _check_draws(lab: Lab, classifier: FeatureClassifier) -> None:
+    """Refuse detectors that read dropout draws of a network that gives none, or one and the same."""
+    names = [name for name in lab.plan.detectors if lab.needs("dropout", [name])]
+    if not names:
+        return
+    leave = f"leave out {', '.join(names)}, or use a network that has a dropout or ends in a linear layer"
+    x = lab.images(lab.rows("train")[:2])
+    try:
+        with torch.no_grad():
+            out = replace(classifier, dropout_samples=lab.plan.dropout_samples)(x)
+    except Exception as error:
+        if lacks_memory(error):
+            return  # fewer images at once may do
+        reason = first_line(error).partition(";")[0] if isinstance(error, InputError) else first_line(error)
+        raise InputError(f"{', '.join(names)} cannot be had: {reason}; {leave}") from error
+    draws = out.stochastic
+    if draws is None or draws.shape != (len(x), lab.plan.dropout_samples, out.logits.shape[1]):
+        got = (
+            "none" if draws is None else f"draws {tuple(draws.shape)} from a linear layer that does not give the logits"
+        )
+        raise expected(f"dropout draws for {', '.join(names)} must be those of the logits", got=got, do=leave)
+    if bool((draws == draws[:, :1]).all()):
+        got = "the same in all draws: its dropout modules do not run"
+        raise expected(f"dropout draws for {', '.join(names)} must differ", got=got, do=leave)
+
+
+def _shown(lab: Lab, classifier: FeatureClassifier) -> Outputs:
+    """Outputs of two images that carry a gradient to these, where the classifier lets one through."""
+    x = lab.images(lab.rows("train")[:2]).requires_grad_()
+    with torch.enable_grad():
+        return classifier(x)
+
+
+def _random_outputs(like: Outputs, n: int = 60, draws: int = 20) -> tuple[Outputs, Tensor]:
+    """Random numbers of the form of ``like`` for ``n`` images, and their classes."""
+    generator, classes = torch.Generator().manual_seed(0), like.logits.shape[1]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    labels = torch.arange(n) % classes
+    features = {name: random(n, f.shape[1]) + labels[:, None] for name, f in like.features.items()}
+    logits = random(n, classes)
+    stochastic = logits[:, None] * torch.linspace(0.5, 1.5, draws).double()[:, None]
+    witness = Outputs(logits, features)
+    return Outputs(logits, features, stochastic, witness=witness, statistics=logits, squeezed=stochastic[:, :2]), labels
 
 
 def _without_gradients(lab: Lab) -> None:
@@ -69,12 +180,10 @@ def _without_features(lab: Lab, classes: int) -> None:
             got=", ".join(hiding),
             do="choose plain or evade",
         )
-    logits = torch.randn(30, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    draws = logits[:, None] * torch.linspace(0.5, 1.5, 20).double()[:, None]
-    out = Outputs(logits, {}, draws, witness=Outputs(logits, {}), statistics=logits, squeezed=draws[:, :2])
+    out, labels = _random_outputs(Outputs(torch.zeros(1, classes), {}))
     for name in lab.plan.detectors:
         try:
-            DETECTORS[name]().fit(Evidence(out, torch.arange(30) % classes, out, out, out)).score(out)
+            DETECTORS[name]().fit(Evidence(out, labels, out, out, out)).score(out)
         except InputError as error:
             raise InputError(
                 f"detector {name} reads features, and the network shows no layers (layers: []): {error}"

@@ -14,7 +14,7 @@ from feathide.metrics import auc, paired_difference
 from feathide.study.lab import PLAIN, Lab, noisy_at
 from feathide.study.learnt import Learnt, learnt_stored
 from feathide.study.plan import Cell
-from feathide.study.probes import probe_key
+from feathide.study.probes import probe_key, probes_in
 from feathide.study.stages import cells
 from feathide.study.subjects import PARTS
 from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
@@ -126,7 +126,9 @@ def gates_of(lab: Lab) -> list[dict[str, str]]:
     if lab.plan.gates == "off":
         status, detail = _learnt(learnt_stored(lab))
         return [asdict(replace(GATES["classifier has learnt"], status=status, detail=detail))] * (status == "fail")
-    return [asdict(g) for g in judged(judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab)))]
+    return [
+        asdict(g) for g in judged(judge_probes(probes_in(lab.store.load(probe_key(lab)))) | judge_table(_evasion(lab)))
+    ]
 
 
 def judged(checks: Mapping[str, Judged]) -> list[Gate]:
@@ -282,7 +284,7 @@ def masked_in(lab: Lab) -> dict[str, str]:
     """``masked`` of a finished run. One that says so, and was attacked by a search that needs no gradient, is not among them."""
     if lab.plan.gates == "off":
         return {}
-    a = lab.store.load(probe_key(lab))
+    a = probes_in(lab.store.load(probe_key(lab)))
     searched = any(attack.name in SEARCHES for attack in lab.plan.attacks)
     return {name: why for name, why in masked(a).items() if not (searched and a[f"undifferentiable/{name}"])}
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from feathide.addon import identity
-from feathide.catalog import DETECTORS, OBJECTIVES
+from feathide.catalog import OBJECTIVES
 from feathide.detectors import Detector
 from feathide.metrics import threshold
 from feathide.mixture import MixtureBank
 from feathide.study.digest import digest
 from feathide.study.networks import Networks
-from feathide.study.packing import scored, unpacked
+from feathide.study.packing import scored, taught, unpacked
 from feathide.study.parts import ObjectivePlan
 from feathide.study.plan import Cell, Plan, slug
 from feathide.study.store import Store
@@ -145,7 +145,7 @@ class Lab(Networks):
 
     @lru_cache(maxsize=64)  # noqa: B019
     def detector(self, name: str, eps: float) -> Detector:
-        return DETECTORS[name]().fit(self._evidence(eps))
+        return taught(name, self._evidence(eps))
 
     @lru_cache(maxsize=2)  # noqa: B019
     def _evidence(self, eps: float) -> Evidence:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from feathide.adversary import Adversary
+from feathide.answers import logits_of
 from feathide.catalog import DETECTORS
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import parse_eps
-from feathide.errors import expected, first_line
+from feathide.errors import InputError, expected, first_line
 from feathide.models import Stem, build, check_network, load_network
+from feathide.packaged import upright
 from feathide.residuals import VERSION as OF_STATISTICS
 from feathide.residuals import statistics
 from feathide.squeezing import SQUEEZERS
@@ -139,6 +141,8 @@ class Networks(Subjects):
         n = self.plan.network
         mean, std = (tuple(getattr(n, k) or self.about.get(k) or ()) for k in ("mean", "std"))
         model = self._network()
+        if n.own:
+            model = upright(model, self.cases.channels, self.cases.shape)
         if self.trains:
             mean, std = self.restored(model, self.classifier_key)
         return self._compiled(self.shown(model, n.layers, mean, std))
@@ -173,6 +177,7 @@ class Networks(Subjects):
             layout=self.plan.network.layout,
             tokens=self.plan.network.tokens,
             output=self.plan.network.output,
+            outputs=self.outputs_count,
         )
 
     def check_classifier(self) -> list[str]:
@@ -197,15 +202,16 @@ class Networks(Subjects):
         classifier.names(x)
         return tuple(found)
 
-    def check_untrained(self) -> None:
-        """The same of a network that is trained here, before it has learnt: what is wrong with its outputs then is wrong later."""
+    def check_untrained(self) -> FeatureClassifier:
+        """The same of a network that is trained here, before it has learnt: what is wrong with its outputs then is wrong later. Gives what it has checked."""
         network = self.shown(self.empty_network(), self.plan.network.layers)
         x = self.images(self._tried)
         network.check(x)
         classes = max(len(self.class_names), 2)
         self._refuse_random(check_network(network.model, network.prepared(x), classes, network.head))
-        _check_in_training(network.model, network.prepared(x))
+        _check_in_training(network.model, network.prepared(x), self.outputs_count)
         network.names(x)
+        return network
 
     @property
     def _tried(self) -> np.ndarray:
@@ -296,19 +302,15 @@ class Networks(Subjects):
         return [*witness, *(version for need, version in kinds.items() if self.needs(need, detectors))]
 
 
-def _check_in_training(model: nn.Module, x: Tensor) -> None:
-    """Refuse a network that gives more than its logits while it is trained."""
+def _check_in_training(model: nn.Module, x: Tensor, k: int) -> None:
+    """Refuse a network that does not run while it is trained, or whose logits cannot be told from what else it gives then."""
     try:
         with torch.no_grad():
-            out = model.train()(x)
+            logits_of(model.train()(x), len(x), k)
+    except InputError:
+        raise
     except Exception as error:
         got = f"{type(error).__name__}: {first_line(error)}"
         raise expected("the network must run while it is trained", got=got, do="choose another network") from error
     finally:
         model.eval()
-    if not isinstance(out, Tensor):
-        raise expected(
-            "the network must return one tensor of logits while it is trained, too",
-            got=type(out).__name__,
-            do="switch off its auxiliary outputs",
-        )

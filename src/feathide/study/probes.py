@@ -20,6 +20,7 @@ from feathide.geometry import Grid, Linf, Noise
 from feathide.metrics import spearman
 from feathide.models import check_network
 from feathide.objectives import BoundLoss, Evade, Objective
+from feathide.objectives.hiding import score_of
 from feathide.recipes import fgsm, noise, pgd, square
 from feathide.rules import Selective
 from feathide.study.digest import digest
@@ -32,7 +33,19 @@ from feathide.study.store import Store
 from feathide.study.surrogate import surrogate_key, surrogate_of, surrogate_task
 from feathide.types import ALL, Goal, Outputs, Rows
 
-__all__ = ["FLAGS", "Guard", "Readout", "Trial", "measure", "planted", "probe_key", "probe_tasks", "trial_of"]
+__all__ = [
+    "FLAGS",
+    "Guard",
+    "Readout",
+    "Trial",
+    "measure",
+    "numbered",
+    "planted",
+    "probe_key",
+    "probe_tasks",
+    "probes_in",
+    "trial_of",
+]
 
 CASES = 16
 LOOKED, WALK, QUERIES = 8, 12, 32  # images, steps and queries by which the gradient of each guard is tried
@@ -257,7 +270,7 @@ class Readout(Objective):
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             excess = [
-                STRICT * F.relu(g.detector.score(out) - limit[rows]) / g.scale
+                STRICT * F.relu(score_of(g.detector, out) - limit[rows]) / g.scale
                 for g, limit in zip(self.guards, self.limits, strict=True)
             ]
             return torch.stack(excess).sum(0)
@@ -340,7 +353,8 @@ def probe_key(lab: Lab) -> str:
     """Where the probes of a lab are stored."""
     p = lab.plan
     parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
-    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, LOOKED, WALK, QUERIES, surrogate_key(lab), *lab.sight])}"
+    what = [*parts, p.detectors, p.learnt_from, p.mixture, CASES, LOOKED, WALK, QUERIES, surrogate_key(lab), *lab.sight]
+    return f"gates/{digest([*what, 'by number'])}"
 
 
 def probe_tasks(lab: Lab) -> list[Task]:
@@ -366,7 +380,18 @@ def _knows_detectors(objective: ObjectivePlan) -> bool:
 
 
 def _probe(json: str, store: Store) -> Arrays:
-    return measure(trial_of(lab_of(json, store)))
+    return numbered(measure(trial_of(lab_of(json, store))))
+
+
+def numbered(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The arrays by number, with a list of their names: names of detectors and objectives may hold brackets and arguments, those of the store may not."""
+    names = list(arrays)
+    return {f"a{i:04d}": arrays[name] for i, name in enumerate(names)} | {"names": np.array(names)}
+
+
+def probes_in(arrays: Arrays) -> Arrays:
+    """The inverse of ``numbered``."""
+    return {str(name): arrays[f"a{i:04d}"] for i, name in enumerate(arrays["names"])}
 
 
 def trial_of(lab: Lab) -> Trial:

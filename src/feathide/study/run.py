@@ -60,10 +60,10 @@ def checked(plan: Plan, out: Path) -> Lab:
     _check_head(lab)
     if lab.trains:
         lab.taken()
-        lab.check_untrained()
+        check_fitness(lab, lab.check_untrained())
     else:
         lab.check_classifier()
-        check_fitness(lab)
+        check_fitness(lab, lab.classifier)
     if not plan.batch_size:
         lab = lab_of(_with_batch(lab).model_dump_json(), lab.store)
     if has_network(lab):
