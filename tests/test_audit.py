@@ -11,6 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.cli import app
+from feathide.metrics import proportion
+from feathide.report import verdict
+from feathide.study.caveats import caveats_of
+from feathide.study.check import check_plan
+from feathide.study.findings import run_of
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
 from feathide.study.packing import scored
 from feathide.study.plan import load_plan
@@ -142,6 +147,28 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(lab: Lab, table: pd
     out, rows = lab.outputs("clean", "test")
     assert table[table.metric == "accuracy"].value.iloc[0] == pytest.approx(
         (out.predicted.numpy() == lab.labels[rows]).mean()
+    )
+
+
+def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(lab: Lab) -> None:
+    """The interval of false alarms is wider than that of a share, and the verdict says how many images a threshold needs."""
+    n, table = len(lab.rows("calibrate")), pd.read_parquet(lab.store.folder / "results.parquet")
+    score, groups = scores_in(lab, "kd", EPS, "clean", "test"), lab.cases.patients[lab.rows("test")]
+    row = table[(table.metric == "false_alarms_fpr10") & (table.detector == "kd")].iloc[0]
+    hits = score > thresholds_of(lab, "kd", EPS)["fpr10"]
+    plain = proportion(hits, groups=groups)
+    assert float(row.value) == pytest.approx(hits.mean()) and row.n == len(hits)
+    assert float(row.high) - float(row.low) > plain.high - plain.low
+    said = " ".join(check_plan(lab.plan, lab.store.folder).says)
+    assert (
+        f"thresholds: {n} calibrate images; false alarms need 100 for 10%, 200 for 5%, 1000 for 1%; with {n} no guard"
+        in said
+    )
+    found = verdict(run_of(lab, table))
+    assert "holds" not in {f.word for f in found.findings}
+    assert any(
+        f"{n} calibrate images are few for 10% false alarms: a threshold there needs 100" in c
+        for c in caveats_of(lab, table)
     )
 
 

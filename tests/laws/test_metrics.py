@@ -70,6 +70,66 @@ def test_new_negatives_are_flagged_as_the_threshold_promises():
     assert np.quantile(flagged, [0.1, 0.9]) == pytest.approx(law.ppf([0.1, 0.9]), abs=0.005)
 
 
+def test_a_threshold_counts_images_and_not_their_scores():
+    for fpr, needed in ((0.1, 100), (0.05, 200), (0.01, 1000)):
+        assert metrics.cases_needed(fpr) == needed
+        assert metrics.enough(needed, fpr) and not metrics.enough(needed - 1, fpr)
+    scores = np.random.default_rng(0).normal(size=30)
+    twice, patients = np.tile(scores, 2), np.tile(np.arange(30), 2)
+    alone, grouped = metrics.cut(scores, 0.1), metrics.cut(twice, 0.1, groups=patients)
+    apart = metrics.cut(twice, 0.1)
+    assert alone.value == grouped.value == metrics.threshold(scores, 0.1)
+    assert (alone.others == grouped.others).all() and (alone.shares == grouped.shares).all()
+    assert apart.shares.max() > grouped.shares.max()  # sixty images would be surer
+
+
+def test_a_share_at_a_sure_threshold_has_the_interval_of_a_share():
+    rng = np.random.default_rng(1)
+    scores, patients = rng.normal(size=80), rng.integers(30, size=80)
+    sure = metrics.Cut(1.0, np.array([1.0]), np.array([1.0]))
+    plain, found = (
+        metrics.proportion(scores > 1, groups=patients),
+        metrics.share_at(sure, lambda t: scores > t, groups=patients),
+    )
+    assert (found.value, found.n) == (plain.value, plain.n)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+    for hits in (np.zeros(20, bool), np.ones(20, bool)):
+        plain, found = metrics.proportion(hits), metrics.share_at(sure, lambda t, hits=hits: hits)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+
+
+def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
+    rng = np.random.default_rng(2)
+    test = rng.normal(size=400)
+
+    def interval(n, fpr):
+        return metrics.share_at(metrics.cut(rng.normal(size=n), fpr), lambda t: test > t)
+
+    plain = metrics.proportion(test > norm.isf(0.1))
+    few, many = interval(16, 0.1), interval(20000, 0.1)
+    assert few.high - few.low > 3 * (plain.high - plain.low)
+    assert many.high - many.low == pytest.approx(plain.high - plain.low, rel=0.1)
+    kept = metrics.share_at(metrics.cut([0.0, 1.0], 0.5), lambda t: np.where(test <= t, 1.0, np.nan))
+    assert (kept.value, kept.n, kept.high) == (1.0, int((test <= 0).sum()), 1.0)
+
+
+@pytest.mark.parametrize(("n", "fpr"), [(16, 0.1), (40, 0.05), (100, 0.1)])
+def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
+    rng, limit, hits, alarms = np.random.default_rng(3), norm.isf(fpr), [], []
+    truth, patients = 0.9 * norm.cdf(limit - 2.0), np.tile(np.arange(n), 2)
+    for _ in range(200):
+        clean = rng.normal(size=n)
+        noisy = 0.9 * clean + np.sqrt(1 - 0.9**2) * rng.normal(size=n)
+        found = metrics.cut(np.concatenate([clean, noisy]), fpr, groups=patients, draws=300)
+        score, fooled, new = rng.normal(2, 1, 150), rng.random(150) < 0.9, rng.normal(size=150)
+        for truly, told, kept in (
+            (truth, metrics.share_at(found, lambda t, s=score, f=fooled: f & (s <= t)), hits),
+            (fpr, metrics.share_at(found, lambda t, s=new: s > t), alarms),
+        ):
+            kept.append(told.low <= truly <= told.high)
+    assert min(np.mean(hits), np.mean(alarms)) >= 0.93
+
+
 def test_slips_through_counts_all_attacked_images_and_the_score_at_the_threshold_passes():
     fooled = np.array([True, True, True, False])
     assert metrics.slips_through(fooled, [0.0, 1.0, 2.0, 0.0], 1.0) == 0.5

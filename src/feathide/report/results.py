@@ -92,6 +92,7 @@ class Run:
     ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
     audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
     objective's name does (``spelling.aimed_at``).
+    ``counts`` says how many images stand where: ``counts["calibrate"]["images"]`` decides which thresholds can be trusted.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -131,6 +132,12 @@ class Run:
         for gate in self.gates:
             if gate["status"] not in ("pass", "warn", "fail"):
                 raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))
+
+    @property
+    def calibrated(self) -> int | None:
+        """How many calibrate images the thresholds come from, as ``counts`` says; None where it does not."""
+        part = self.counts.get("calibrate")
+        return int(part["images"]) if isinstance(part, Mapping) else None
 
     @property
     def scale(self) -> Scale:

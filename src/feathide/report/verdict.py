@@ -5,13 +5,14 @@ somebody who knows the guard attacked it, if the attacks do fool the unguarded c
 guard *fails* only if the lower end is high.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from feathide.errors import expected
+from feathide.metrics import cases_needed, enough
 from feathide.report.results import Run
 from feathide.spelling import aimed_at
 
@@ -146,14 +147,15 @@ def verdict(run: Run) -> Verdict:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
     while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
-    in less than ``STRONG`` of the cases or a gate failed. The word of the run is that of its best guard, or "invalid"
+    in less than ``STRONG`` of the cases, a gate failed, or the threshold comes from
+    fewer than 10 / 0.10 calibrate images. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
     success = worst(rows[rows["metric"] == "success"])
     failed = [str(g["name"]) for g in run.gates if g["status"] == "fail"]
     found = [
-        _finding(str(d), part, success, failed, run.aims)
+        _finding(str(d), part, success, failed, run)
         for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
     ]
     order = list(WORDS)
@@ -164,10 +166,10 @@ def verdict(run: Run) -> Verdict:
         )
     return Verdict(
         word="invalid" if failed else findings[0].word,
-        headline=_no_evidence(failed) if failed else _headline(findings, success),
+        headline=_no_evidence(failed) if failed else _headline(findings, success, _few(run, 10)),
         attacked=_attacked(run),
         strength=_strength(run, rows, success),
-        slipped=_slipped(findings),
+        slipped=_slipped(findings, run),
         gates=_gates(run, failed),
         findings=tuple(findings),
         success=success,
@@ -186,7 +188,7 @@ def _finding(
     rows: pd.DataFrame,
     success: Rate | None,
     failed: list[str],
-    aims: Mapping[str, Sequence[str]],
+    run: Run,
 ) -> Finding | None:
     at = {level: rows[rows["metric"] == f"slips_through_fpr{level}"] for level in LEVELS}
     rates = {level: rate for level, part in at.items() if (rate := worst(part)) is not None}
@@ -194,19 +196,21 @@ def _finding(
         return None
     top = at[10].iloc[int(at[10]["value"].fillna(-1.0).argmax())]
     aware = any(
-        k == "detector-aware" and a != "worst" and detector in aims.get(str(o), aimed_at(str(o), {}, (detector,)))
+        k == "detector-aware" and a != "worst" and detector in run.aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
-    word, why = _word(rates[10], aware, success, failed)
+    word, why = _word(rates[10], aware, success, failed, _few(run, 10))
     plain = worst(at[10][at[10]["objective"] == "plain"])
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
 
 
-def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> tuple[str, str]:
+def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], few: str) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
     if rate.low > HOLDS:
         return "leaks", f"at least {percent(rate.low)} % slip through"
+    if few:
+        return "undecided", few
     if rate.high > HOLDS:
         return (
             "undecided",
@@ -221,12 +225,22 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str]) -> t
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
 
 
+def _few(run: Run, level: int) -> str:
+    """Why the threshold at a level (per cent) cannot be trusted; "" where it can, or where the run does not say how many images it comes from."""
+    if run.calibrated is None or enough(run.calibrated, level / 100):
+        return ""
+    needed = cases_needed(level / 100)
+    return (
+        f"{run.calibrated} calibrate images are too few for a threshold at {level} % false alarms, which needs {needed}"
+    )
+
+
 def _no_evidence(failed: list[str]) -> str:
     checks = f"sanity check{'s' * (len(failed) > 1)}"
     return f"Nothing can be concluded: these numbers are not evidence, since the {checks} failed: {', '.join(failed)}."
 
 
-def _headline(findings: list[Finding], success: Rate | None) -> str:
+def _headline(findings: list[Finding], success: Rate | None, thin: str) -> str:
     best, n = findings[0], len(findings)
     name = label(best.detector)
     good = [label(f.detector) for f in findings if f.word == best.word]
@@ -239,6 +253,8 @@ def _headline(findings: list[Finding], success: Rate | None) -> str:
         case "undecided":
             if success is not None and success.value < STRONG:
                 return f"Little is learnt about the guards: the attacks fool the classifier in {success.value:.0%} of the cases."
+            if thin:
+                return f"No guard can be shown to hold: {thin}."
             return "No guard is shown to hold, and not every guard is shown to fail."
         case "leaks":
             return f"No guard holds. The best of {n}, {name}, leaks."
@@ -276,12 +292,15 @@ def _others(run: Run) -> str:
     return f" (the budget at which the best guard does worst; also audited: {', '.join(others)})" if others else ""
 
 
-def _slipped(findings: list[Finding]) -> str:
+def _slipped(findings: list[Finding], run: Run) -> str:
     best = findings[0]
     rates = "; ".join(f"{best.worst[k]} at {k} % false alarms" for k in LEVELS if k in best.worst)
     text = f"Past the best guard, {label(best.detector)}, under its worst attack ({label(best.attack)}): {rates}."
     if best.plain is not None and best.plain.value < best.worst[10].value:
         text += f" Attacks that do not hide get {best.plain} past it at 10 %."
+    if few := [k for k in LEVELS if k in best.worst and _few(run, k)]:
+        needs = ", ".join(f"{cases_needed(k / 100)} at {k} %" for k in few)
+        text += f" From {run.calibrated} calibrate images a threshold is uncertain, and the intervals allow for it: it needs {needs}."
     return f"{text} {best.why[0].upper()}{best.why[1:]}."
 
 

@@ -5,7 +5,7 @@ import torch
 
 from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
 from feathide.data.eps import format_eps
-from feathide.metrics import enough
+from feathide.metrics import cases_needed, enough
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.stages import cells, plain_only
 
@@ -17,11 +17,12 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
     found = []
     if not lab.trains:
         found += lab.check_classifier()
-    n = 2 * len(lab.rows("calibrate"))
+    n = len(lab.rows("calibrate"))
     for name, rate in FALSE_ALARMS.items():
         if not enough(n, rate):
             found.append(
-                f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
+                f"{n} calibrate images are few for {rate:.0%} false alarms: a threshold there needs {cases_needed(rate)}; the intervals at {name}"
+                " allow for it, and no guard is said to hold at this level"
             )
     found += _budgets(lab) + _plainly(lab) + _unmoved(lab)
     if bad := lab.cases.skipped:

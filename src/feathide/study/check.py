@@ -7,9 +7,10 @@ from pathlib import Path
 
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
+from feathide.metrics import cases_needed, enough
 from feathide.recipes import pgd
 from feathide.study.engine import Task
-from feathide.study.lab import Lab
+from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.probes import CASES
@@ -49,6 +50,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
+        _thresholds(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
@@ -63,6 +65,17 @@ def _attacked(lab: Lab) -> str:
     limited = lab.plan.split.most is not None
     told = ", ".join(f"{len(lab.attacked(part))} of the {part} part" for part in ("fit", "test"))
     return f"; attacked are at most {told}, and clean accuracy and false alarms are of all" if limited else ""
+
+
+def _thresholds(lab: Lab) -> str:
+    """How many calibrate images each threshold needs, and what is missing."""
+    n = len(lab.rows("calibrate"))
+    needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in FALSE_ALARMS.values())
+    few = [f"{rate:.0%}" for rate in FALSE_ALARMS.values() if not enough(n, rate)]
+    missing = (
+        f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or raise split.calibrate"
+    )
+    return f"thresholds: {n} calibrate images; false alarms need {needs}{missing if few else ''}"
 
 
 def _duration(seconds: float) -> str:
