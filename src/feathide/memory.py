@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError
 
-__all__ = ["BUDGET", "MOST", "activations", "batch_for", "in_halves", "peak"]
+__all__ = ["BUDGET", "MOST", "activations", "batch_for", "in_halves", "peak", "ran_out"]
 
 T = TypeVar("T")
 R = TypeVar("R", Tensor, np.ndarray)
@@ -54,6 +54,13 @@ def peak() -> float:
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory does not suffice; torch.OutOfMemoryError is a RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+    )
+
+
 def in_halves(work: Callable[[R], T], whole: R, *, join: Callable[[list[T]], T]) -> T:
     """``work(whole)``; where memory does not suffice for it, ``join`` of the same for its two halves, and so on down to one row.
 
@@ -64,8 +71,8 @@ def in_halves(work: Callable[[R], T], whole: R, *, join: Callable[[list[T]], T])
     """
     try:
         return work(whole)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in SIGNS):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
             raise
     if len(whole) < 2:
         raise InputError("memory does not suffice for one image; use smaller images or a machine with more")

@@ -26,10 +26,9 @@ from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.packing import packed, scored, unpacked
 from feathide.study.plan import Cell, Plan, slug
-from feathide.study.stages import attack_of, decode, encode, observe, tasks, weight_of
+from feathide.study.stages import attack_of, decode, encode, observe, tasks, trained, weight_of
 from feathide.study.store import Store
 from feathide.study.table import cuts_of, slipping
-from feathide.train import train_classifier
 from feathide.types import Box, Goal, Outputs
 
 __all__ = [
@@ -136,10 +135,7 @@ def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.nd
     cases, t = lab.cases, lab.plan.network.train
     if member.half:
         cases = cases.take(np.flatnonzero((cases.splits != "train") | (_halves(cases.patients) == member.half)))
-    result = train_classifier(
-        cases, member.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment, stem=t.stem,
-        head=None if lab.plan.network.head == "softmax" else "sigmoid", window=lab.plan.network.window, seed=member.seed, out=_weights(lab, member),
-    )  # fmt: skip
+    result = trained(lab, member.arch, t, cases=cases, seed=member.seed, out=_weights(lab, member))
     return {"val_accuracy": np.asarray(result.val_accuracy)}
 
 
