@@ -23,6 +23,7 @@ __all__ = [
     "calibration_error",
     "cases_needed",
     "cut",
+    "difference_at",
     "enough",
     "fpr95",
     "paired_difference",
@@ -338,6 +339,32 @@ def paired_difference(
     value = float(statistic(*left)) - float(statistic(*right))
     centre, half = value * count / (count + 2), _z(level) * np.sqrt(spread * count**2 + 2) / (count + 2)
     return Interval(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), sum(map(len, left)))
+
+
+def difference_at(
+    limit: Cut,
+    a: Callable[[float], ArrayLike],
+    b: Callable[[float], ArrayLike],
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases: ``paired_difference``, averaged over the thresholds of ``limit``
+    as in ``share_at``."""
+    at = np.array([_scores(a(t)) - _scores(b(t)) for t in (limit.value, *limit.others)])
+    rows, count = _patients([at[0]], groups)
+    weights = _draw(rows, count, draws, seed)[:, rows[0]].astype(np.float64)
+    spread = (at[1:] @ weights.T / weights.sum(1)).var(1)
+    centre, scale = at[1:].mean(1) * count / (count + 2), np.sqrt(spread * count**2 + 2) / (count + 2)
+    low, high = (
+        2 * _crossing(lambda q: float(limit.shares @ norm.cdf((2 * q - 1 - centre) / scale)), (1 + side * level) / 2)
+        - 1
+        for side in (-1, 1)
+    )
+    value = float(at[0].mean())
+    return Interval(value, min(low, value), max(high, value), len(at[0]))
 
 
 def _replicates(statistic: Statistic, values: Arrays, rows: list[Counts], drawn: Counts) -> Floats:

@@ -113,6 +113,19 @@ def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
     assert (kept.value, kept.n, kept.high) == (1.0, int((test <= 0).sum()), 1.0)
 
 
+def test_a_difference_at_a_sure_threshold_is_the_paired_difference():
+    rng = np.random.default_rng(4)
+    a, b, patients = rng.normal(size=120), rng.normal(0.3, 1, 120), rng.integers(50, size=120)
+    sure = metrics.Cut(0.5, np.array([0.5]), np.array([1.0]))
+    plain = metrics.paired_difference(np.mean, (a <= 0.5,), (b <= 0.5,), groups=patients)
+    found = metrics.difference_at(sure, lambda t: a <= t, lambda t: b <= t, groups=patients)
+    assert (found.value, found.n) == (plain.value, plain.n)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+    doubtful = metrics.difference_at(metrics.cut(a[:20], 0.1), lambda t: a <= t, lambda t: b <= t - 1, groups=patients)
+    assert doubtful.high - doubtful.low > plain.high - plain.low
+    assert -1 <= doubtful.low <= doubtful.value <= doubtful.high <= 1
+
+
 @pytest.mark.parametrize(("n", "fpr"), [(16, 0.1), (40, 0.05), (100, 0.1)])
 def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
     rng, limit, hits, alarms = np.random.default_rng(3), norm.isf(fpr), [], []

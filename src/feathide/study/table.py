@@ -23,7 +23,7 @@ from feathide.metrics import (
     brier_score,
     calibration_error,
     cut,
-    paired_difference,
+    difference_at,
     proportion,
     share_at,
     threshold,
@@ -167,10 +167,12 @@ def comparisons_of(lab: Lab) -> pd.DataFrame:
                 continue
             a, b = found_in(lab, ours), found_in(lab, other)
             for detector in lab.plan.detectors if len(a.rows) else ():
-                slips = (slips_in(lab, detector, a), slips_in(lab, detector, b))
-                d = paired_difference(
-                    np.mean, *((s,) for s in slips), groups=lab.cases.patients[a.rows], seed=lab.plan.seed
-                )
+                slips = [
+                    slipping(f.fooled, scores_in(lab, detector, f.cell.eps, lab.condition(f.cell), "test", f.rows))
+                    for f in (a, b)
+                ]
+                limit, groups = cuts_of(lab, detector, ours.eps)["fpr10"], lab.cases.patients[a.rows]
+                d = difference_at(limit, *slips, groups=groups, seed=lab.plan.seed)
                 names = (ours.objective.name, other.objective.name)
                 head = (lab.cases.name, lab.plan.network.arch, ours.attack.name, ours.eps, detector)
                 rows.append((*head, "slips_through_fpr10", *names, d.value, d.low, d.high, d.n, lab.plan.seed))
