@@ -11,12 +11,15 @@ import yaml
 from typer.testing import CliRunner
 
 from feathide.cli import app
+from feathide.errors import InputError
 from feathide.metrics import proportion
+from feathide.models import Arch
 from feathide.report import verdict
 from feathide.study.caveats import caveats_of
 from feathide.study.check import check_plan
 from feathide.study.findings import run_of
 from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
+from feathide.study.learnt import learnt
 from feathide.study.packing import scored
 from feathide.study.plan import load_plan
 from feathide.study.run import audit
@@ -263,6 +266,16 @@ def test_plan_as_run_can_be_run_again(lab: Lab) -> None:
     assert load_plan(path) == lab.plan
 
 
+@pytest.mark.parametrize(
+    "change", [{"tokens": "both"}, {"layout": "channels-last"}, {"layout": {"blocks.*": "tokens"}}]
+)
+def test_how_layers_are_read_is_a_part_of_what_features_depend_on(lab: Lab, change: dict[str, object]) -> None:
+    plan = lab.plan.model_dump()
+    other = Lab(load_plan({**plan, "network": {**plan["network"], **change}}), lab.store)
+    assert other.base != lab.base and other.classifier_key == lab.classifier_key  # the network is not trained again
+    assert (other.classifier.layout, other.classifier.tokens) == (other.plan.network.layout, other.plan.network.tokens)
+
+
 def test_changing_the_budget_recomputes_only_what_depends_on_it(lab: Lab) -> None:
     other = Lab(load_plan(lab.plan.model_dump(), eps=8 / 255), lab.store)
     assert other.base == lab.base and other.mixture_key == lab.mixture_key
@@ -327,7 +340,16 @@ def test_a_network_that_cannot_be_audited_is_refused(arguments: dict, hint: str,
 def test_one_sigmoid_output_is_two_classes(data: Path, tmp_path: Path) -> None:
     """A network with one output goes through the whole audit; its images are judged by the sign of that output."""
     network = own(tmp_path, outputs=1) | {"head": "sigmoid"}
-    plan = load_plan({"data": str(data), **PLAN, "network": network, "detectors": ["msp", "kd"], "walk": {"steps": 3}})
+    plan = load_plan(
+        {
+            "data": str(data),
+            **PLAN,
+            "network": network,
+            "detectors": ["msp", "kd"],
+            "walk": {"steps": 3},
+            "even_so": True,
+        }
+    )
     audit(plan, tmp_path / "out")
     lab = lab_of(plan.model_dump_json(), Store(tmp_path / "out"))
     for cell in cells(lab):
@@ -410,3 +432,155 @@ def test_reuse_keeps_what_two_plans_share(lab: Lab, tmp_path: Path) -> None:
     assert before == {f: f.stat().st_mtime_ns for f in before}
     assert not [f for f in (folder / "adversarial").rglob("*.npz") if f not in before]
     assert set(found.table.detector) == {"", "kd"}
+
+
+# --- networks of one's own: what check says ----------------------------------------------------------------------------
+
+ENDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, end="", outputs=2):
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(1, 8, 3, 2), nn.Linear(8, outputs), end
+        self.norm = nn.BatchNorm2d(8, track_running_stats=end == "")
+
+    def forward(self, x):
+        h = torch.relu(self.conv(x if self.end != "round" else (255 * x).round() / 255))
+        z = self.head((self.norm(h) if self.end == "norm" else h).mean((2, 3)))
+        match self.end:
+            case "softmax":
+                return z.softmax(1)
+            case "sigmoid":
+                return z.sigmoid()
+            case "random":
+                return z + torch.rand_like(z)
+            case "squeeze":
+                return z.squeeze()
+        return z
+"""
+
+
+def ending(tmp_path: Path, data: Path, end: str, **fields: object) -> dict[str, object]:
+    (tmp_path / "net.py").write_text(ENDS)
+    network = {"arch": f"{tmp_path / 'net.py'}:Net", "trust": True, "layers": "conv", "arguments": {"end": end}}
+    network["arguments"] |= {"outputs": 1} if fields.get("head") == "sigmoid" else {}  # type: ignore[operator]
+    return {"data": str(data), **PLAN, "detectors": ["msp"], "network": {**network, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("end", "head", "words"),
+    [
+        ("softmax", "softmax", "network.output: probabilities"),
+        ("sigmoid", "softmax", "network.output: probabilities"),
+        ("sigmoid", "sigmoid", "network.output: probabilities"),
+        ("random", "softmax", "same outputs for the same images"),
+        ("norm", "softmax", "must not depend on the other images of its batch"),
+        ("squeeze", "softmax", "rows are lost with one image"),
+        ("round", "softmax", "without gradients can be attacked by square and noise only, got fgsm, pgd"),
+    ],
+)
+def test_check_refuses_what_makes_an_audit_unsound(end: str, head: str, words: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        check_plan(load_plan(ending(tmp_path, data, end, head=head)), tmp_path / "out")
+    with pytest.raises(InputError, match=words):
+        audit(load_plan(ending(tmp_path, data, end, head=head)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_says_that_a_network_gives_probabilities(data: Path, tmp_path: Path) -> None:
+    from feathide.study.lab import lab_of
+
+    plan = load_plan(ending(tmp_path, data, "softmax", output="probabilities"))
+    plain = load_plan(ending(tmp_path, data, "none"))
+    labs = [
+        lab_of(p.model_copy(update={"batch_size": 8}).model_dump_json(), Store(tmp_path / "out")) for p in (plan, plain)
+    ]
+    x = labs[0].images(labs[0].rows("train")[:4])
+    ended, open_ = (lab.classifier(x).logits.log_softmax(1) for lab in labs)
+    torch.testing.assert_close(ended, open_)
+    assert labs[0].check_classifier() == []
+    assert labs[0].base != labs[1].base
+    with pytest.raises(InputError, match=r"must lie in \[0, 1\].*these are logits"):
+        check_plan(load_plan(ending(tmp_path, data, "none", output="probabilities")), tmp_path / "out")
+    with pytest.raises(InputError, match="trained here gives logits"):
+        load_plan({"data": str(data), "network": {"arch": "tiny", "output": "probabilities"}})
+
+
+def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
+    plan = ending(tmp_path, data, "round") | {"attacks": {"name": "square", "steps": 3}, "train_attack": "square"}
+    says = check_plan(
+        load_plan({**plan, "gates": "off", "objectives": "plain", "even_so": True}), tmp_path / "out"
+    ).says
+    assert any(s.startswith("caveat: no gradient reaches the image") for s in says)
+    assert any(s.startswith("caveat: ") and "few for 1% false alarms" in s for s in says)
+
+
+# --- a classifier that has learnt nothing ------------------------------------------------------------------------------
+
+
+def test_a_classifier_near_chance_stops_the_audit(data: Path, tmp_path: Path) -> None:
+    words = r"right in \d+ of 80 labelled images .*looks untrained, or normalised otherwise: check class_names, mean, std, window, weights"
+    plan = ending(tmp_path, data, "none") | {"walk": {"steps": 2}, "attacks": "pgd", "objectives": "plain"}
+    for verb in (lambda p: check_plan(p, tmp_path / "out"), lambda p: audit(p, tmp_path / "out")):
+        with pytest.raises(InputError, match=f"{words}; --even-so goes on"):
+            verb(load_plan(plan))
+    assert not (tmp_path / "out").exists()
+    (said,) = (s for s in check_plan(load_plan(plan, even_so=True), tmp_path / "out").says if "labelled images" in s)
+    assert "accuracy 0." in said and "AUC" in said and "majority share" in said
+    for gates in ("quick", "off"):
+        found = audit(load_plan(plan, even_so=True, gates=gates), tmp_path / gates)
+        assert "classifier has learnt" in found.failed
+        assert found.verdict.word == "invalid" and not found.verdict.evidence
+        assert "classifier has learnt" in (tmp_path / gates / "report.html").read_text()
+
+
+def test_one_that_is_trained_here_stops_right_after_its_training(data: Path, tmp_path: Path) -> None:
+    network = {**PLAN["network"], "train": {"epochs": 1, "lr": 1e-9, "augment": False}}  # type: ignore[dict-item]
+    plan = {"data": str(data), **PLAN, "network": network, "detectors": ["msp"], "objectives": "plain", "gates": "off"}
+    with pytest.raises(InputError, match="looks untrained"):
+        audit(load_plan(plan), tmp_path)
+    assert list(tmp_path.glob("classifier/*.npz")) and not list(tmp_path.glob("outputs/**/*.npz"))
+    found = audit(load_plan(plan, even_so=True), tmp_path)  # goes on in the same folder
+    assert found.verdict.word == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "enough"),
+    [(0.5, 100, False), (0.55, 256, False), (0.7, 100, True), (0.9, 20, True), (0.7, 10, False), (0.0, 100, False)],
+)
+def test_what_is_near_chance(rate: float, n: int, enough: bool) -> None:
+    labels = np.arange(n) % 2
+    right = np.argsort(np.argsort(np.arange(n) * 0.618 % 1)) < rate * n
+    predicted = np.where(right, labels, 1 - labels)
+    assert learnt(3 * np.eye(2)[predicted], labels).enough == enough
+
+
+def test_the_commonest_class_alone_is_not_learnt() -> None:
+    labels = np.arange(100) < 90
+    found = learnt(np.tile([0.0, 1.0], (100, 1)), labels.astype(int))
+    assert (found.right, found.majority, found.balanced, found.auc) == (90, 0.9, 0.5, 0.5)
+    assert not found.enough
+    rare = np.where(
+        np.arange(100) % 10 == 0, 1 - labels, labels
+    )  # 90 % right: no more than the commonest class, but of both
+    assert learnt(np.eye(2)[rare.astype(int)], labels.astype(int)).enough
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_zoo_network_that_gives_more_than_logits_is_refused(
+    training: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> object:
+            z = super().forward(x.flatten(1))
+            return (z, z) if self.training >= training else z
+
+    plan = load_plan({"data": str(data), **PLAN, "detectors": ["msp"], "network": {"arch": "tiny", "layers": []}})
+    monkeypatch.setattr(
+        "feathide.models.MODELS", {"tiny": Arch(2, lambda channels, outputs, small: Two(1024, outputs))}
+    )
+    words = "one tensor of logits while it is trained, too" if training else "must return one tensor of logits"
+    with pytest.raises(InputError, match=f"{words}, got tuple"):
+        check_plan(plan, tmp_path / "out")

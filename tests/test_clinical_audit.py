@@ -226,7 +226,7 @@ def test_one_bad_file_is_refused_by_name_or_counted(tmp_path: Path) -> None:
     bad = tmp_path / "007.dcm"
     bad.write_bytes(bad.read_bytes()[:900])
     plan = {"data": {"path": str(study)}, "network": {"arch": "tiny", "layers": "conv", "train": TRAIN | {"epochs": 2}},
-            "eps": "40 HU", **FAST, "attacks": ["fgsm"], "train_attack": "fgsm", "objectives": ["plain"], "detectors": ["msp"]}  # fmt: skip
+            "eps": "40 HU", **FAST, "attacks": ["fgsm"], "train_attack": "fgsm", "objectives": ["plain"], "detectors": ["msp"], "even_so": True}  # fmt: skip
     with pytest.raises(InputError, match=r"007\.dcm"):
         audit(load_plan(plan), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,6 @@
 """Each detector against an independent computation of its definition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +13,8 @@ from scipy.special import expit, softmax
 from sklearn import neighbors
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -26,16 +28,20 @@ from feathide.detectors import (
     KernelDensity,
     LayerNetworks,
     LocalDimension,
+    LogitUncertainty,
     Mahalanobis,
     MaxSoftmax,
     MixtureEnergy,
     NearestNeighbours,
     SupportVectors,
+    TwoSided,
     distance,
     input_step,
 )
 from feathide.detectors.lid import local_dimension
+from feathide.detectors.twosided import Middle
 from feathide.errors import InputError
+from feathide.metrics import auc
 from feathide.types import Evidence, Outputs
 
 Array = NDArray[np.float64]
@@ -110,26 +116,118 @@ def test_kernel_density_does_not_underflow(evidence: Evidence, out: Outputs) -> 
     assert far[-1].isfinite().all()
 
 
-def dropout_deviation(out: Outputs) -> Array:
+def softmax_variance(out: Outputs) -> Array:
+    """Feinman's uncertainty, by its formula."""
     assert out.stochastic is not None
     p = softmax(out.stochastic.numpy(), axis=2)
-    return np.array([p[i, :, c].std() for i, c in enumerate(out.predicted.tolist())])
+    return np.asarray(((p**2).mean(1) - p.mean(1) ** 2).mean(1))
 
 
-def test_dropout_uncertainty(evidence: Evidence, out: Outputs) -> None:
-    close(DropoutUncertainty().fit(evidence).score(out), dropout_deviation(out))
+def logit_deviation(out: Outputs, logit: int = 0) -> Array:
+    assert out.stochastic is not None
+    return np.asarray(out.stochastic.numpy()[:, :, logit].std(1))
 
 
-def test_draws_that_agree_have_no_uncertainty_and_no_infinite_slope(evidence: Evidence) -> None:
-    logits = torch.tensor([[2.0, 1.0]], requires_grad=True)
-    score = DropoutUncertainty().score(Outputs(logits, {}, logits[:, None].expand(-1, 5, -1)))
-    assert score.item() < 1e-12
+def oriented(column: Callable[[Outputs], Array], evidence: Evidence, out: Outputs) -> Array:
+    """Logistic regression on one column."""
+    clean, noisy, adversarial, query = (
+        column(part)[:, None] for part in (evidence.clean, evidence.noisy, evidence.adversarial, out)
+    )
+    return regression([clean, noisy], adversarial, query)
+
+
+def surer(evidence: Evidence, factor: float) -> Evidence:
+    """With adversarial images of which the network is so many times as sure, and shows it."""
+    strange = evidence.adversarial
+    assert strange.stochastic is not None
+    return replace(
+        evidence,
+        adversarial=replace(strange, logits=strange.logits * factor, stochastic=strange.stochastic + (factor - 1) * strange.logits[:, None]),
+    )  # fmt: skip
+
+
+def test_dropout_uncertainty_is_the_variance_of_the_softmax_vector(evidence: Evidence, out: Outputs) -> None:
+    reference = oriented(lambda x: np.log(softmax_variance(x)), evidence, out)
+    close(DropoutUncertainty().fit(evidence).score(out), reference, 1e-6)
+
+
+def test_dropout_uncertainty_of_a_logit_is_its_deviation(evidence: Evidence, out: Outputs) -> None:
+    close(LogitUncertainty().fit(evidence).score(out), oriented(logit_deviation, evidence, out), 1e-6)
+
+
+def test_the_raw_logit_of_one_sigmoid_output_is_that_output(evidence: Evidence, out: Outputs) -> None:
+    def sigmoid(x: Outputs) -> Outputs:
+        assert x.stochastic is not None
+        z = torch.stack([torch.zeros_like(x.stochastic[..., 1]), x.stochastic[..., 1]], 2)
+        return replace(x, logits=x.logits[:, :2], stochastic=z)
+
+    e = Evidence(
+        *(sigmoid(evidence.train), LABELS), *map(sigmoid, (evidence.clean, evidence.noisy, evidence.adversarial))
+    )
+    reference = oriented(lambda x: logit_deviation(x, 1), e, sigmoid(out))
+    close(LogitUncertainty().fit(e).score(sigmoid(out)), reference, 1e-6)
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty()])
+@pytest.mark.parametrize("factor", [0.1, 4.0])
+def test_which_way_uncertainty_is_suspicious_is_learnt(
+    evidence: Evidence, factor: float, recipe: DropoutUncertainty | LogitUncertainty
+) -> None:
+    """Attacks that make the network surer are caught as well as those that make it less sure: no AUC of 0.00."""
+    e = surer(evidence, factor)
+    assert e.adversarial.stochastic is not None
+    if isinstance(recipe, LogitUncertainty):  # its column feels the size of the draws, not where they lie
+        draws = e.adversarial.stochastic
+        e = replace(
+            e, adversarial=replace(e.adversarial, stochastic=draws.mean(1, keepdim=True) + (draws - draws.mean(1, keepdim=True)) / factor)
+        )  # fmt: skip
+    detector = recipe.fit(e)
+    assert auc(detector.score(e.clean).numpy(), detector.score(e.adversarial).numpy()) > 0.95
+
+
+def test_uncertainty_keeps_its_digits_where_the_network_is_certain(evidence: Evidence) -> None:
+    """In single precision, too, where the larger probability is exactly one."""
+    lead = torch.linspace(10, 60, 26, dtype=torch.float64)
+    draws = torch.stack([lead[:, None] + torch.linspace(-1, 1, 9).double(), torch.zeros(26, 9).double()], 2)
+    out = Outputs(draws.mean(1), {}, draws)
+    detector = DropoutUncertainty().fit(surer(evidence, 0.1))
+    double, single = detector.score(out), detector.score(out.to(torch.float32))
+    assert (double.diff() < 0).all()
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty()])
+def test_draws_that_agree_have_no_uncertainty_and_no_infinite_slope(
+    evidence: Evidence, recipe: DropoutUncertainty | LogitUncertainty
+) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+    score = recipe.fit(surer(evidence, 0.1)).score(Outputs(logits, {}, logits[:, None].expand(-1, 5, -1)))
+    assert score.isfinite().all()
     assert torch.autograd.grad(score.sum(), logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", [DropoutUncertainty(), LogitUncertainty(), DensityAndDropout()])
+def test_a_dropout_that_does_nothing_is_refused(
+    evidence: Evidence, recipe: DropoutUncertainty | LogitUncertainty | DensityAndDropout
+) -> None:
+    def still(x: Outputs) -> Outputs:
+        return replace(x, stochastic=x.logits[:, None].expand(-1, 5, -1))
+
+    e = Evidence(evidence.train, LABELS, *map(still, (evidence.clean, evidence.noisy, evidence.adversarial)))
+    with pytest.raises(InputError, match="must differ between dropout draws"):
+        recipe.fit(e)
+
+
+def test_draws_that_are_not_finite_are_refused(evidence: Evidence) -> None:
+    assert evidence.noisy.stochastic is not None
+    e = replace(evidence, noisy=replace(evidence.noisy, stochastic=evidence.noisy.stochastic * torch.nan))
+    with pytest.raises(InputError, match="dropout draws must be finite"):
+        DropoutUncertainty().fit(e)
 
 
 def test_density_and_dropout_is_a_regression_on_both(evidence: Evidence, out: Outputs) -> None:
     def both(x: Outputs) -> Array:
-        return np.stack([-kernel_density(evidence, x, 0.7), dropout_deviation(x)], 1)
+        return np.stack([-kernel_density(evidence, x, 0.7), np.log(softmax_variance(x))], 1)
 
     reference = regression([both(evidence.clean), both(evidence.noisy)], both(evidence.adversarial), both(out))
     close(DensityAndDropout(density=KernelDensity(bandwidth=0.7)).fit(evidence).score(out), reference, 1e-6)
@@ -145,19 +243,91 @@ def dimension(x: Array, reference: Array, k: int) -> Array:
     return np.array(values)
 
 
-def dimensions(evidence: Evidence, x: Outputs, k: int) -> Array:
-    return np.stack([dimension(f.numpy(), evidence.train.features[n].numpy(), k) for n, f in x.features.items()], 1)
+def dimensions(references: Mapping[str, Sequence[torch.Tensor]], x: Outputs, k: int) -> Array:
+    """The mean over the draws of a reference, layer by layer."""
+    columns = [
+        np.mean([dimension(x.features[name].numpy(), r.numpy(), k) for r in draws], 0)
+        for name, draws in references.items()
+    ]
+    return np.stack(columns, 1)
+
+
+def drawn(recipe: LocalDimension, evidence: Evidence) -> Mapping[str, Sequence[torch.Tensor]]:
+    learnt = recipe.fit(evidence).learnt_
+    assert learnt is not None
+    return learnt.references
 
 
 def test_local_dimension_combined_by_regression(evidence: Evidence, out: Outputs) -> None:
-    parts = (dimensions(evidence, x, 20) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
-    clean, noisy, adversarial, query = parts
-    close(LocalDimension().fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+    for recipe, k in (
+        (LocalDimension(neighbours=20, reference=None), 20),
+        (LocalDimension(neighbours=30, reference=60), 30),
+    ):
+        references = drawn(recipe, evidence)
+        parts = (dimensions(references, x, k) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out))
+        clean, noisy, adversarial, query = parts
+        close(recipe.fit(evidence).score(out), regression([clean, noisy], adversarial, query), 1e-6)
+
+
+def test_local_dimension_is_measured_in_several_fixed_draws(evidence: Evidence, out: Outputs) -> None:
+    """Of the same training images in every layer, of the published size, kept with the detector."""
+    for seed in (0, 1):
+        draws = drawn(LocalDimension(neighbours=20, reference=60, seed=seed), evidence)
+        random = torch.Generator().manual_seed(seed)
+        for i, rows in enumerate([torch.randperm(150, generator=random)[:60] for _ in range(5)]):
+            for name, x in evidence.train.features.items():
+                assert torch.equal(draws[name][i].sort(0).values, x[rows].sort(0).values)
+    (whole,) = drawn(LocalDimension(neighbours=20, reference=None), evidence)["late"]
+    assert len(whole) == 150
+
+
+def test_neighbours_and_reference_are_those_of_the_best_held_out_auc(evidence: Evidence) -> None:
+    weak = replace(evidence, adversarial=sample(40, 3, shift=0.5))
+    learnt = LocalDimension().fit(weak).learnt_
+    assert learnt is not None
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
+    labels, image = np.repeat([0, 0, 1], 40), np.tile(np.arange(40), 3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).numpy()
+    found = {}
+    for size in (100, 150):  # there are 150 training images for the 200 of a larger reference
+        references = drawn(LocalDimension(neighbours=20, reference=size), weak)
+        assert [len(r) for r in references["late"]] == ([100] * 5 if size == 100 else [150])
+        for k in range(10, 91, 10):
+            parts = [dimensions(references, x, k)[order] for x in (weak.clean, weak.noisy, weak.adversarial)]
+            held_out = cross_val_score(
+                model, np.concatenate(parts), labels, groups=image, cv=GroupKFold(3), scoring="roc_auc"
+            )
+            found[k, size] = float(held_out.mean())
+    best = max(found.values())
+    assert found[learnt.neighbours, len(learnt.references["late"][0])] == pytest.approx(best, abs=1e-9)
+    assert best > min(found.values()) + 0.02
+
+
+def test_where_all_separate_the_published_numbers_are_kept(evidence: Evidence) -> None:
+    train = sample(500, 0)
+    learnt = LocalDimension().fit(replace(evidence, train=train, train_labels=torch.arange(500) % 3,
+                                          adversarial=sample(40, 3, shift=40.0))).learnt_  # fmt: skip
+    assert learnt is not None
+    assert (learnt.neighbours, [len(r) for r in learnt.references["late"]]) == (20, [100] * 5)
+
+
+def test_few_training_images_leave_fewer_neighbours_to_try(evidence: Evidence) -> None:
+    for n, least in ((12, 10), (25, 20)):
+        few = replace(evidence, train=evidence.train[:n], train_labels=LABELS[:n])
+        learnt = LocalDimension(combine="mean").fit(few).learnt_
+        assert learnt is not None
+        assert learnt.neighbours == least
+    with pytest.raises(InputError, match=r"more than 10 different .* got 9"):
+        LocalDimension().fit(replace(evidence, train=evidence.train[:9], train_labels=LABELS[:9]))
 
 
 def test_local_dimension_of_one_class_is_a_mean_of_standardised_layers(evidence: Evidence, out: Outputs) -> None:
-    clean, query = (dimensions(evidence, x, 20) for x in (evidence.clean, out))
-    close(LocalDimension(combine="mean").fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
+    """20 neighbours of 100, as published: what it may not look at cannot choose for it."""
+    recipe = LocalDimension(combine="mean")
+    references = drawn(recipe, evidence)
+    assert [len(r) for r in references["late"]] == [100] * 5
+    clean, query = (dimensions(references, x, 20) for x in (evidence.clean, out))
+    close(recipe.fit(evidence).score(out), ((query - clean.mean(0)) / clean.std(0)).mean(1))
 
 
 def test_local_dimension_of_known_distances() -> None:
@@ -172,6 +342,8 @@ def test_a_training_image_does_not_count_itself(error: float) -> None:
     reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).double() + 10.0
     expected = np.sort(cdist(reference, reference), 1)[:, 1:6]
     close(distance.nearest(reference + error, reference, 5), expected, 1e-3 if error else 1e-12)
+    known = -1 / np.log(expected / expected[:, -1:]).mean(1)
+    close(local_dimension(reference + error, reference, 5), known, 1e-2 if error else 1e-9)
 
 
 def test_a_repeated_training_image_counts_once(evidence: Evidence, out: Outputs) -> None:
@@ -182,7 +354,7 @@ def test_a_repeated_training_image_counts_once(evidence: Evidence, out: Outputs)
         evidence.noisy,
         evidence.adversarial,
     )
-    for recipe in (LocalDimension(), NearestNeighbours()):
+    for recipe in (LocalDimension(reference=None), NearestNeighbours()):
         close(recipe.fit(twice).score(out), recipe.fit(evidence).score(out).numpy())
 
 
@@ -199,7 +371,7 @@ def test_too_few_references_are_refused(evidence: Evidence, detector: LocalDimen
 
 
 def test_local_dimension_reference_is_drawn_by_seed(evidence: Evidence, out: Outputs) -> None:
-    scores = [LocalDimension(reference=60, seed=seed).fit(evidence).score(out) for seed in (0, 0, 1)]
+    scores = [LocalDimension(neighbours=20, reference=60, seed=seed).fit(evidence).score(out) for seed in (0, 0, 1)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
 
@@ -318,6 +490,79 @@ def test_mixture_energy_of_one_gaussian_is_a_mahalanobis_distance_per_channel(ou
         precision = np.linalg.inv(np.cov(x.T))
         mine = out.predicted == c
         close(score[mine], [mahalanobis(f, x.mean(0), precision) ** 2 / 5 for f in out.last[mine].numpy()], 0.02)
+
+
+def two_sided(columns: Callable[[Outputs], Array], evidence: Evidence, out: Outputs) -> Array:
+    """Distance from the clean median in the median deviation of its side, then logistic regression over layers."""
+    clean = columns(evidence.clean)
+    middle = np.median(clean, 0)
+    above = np.array([np.median(c[c >= m] - m) for c, m in zip(clean.T, middle, strict=True)])
+    below = np.array([np.median(m - c[c <= m]) for c, m in zip(clean.T, middle, strict=True)])
+
+    def distance(x: Outputs) -> Array:
+        away = columns(x) - middle
+        return np.where(away > 0, away / above, -away / below)
+
+    parts = [distance(x) for x in (evidence.clean, evidence.noisy, evidence.adversarial, out)]
+    return regression(parts[:2], parts[2], parts[3])
+
+
+def test_two_sided_density(evidence: Evidence, out: Outputs) -> None:
+    recipe = TwoSided(inner=KernelDensity(bandwidth=0.7))
+    reference = two_sided(lambda x: -kernel_density(evidence, x, 0.7)[:, None], evidence, out)
+    close(recipe.fit(evidence).score(out), reference, 1e-6)
+
+
+def test_two_sided_mahalanobis(evidence: Evidence, out: Outputs) -> None:
+    recipe = DETECTORS["maha-two-sided"]()
+    reference = two_sided(lambda x: np.log(squared_mahalanobis(evidence, x)), evidence, out)
+    close(recipe.fit(evidence).score(out), reference, 1e-6)
+
+
+def test_two_sided_energy_is_that_of_the_mixtures(evidence: Evidence, out: Outputs) -> None:
+    """Of the predicted class: with many training images, a Gaussian's distance per channel."""
+    train, labels = sample(6000, 0), torch.arange(6000) % 3
+    e = replace(evidence, train=train, train_labels=labels)
+
+    def columns(x: Outputs) -> Array:
+        found = np.empty((len(x), 2))
+        for i, (name, f) in enumerate(x.features.items()):
+            for c in range(3):
+                known = train.features[name][labels == c].numpy()
+                away = f.numpy() - known.mean(0)
+                squares = np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(known.T)), away)
+                found[:, i] = np.where(x.predicted.numpy() == c, squares / known.shape[1], found[:, i])
+        return np.asarray(np.log(found))
+
+    close(DETECTORS["energy-two-sided"]().fit(e).score(out), two_sided(columns, e, out), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("kd", "kd-two-sided"), ("maha", "maha-two-sided"), ("gmm", "energy-two-sided")]
+)
+def test_features_more_normal_than_clean_ones_are_seen_from_both_sides_only(
+    evidence: Evidence, out: Outputs, one: str, two: str
+) -> None:
+    """As HFC leaves them: drawn towards the mean of their class, after a fit on attacks that lie far out."""
+    means = {n: torch.stack([x[c == LABELS].mean(0) for c in range(3)]) for n, x in evidence.train.features.items()}
+    near = sample(40, 8)
+    hidden = replace(
+        near, features={n: m[near.predicted] + 0.1 * (near.features[n] - m[near.predicted]) for n, m in means.items()}
+    )
+    fresh = sample(40, 9)
+
+    def area(name: str, positive: Outputs) -> float:
+        detector = DETECTORS[name]().fit(replace(evidence, adversarial=sample(40, 3, shift=6.0)))
+        return float(auc(detector.score(fresh).numpy(), detector.score(positive).numpy()))
+
+    assert area(one, hidden) < 0.1
+    assert area(two, hidden) > 0.8
+    assert area(two, sample(40, 10, shift=6.0)) > 0.95
+
+
+def test_a_score_that_is_constant_over_clean_images_has_a_unit() -> None:
+    middle = Middle.fit(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 3.0]], dtype=torch.float64))
+    assert middle.distance(torch.tensor([[3.0, -2.0]]).double()).tolist() == [[2.0, 2.0]]
 
 
 def test_softmax_and_energy(evidence: Evidence, out: Outputs) -> None:

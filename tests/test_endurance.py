@@ -37,6 +37,7 @@ PLAN: dict[str, Any] = {
     "split": {"most": 12},
     "batch_size": 4,
     "gates": "off",
+    "even_so": True,
 }
 
 

@@ -18,6 +18,7 @@ from feathide.metrics import threshold
 from feathide.objectives import CrossEntropy, Evade
 from feathide.recipes import pgd
 from feathide.study.gates import GATES, Evasion, Gate, _rooted, judge_probes, judge_table
+from feathide.study.learnt import Learnt
 from feathide.study.probes import Guard, Trial, measure
 from feathide.types import Evidence, Goal, Outputs
 
@@ -252,8 +253,11 @@ def test_a_fault_of_the_probes_trips_its_gate_only(change: Callable[..., dict[st
 
 NONE = np.zeros(40, bool)
 RESULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a classifier that guesses": ({"learnt": Learnt(100, 55, 0.5, 0.5, 0.55, 0.05, 2)}, "classifier has learnt"),
     "an earlier iterate fooled": ({"silent": 3}, "no silent success"),
     "a larger budget does worse": ({"budgets": {"pgd": (0.9, 0.6)}}, "larger budgets"),
+    "detectors that learnt from nothing": ({"taught": [(1.0, 0.0), (0.1, 0.9)]}, "training attack"),
+    "an attack that hides by not attacking": ({"hidden": {"pgd+hfc": (~NONE, np.arange(40) < 20)}}, "hiding keeps success"),
     "knowing the guard does harm": ({"aware": {"kd": (~NONE, NONE)}}, "detector-aware beats oblivious"),
     "noise that is no noise": ({"still": 1}, "noise is noise"),
     "duplicated patients": ({"patients": {"fit": frozenset("ab"), "test": frozenset("bc")}}, "no patient twice"),
@@ -269,7 +273,18 @@ def test_a_fault_of_the_results_trips_its_gate_only(change: dict[str, Any], gate
 
 def test_every_gate_has_a_planted_fault() -> None:
     faults = {gate for table in (NETWORKS, PROBES, RESULTS) for _, gate in table.values()}
-    assert faults | {"scores of single images", "hiding loss"} == set(GATES)
+    elsewhere = {"scores of single images", "hiding loss", "adaptive attacks are effective"}
+    assert faults | elsewhere == set(GATES)
+
+
+def test_an_attack_that_does_nothing_is_called_ineffective() -> None:
+    falls = {("evade", "kd"): np.full(40, 0.01), ("evade", "svm"): np.full(40, 2.0), ("lid", "lid"): None}
+    judged = judge_table(replace(good(), falls=falls))["adaptive attacks are effective"]
+    assert judged == ("warn", "ineffective, and not counted as evidence: evade at kd")
+    del falls["evade", "kd"]
+    assert "not measured" in judge_table(replace(good(), falls=falls))["adaptive attacks are effective"][1]
+    del falls["lid", "lid"]
+    assert judge_table(replace(good(), falls=falls))["adaptive attacks are effective"][0] == "pass"
 
 
 def test_nobody_who_knows_the_guard_is_a_warning() -> None:

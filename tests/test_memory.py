@@ -81,7 +81,7 @@ def test_auto_stands_as_a_number_in_the_stored_plan_and_goes_on_from_there(tmp_p
         "data": {"path": "phantoms", "limit": 60, "size": 16}, "network": {"arch": "tiny", "train": {"epochs": 1}},
         "attacks": ["fgsm"], "objectives": ["plain"], "detectors": ["msp"], "train_attack": "fgsm", "gates": "off",
     }  # fmt: skip
-    found = audit(load_plan(fields, batch_size="auto"), tmp_path)
+    found = audit(load_plan(fields, batch_size="auto", even_so=True), tmp_path)
     stored = load_plan(tmp_path / "plan.yaml")
     assert stored.batch_size == 128
     before = (tmp_path / "results.csv").read_bytes()

@@ -14,6 +14,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.errors import InputError
 from feathide.models import (
     MODELS,
+    Arch,
     build,
     check_network,
     load_network,
@@ -243,7 +244,9 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
     colour = build("resnet18", channels=3, outputs=10, seed=1).eval()
     torch.save(colour.state_dict(), tmp_path / "w.pth")
     grey = build("resnet18", channels=1, outputs=2, seed=2).eval()
-    assert start_from(grey, tmp_path / "w.pth") == ["fc.weight", "fc.bias"]
+    begun = start_from(grey, tmp_path / "w.pth")
+    assert begun.fresh == begun.left == ("fc.weight", "fc.bias")
+    assert begun.words == "120 weights taken, 2 left in the file (fc.weight, fc.bias), 2 not in it (fc.weight, fc.bias)"
     x = torch.rand(2, 1, 64, 64)
     layers = ["layer1.*", "layer4"]
     of_grey = FeatureClassifier(grey, layers)(x).features
@@ -252,6 +255,29 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
         torch.testing.assert_close(of_grey[name], features, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="weights of this architecture, got 0 of"):
         start_from(build("tiny", channels=1, outputs=2), tmp_path / "w.pth")
+
+
+def test_weights_under_other_names_are_renamed_by_table_or_in_order(tmp_path: Path) -> None:
+    model = tiny()
+    state = model.state_dict()
+    other = {f"net.trunk.{k}" if int(k.split(".")[0]) < 7 else f"net.top.{k}": v for k, v in state.items()}
+    torch.save(other | {"loss.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"missing.*rename them \(network.rename\)"):
+        load_weights(tiny(), tmp_path / "w.pt")
+    fresh = build("tiny", channels=1, outputs=2, seed=9).eval()
+    taken = load_weights(fresh, tmp_path / "w.pt", rename={"net.trunk.": "net.", "net.top.": "net."})
+    assert weights_digest(fresh) == weights_digest(model)
+    assert taken.left == ("loss.weight",) and "'net.top.' as 'net.', names without net." in taken.words
+    with pytest.raises(
+        InputError, match=r"rename: 'nett.' must be what some names in the file begin with, got net.trunk"
+    ):
+        load_weights(fresh, tmp_path / "w.pt", rename={"nett.": ""})
+    torch.save({f"w{i}": v for i, v in enumerate(state.values()) if v.ndim}, tmp_path / "o.pt")
+    fresh = build("tiny", channels=1, outputs=2, seed=9).eval()
+    load_weights(fresh, tmp_path / "o.pt", rename="in order")
+    assert weights_digest(fresh) == weights_digest(model)
+    with pytest.raises(InputError, match="as many as the network's"):
+        load_weights(build("resnet18", channels=1, outputs=2), tmp_path / "o.pt", rename="in order")
 
 
 # --- a user's own network --------------------------------------------------------------------------------------------
@@ -427,3 +453,192 @@ def test_pointers_and_safetensors_are_known_by_their_content(tmp_path: Path) -> 
     torch.save({"model": state, "weights": state}, tmp_path / "c.pt")
     with pytest.raises(InputError, match="one set of weights"):
         load_weights(model, tmp_path / "c.pt")
+
+
+# --- what would make an audit unsound --------------------------------------------------------------------------------
+
+
+class Whole(nn.Module):
+    """A network whose images pass through ``before`` and whose outputs pass through ``behind``."""
+
+    def __init__(self, before: object = lambda x: x, behind: object = lambda z: z, outputs: int = 2) -> None:
+        super().__init__()
+        self.net, self.before, self.behind = tiny(outputs), before, behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.net(self.before(x)))  # type: ignore[operator]
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), tiny()).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        batch_norm(),
+        Whole(lambda x: x - x.mean()),
+        Whole(lambda x: x / x.abs().max()),
+        Whole(behind=lambda z: z - z.mean(0)),
+    ],
+)
+def test_outputs_that_depend_on_the_batch_are_refused(model: nn.Module) -> None:
+    with pytest.raises(InputError, match="depend on the other images of its batch"):
+        check_network(model.eval(), torch.rand(8, 1, 16, 16), 2)
+
+
+@pytest.mark.parametrize(("outputs", "head"), [(1, "sigmoid"), (2, "softmax"), (3, ("finding", 1))])
+def test_rows_that_are_lost_with_one_image_are_refused(outputs: int, head: object) -> None:
+    with pytest.raises(InputError, match="rows are lost with one image"):
+        check_network(Whole(behind=lambda z: z.squeeze(), outputs=outputs).eval(), PICTURES, 2, head)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batches of any size, got 4 images but not one"):
+        check_network(Whole(lambda x: x.reshape(2, -1, *x.shape[1:]).flatten(0, 1)).eval(), PICTURES, 2)
+
+
+def test_what_a_network_raises_is_one_sentence() -> None:
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("pixel_values")
+
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        assert x.min() >= 0 and x.max() <= 1, "images must lie in [0, 1]"
+        return x
+
+    with pytest.raises(InputError, match=r"must take the images.*KeyError: 'pixel_values'"):
+        check_network(Whole(fail).eval(), PICTURES, 2)
+    assert check_network(Whole(picky).eval(), PICTURES, 2) == []
+    with pytest.raises(InputError, match="must compute in float32, got float64"):
+        check_network(tiny().double(), PICTURES, 2)
+    with pytest.raises(InputError, match=r"must return logits, got torch\.int64"):
+        check_network(Whole(behind=lambda z: z.long()).eval(), PICTURES, 2)
+
+
+def test_buffers_that_are_no_weights_may_be_nan() -> None:
+    model = tiny()
+    model.register_buffer("thresholds", torch.tensor([0.3, float("nan")]))
+    model.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+    assert check_network(model, PICTURES, 2) == []
+
+
+def test_a_first_layer_may_work_in_place() -> None:
+    x = torch.randn(4, 1, 16, 16)
+    kept = x.clone()
+    assert check_network(nn.Sequential(nn.ReLU(inplace=True), tiny()).eval(), x, 2) == []
+    assert check_network(Whole(lambda h: h.mul_(0.5).add_(1)).eval(), x, 2) == []
+    assert torch.equal(x, kept)
+    with pytest.raises(InputError, match=r"let gradients through.*h = h \+ 1"):
+        check_network(Whole(lambda h: torch.relu(h).mul_(2).add_(1)).eval(), x, 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "head", "outputs"),
+    [
+        (lambda z: z.softmax(1), "softmax", 3),
+        (torch.sigmoid, "sigmoid", 1),
+        (lambda z: z.sigmoid()[:, 0], "sigmoid", 1),
+        (torch.sigmoid, ("finding", 2), 3),
+    ],
+)
+@pytest.mark.parametrize("dropout", [0, 5])
+def test_probabilities_become_the_logits_behind_them(end: object, head: object, outputs: int, dropout: int) -> None:
+    x = torch.rand(8, 1, 16, 16).requires_grad_()
+    plain = FeatureClassifier(tiny(outputs), "last", head=head, dropout_samples=dropout)  # type: ignore[arg-type]
+    ended = FeatureClassifier(
+        Changed(end, outputs).eval(),
+        "net.5",
+        head=head,
+        output="probabilities",
+        dropout_samples=dropout,  # type: ignore[arg-type]
+    )
+    a, b = plain(x), ended(x)
+    torch.testing.assert_close(b.logits.log_softmax(1), a.logits.log_softmax(1), rtol=1e-4, atol=1e-5)
+    slopes = [torch.autograd.grad(o.logits.log_softmax(1)[:, 1].sum(), x)[0] for o in (a, b)]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-6)
+    if dropout:
+        torch.testing.assert_close(b.stochastic, a.stochastic)
+    assert (
+        check_network(ended.model, x.detach(), outputs if head == "softmax" else 2, head, output="probabilities") == []
+    )  # type: ignore[arg-type]
+
+
+def test_what_is_said_to_be_probabilities_must_be() -> None:
+    with pytest.raises(InputError, match=r"must lie in \[0, 1\]"):
+        check_network(tiny(), PICTURES, 2, output="probabilities")
+    with pytest.raises(InputError, match="must add up to 1"):
+        check_network(Changed(torch.sigmoid).eval(), PICTURES, 2, output="probabilities")
+    with pytest.raises(InputError, match="unknown output"):
+        FeatureClassifier(tiny(), output="odds")  # type: ignore[arg-type]
+    two = Changed(lambda z: (2 * z).softmax(1)).eval()
+    with pytest.raises(InputError, match="there is more behind it"):
+        FeatureClassifier(two, "last", output="probabilities", dropout_samples=3)(10 * PICTURES)
+
+
+# --- what other libraries' networks do -------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A network with a buffer that no state dict holds, and one weight under two names."""
+
+    def __init__(self, side: int = 16) -> None:
+        super().__init__()
+        self.one, self.two, self.side = nn.Linear(side * side, 2), nn.Linear(side * side, 2), side
+        self.two.weight = self.one.weight
+        self.register_buffer("index", torch.arange(side * side).flip(0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == self.side, f"input height ({x.shape[-1]}) does not match ({self.side})"
+        flat = x.flatten(1)[:, self.index]
+        return self.one(flat) + self.two(flat)
+
+
+def zoo(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
+    monkeypatch.setattr("feathide.models.MODELS", {"odd": Arch(2, make)})  # type: ignore[arg-type]
+
+
+def test_buffers_outside_the_state_dict_and_tied_weights_are_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo(monkeypatch, lambda channels, outputs, small: Odd())
+    assert build("odd", channels=1, outputs=2, size=(16, 16))(torch.rand(1, 1, 16, 16)).shape == (1, 2)
+    with pytest.raises(
+        InputError, match=r"odd must take the images, got 20 x 20 .*input height \(20\) does not match \(16\)"
+    ):
+        build("odd", channels=1, outputs=2, size=(20, 20))
+    with pytest.raises(InputError, match="odd needs larger images, got 8 x 8"):
+        build("odd", channels=1, outputs=2, size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ModuleNotFoundError("No module named 'einops'", name="einops"),
+            "einops must be installed to build odd.*pip install einops",
+        ),
+        (ImportError("import Rearrange (No module named 'einops.layers')"), "einops must be installed"),
+        (KeyError("depth"), "odd must be built, got KeyError: 'depth'"),
+        (AssertionError(), "odd must be built, got AssertionError"),
+    ],
+)
+def test_what_a_builder_raises_is_one_sentence(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        raise error
+
+    zoo(monkeypatch, make)
+    with pytest.raises(InputError, match=words):
+        build("odd", channels=1, outputs=2, size=(16, 16))
+    (tmp_path / "fails.py").write_text("def net():\n    raise KeyError('depth')\n")
+    with pytest.raises(InputError, match="must be built, got KeyError"):
+        load_network(f"{tmp_path / 'fails.py'}:net", trust=True)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("from torch import nn\ndef net():\n    return nn.LazyConv2d(2, 3)\n")
+    with pytest.raises(InputError, match=r"all its weights, got lazy ones \(weight, bias\)"):
+        load_network(f"{tmp_path / 'lazy.py'}:net", trust=True)
+
+
+@pytest.mark.parametrize("arch", ["torchvision:googlenet", "torchvision:inception_v3"])
+def test_auxiliary_outputs_are_switched_off(arch: str) -> None:
+    model = build(arch, channels=1, outputs=2, size=(128, 128)).train()
+    assert model(torch.rand(2, 1, 128, 128)).shape == (2, 2)

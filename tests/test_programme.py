@@ -15,6 +15,7 @@ from feathide.study.programme import load_programme, programmes
 
 PAPER = Path(__file__).parents[1] / "studies" / "paper"
 TINY = {
+    "even_so": True,
     "data": {"path": "phantoms", "size": 16, "limit": 60},
     "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 2, "batch_size": 16, "augment": False}},
     "eps": "16/255",

@@ -50,7 +50,7 @@ def written(folder: Path) -> bytes:
 def test_no_patient_is_named_in_a_run_or_its_log(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(str({"data": str(study(tmp_path)), **CLINICAL}).replace("'", '"').replace("False", "false"))
-    result = CliRunner().invoke(app, ["audit", str(plan), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["audit", str(plan), "--even-so", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     exported = CliRunner().invoke(
         app, ["export", str(tmp_path / "out"), "--out", str(tmp_path / "given"), "--deidentify"]

@@ -32,7 +32,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A finished audit of two seeds."""
     folder = tmp_path_factory.mktemp("variants")
     network = {"arch": "tiny", "layers": "conv", "train": {"epochs": 2, "augment": False}, "seeds": [0, 5]}
-    plan = load_plan({"data": str(write_npz(folder / "patches.npz")), **PLAN, **CHANGES, "network": network})
+    plan = load_plan(
+        {"data": str(write_npz(folder / "patches.npz")), **PLAN, **CHANGES, "network": network, "even_so": True}
+    )
     audit(plan, folder / "out")
     return Lab(plan, Store(folder / "out"))
 

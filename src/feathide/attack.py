@@ -6,7 +6,7 @@ The image that is judged, differentiated and kept is the one that a file can hol
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -83,7 +83,9 @@ class Attack:
     ``step_size``: alpha as a fraction of eps. ``decay``: how it falls over the steps. ``rule``: how the gradient becomes a step. ``blend``: how fooling and
     hiding share the steps. ``view``: what the network sees of an iterate (DIM). ``smooth``: what becomes of a gradient (TIM). ``random_start``: the
     first iterate is random in the ball ("one-sided": its absolute value). ``restarts``: the best of so many runs, per image. ``confidence``: the lead in
-    logits from which an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before the last step.
+    ``unit`` from which an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before the last step.
+    ``unit``: what the logits are measured in before the fooling loss and the lead are taken, so that the weight of a hiding term does not depend on their
+    scale: c z in the unit c u gives the same images as z in the unit u. A fifth of the usual lead of clean images is a good one.
     """
 
     objective: Objective
@@ -99,6 +101,7 @@ class Attack:
     restarts: int = 1
     confidence: float = 0.0
     leave: Leave = never
+    unit: float = 1.0
 
     @property
     def passes(self) -> int:
@@ -175,7 +178,7 @@ class Attack:
             shown = self.view(leaf, noise[rows], k) if self.view is not None and differentiate else leaf
             out = case.classifier(shown)
             bound, forwards = case.wish.bound(out, shown)
-            fool, hide, margin = _terms(bound, out, rows)
+            fool, hide, margin = _terms(bound, out, rows, self.unit)
             fooled = margin.detach() > self.confidence
             shared = hide is not None and bound.fool is not None
             single = fool if hide is None else hide
@@ -187,7 +190,7 @@ class Attack:
             forwards += 1
             with torch.no_grad():
                 out = case.classifier(stored)
-                fool, hide, margin = _terms(bound, out, rows)
+                fool, hide, margin = _terms(bound, out, rows, self.unit)
         hide = None if hide is None else hide.detach()
         return _Seen(fool.detach(), hide, margin.detach(), grad, len(grads), forwards), out
 
@@ -217,6 +220,8 @@ class Attack:
         if self.steps < 0 or self.restarts < 1 or self.step_size < 0 or self.confidence < 0:
             got = f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size:g}, confidence={self.confidence:g}"
             raise expected("at least one run, and no negative steps, step_size or confidence", got=got, do="correct it")
+        if not self.unit > 0:
+            raise expected("the unit of the logits must be positive", got=self.unit, do="leave it out for 1")
         if mask is not None and (
             mask.ndim != x.ndim or any(m not in (1, s) for m, s in zip(mask.shape, x.shape, strict=True))
         ):
@@ -367,8 +372,10 @@ def _put(old: Tensor, rows: Rows, new: Tensor) -> Tensor:
     return old
 
 
-def _terms(bound: BoundLoss, out: Outputs, rows: Rows) -> tuple[Tensor, Tensor | None, Tensor]:
+def _terms(bound: BoundLoss, out: Outputs, rows: Rows, unit: float) -> tuple[Tensor, Tensor | None, Tensor]:
     hide = None if bound.hide is None else bound.hide(out, rows)
+    if unit != 1.0:
+        out = replace(out, logits=out.logits / unit, others=None if out.others is None else out.others / unit)
     fool = torch.zeros_like(out.logits[:, 0]) if bound.fool is None else bound.fool(out, rows)
     margin = torch.ones_like(fool) if bound.margin is None else bound.margin(out, rows)
     return fool, hide, margin

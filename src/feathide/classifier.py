@@ -1,6 +1,5 @@
 """FeatureClassifier: any torch network, unmodified, that shows its logits and its pooled features in one forward pass."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from feathide.errors import InputError, expected
+from feathide.answers import logits_of
+from feathide.errors import InputError, expected, unknown
 from feathide.geometry import check_images
-from feathide.layers import choose_layers, entrance, hooked, units
+from feathide.layers import INPUT, choose_layers, entrance, first_tensor, hooked, shapes_of, turned, units
+from feathide.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.memory import in_halves
 from feathide.types import Box, Outputs
 
@@ -28,27 +29,33 @@ def channel_mean(h: Tensor) -> Tensor:
     where its mean does not."""
     if h.ndim == 2:
         return h
-    total, count = _channel_sum(h)
+    total, count = FIRST.sum(h)  # the gradient of a mean would fill memory of the size of h; that of a sum is a view
     return total / count
 
 
-def _channel_sum(h: Tensor) -> tuple[Tensor, int]:
-    """The sum over all spatial axes (N, C), and of how many values. The gradient of a mean would fill memory of the size of h; that of a sum is a view."""
-    return h.sum(tuple(range(2, h.ndim)), dtype=torch.promote_types(h.dtype, torch.float32)), math.prod(h.shape[2:])
+FIRST = ReadOut()
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureClassifier:
     """A network as an attacker or a guard sees it: images of the box in, ``Outputs`` out, differentiable.
 
-    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output. ``layers``: names, globs or
+    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output, alone or in a tuple, dict or class.
+    ``layers``: names, globs or
     presets (see ``choose_layers``); resolved at the first call. ``box`` are the least and the greatest valid image value.
     The network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is mapped to [0, 1] first: all of
     it is inside the attacked function, so that eps and box stay in image units. An image of one channel is repeated for a network that
     takes three.
 
+    The feature of a layer is one value a channel. ``layout``: where the channels stand, "channels-first" (N, C, *S), "channels-last" (N, *S, C) or
+    "tokens" (N, T, C), for all layers or by name or glob; "auto" finds it from what the modules declare. ``tokens``: of layers that begin with
+    a class token, the "mean" of the others, the "class" token, or "both" (N, 2 C). ``pool``: a function of your own, (N, ...) -> (N, C), in place of these.
+
     ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j): output j of a multi-label network, shown as
     (0, z_j) with the other outputs in ``Outputs.others``.
+
+    ``output``: "probabilities" for a network that ends in a softmax or in sigmoids: the logarithm of a softmax, or the log odds of a sigmoid,
+    stands in place of its logits. Where a probability is rounded to 0 or 1 there is no slope.
 
     ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has any, else a dropout of
     ``dropout_rate`` before the last linear layer. The S masks are drawn once from ``seed`` and shared by all images, so
@@ -71,6 +78,9 @@ class FeatureClassifier:
     std: Sequence[float] = ()
     window: Box | None = None
     head: str | tuple[str, int] = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
+    layout: Layout | Mapping[str, Layout] = "auto"
+    tokens: Tokens = "mean"
     pool: Pool = channel_mean
     dropout_samples: int = 0
     dropout_rate: float = 0.5
@@ -79,6 +89,7 @@ class FeatureClassifier:
     precision: Literal["float32", "bf16"] = "float32"
     compile: str | None = None
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
+    _readouts: dict[str, ReadOut] = field(default_factory=dict, init=False, repr=False)
     _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
     _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False)  # found once: looking takes time
 
@@ -89,6 +100,8 @@ class FeatureClassifier:
             raise expected(
                 'head must be "softmax", "sigmoid" or ("finding", j)', got=repr(self.head), do="choose one of them"
             )
+        if self.output not in ("logits", "probabilities"):
+            raise unknown("output", str(self.output), ("logits", "probabilities"))
         if not self.box[0] < self.box[1]:
             raise expected(
                 "box must be (lo, hi) with lo < hi", got=self.box, do="give the least and greatest image value"
@@ -115,13 +128,16 @@ class FeatureClassifier:
             return Outputs(logits, features, None, others, witness=None if self.witness is None else self.witness(x))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
-        hooks = _collectors(names, found, {}, self.pool, counts)
+        hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
         head = _linear_head(self.model) if self.dropout_samples and not _has_dropout(self.model) else None
         with hooked(hooks, self.model), _captured(head, head_input):
-            raw = self.model(z)
+            raw = logits_of(self.model(z), len(z))
         if self.dropout_samples:
             draws = self._head_draws(head, head_input) if head else self._network_draws(z)
-            stochastic = self._as_decision(draws.flatten(0, 1))[0].unflatten(0, draws.shape[:2])  # (N, S, K)
+            if head and self.output == "probabilities":
+                self._check_draws(head, head_input, raw)
+            said = "logits" if head else self.output  # those of the last linear layer come before a softmax
+            stochastic = self._as_decision(draws.flatten(0, 1), said)[0].unflatten(0, draws.shape[:2])  # (N, S, K)
         logits, others = self._as_decision(raw)
         return Outputs(
             logits,
@@ -143,13 +159,16 @@ class FeatureClassifier:
     def _fast(self, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """The compiled copy, which gives the outputs and the pooled features of ``names``."""
         if not self._compiled:
-            self._compiled.append(torch.compile(_Watched(self.model, names, self.pool), backend=str(self.compile)))
+            self._compiled.append(
+                torch.compile(_Watched(self.model, names, self.pool, self._readouts), backend=str(self.compile))
+            )
         return self._compiled[0]
 
     def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
         """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
         narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None)
         narrow._resolved["layers"] = tuple(n for n in self.names(x) if n in layers) if layers else ()
+        narrow._readouts.update(self._readouts)
         return narrow
 
     @property
@@ -176,9 +195,23 @@ class FeatureClassifier:
         """The layers that ``layers`` stands for, in network order, for images like ``x``."""
         return self._names(self.prepared(x[:1]))
 
+    def read_outs(self, x: Tensor) -> Mapping[str, ReadOut]:
+        """How the feature of each layer is read, for images like ``x``; empty with a ``pool`` of one's own."""
+        self.names(x)
+        return dict(self._readouts)
+
     def _names(self, z: Tensor) -> tuple[str, ...]:
         if "layers" not in self._resolved:
-            self._resolved["layers"] = choose_layers(self.model, self.layers, units(self.model, z[:1]))
+            seen = units(self.model, z[:1])
+            names = choose_layers(self.model, self.layers, seen)
+            if self.pool is channel_mean:
+                found = readouts(
+                    self.model, shapes_of(seen), names, layout=self.layout, tokens=self.tokens, turned=turned(seen)
+                )
+                self._readouts.update(found)
+            else:  # what is given to a pool of one's own has the images first, too
+                self._readouts.update({n: ReadOut(turned=True) for n in names if n in turned(seen)})
+            self._resolved["layers"] = names
         return self._resolved["layers"]
 
     def prepared(self, x: Tensor) -> Tensor:
@@ -193,10 +226,12 @@ class FeatureClassifier:
             z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(self.std).reshape(shape)
         return z.clone() if z is x else z  # a first layer that works in place must not reach the caller's images
 
-    def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _as_decision(self, raw: Tensor, output: str | None = None) -> tuple[Tensor, Tensor | None]:
         raw = _full(raw)
         if raw.ndim == 1:
             raw = raw.unsqueeze(1)
+        if (output or self.output) == "probabilities":
+            raw = _logits(raw, self.head == "softmax")
         if self.head == "softmax":
             if raw.shape[1] < 2:
                 raise expected(
@@ -223,6 +258,17 @@ class FeatureClassifier:
         keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)  # (S, D)
         return head(h.unsqueeze(1) * keep)  # (N, S, K)
 
+    def _check_draws(self, head: nn.Linear, inputs: list[Tensor], raw: Tensor) -> None:
+        """Whether the probabilities are those of the last linear layer's logits, which the draws show."""
+        with torch.no_grad():
+            z = _full(head(inputs[-1].flatten(1)))
+            seen = z.softmax(1) if self.head == "softmax" else z.sigmoid()
+            if seen.numel() == raw.numel() and torch.allclose(seen.flatten(), _full(raw).flatten(), atol=1e-2):
+                return
+        raise InputError(
+            "dropout draws need the probabilities of a network's last linear layer, and there is more behind it; leave BU out, or let it return logits"
+        )
+
     def _network_draws(self, z: Tensor) -> Tensor:
         """Logits of S draws of the network's own dropout, (N, S, K): the batch is multiplied at the first dropout, so that the
         layers before it run once; where the network does not allow that (a path around it), at the input."""
@@ -246,7 +292,8 @@ class FeatureClassifier:
 
         names = [n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0]
         with hooked(dict.fromkeys(names, drop), self.model):
-            return self.model(z)
+            answer = self.model(z)
+        return logits_of(answer, len(z) * s if multiply and count[0] else len(z))
 
     def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -256,16 +303,16 @@ class FeatureClassifier:
 class _Watched(nn.Module):
     """A private copy of a network that gives its features as outputs: its hooks stay, so that one compiled graph holds them."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], pool: Pool, reads: Mapping[str, ReadOut]) -> None:
         super().__init__()
         self.model = deepcopy(model).requires_grad_(False)
         self.names, self.found, self.calls = tuple(names), dict[str, Tensor](), dict[str, int]()
-        for name, hook in _collectors(names, self.found, self.calls, pool).items():
+        for name, hook in _collectors(names, self.found, self.calls, pool, reads).items():
             self.model.get_submodule(name).register_forward_hook(hook)
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         self.calls.clear()
-        raw = self.model(z)
+        raw = logits_of(self.model(z), len(z))
         features = tuple(self.found[name] for name in self.names)
         self.found.clear()
         return raw, *features
@@ -276,26 +323,32 @@ def _collectors(
     found: dict[str, Tensor],
     calls: dict[str, int],
     pool: Pool,
+    reads: Mapping[str, ReadOut],
     counts: dict[str, int] | None = None,
 ) -> dict[str, Callable[..., None]]:
     """One hook per module, which pools and copies the outputs of the calls that are wanted as they are made: a following in-place
     activation cannot corrupt them, and memory stays (N, C). ``calls`` counts how often each module has run. Given ``counts``, sums stand in place of
     means, and there how many values they are of."""
-    wanted: dict[str, dict[int, str]] = {}
+    wanted: dict[str, dict[tuple[int, bool], str]] = {}  # by module: of which call the output, or the input
     for name in names:
-        module, _, call = name.partition("#")
-        wanted.setdefault(module, {})[int(call or 0)] = name
+        module, _, call = name.removesuffix(INPUT).partition("#")
+        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
 
-    def collect(module: str, kept: dict[int, str]) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+    def collect(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
             call = calls.get(module, 0)
             calls[module] = call + 1
-            if call not in kept:
-                return
-            if counts is not None and pool is channel_mean and output.ndim > 2:
-                found[kept[call]], counts[kept[call]] = _channel_sum(output)
-            else:
-                found[kept[call]] = _full(pool(output).clone())
+            for read, shown in ((False, output), (True, args)):
+                name, h = kept.get((call, read)), first_tensor(shown)
+                if name is None or h is None:
+                    continue
+                if pool is not channel_mean:
+                    found[name] = _full(pool(reads.get(name, FIRST).upright(h)).clone())
+                elif counts is not None and h.ndim > 2:
+                    found[name], counts[name] = reads.get(name, FIRST).sum(h)
+                else:
+                    total, count = reads.get(name, FIRST).sum(h)
+                    found[name] = _full((total / count if count > 1 else total).clone())
 
         return hook
 
@@ -312,6 +365,12 @@ def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tens
         divisors = joint.new_tensor([counts.get(name, 1) for name in sums])
         joint = joint / divisors.repeat_interleave(torch.tensor(sizes, device=joint.device))
     return dict(zip(sums, joint.split(sizes, 1), strict=True))
+
+
+def _logits(p: Tensor, softmax: bool) -> Tensor:
+    """The logits that a softmax, up to a constant, or sigmoids have turned into ``p``."""
+    low = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return low if softmax else low - torch.log1p(-p.clamp_max(1 - torch.finfo(p.dtype).eps / 2))
 
 
 def _full(value: Tensor) -> Tensor:

@@ -67,6 +67,9 @@ Objectives = Annotated[str | None, typer.Option(help="For example plain,hfc.")]
 Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything.")]
+EvenSo = Annotated[
+    bool, typer.Option("--even-so", help="Go on with a classifier that looks untrained; nothing can be said then.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
 
@@ -88,6 +91,7 @@ def audit(
     detectors: Detectors = None,
     steps: Steps = None,
     seed: Seed = None,
+    even_so: EvenSo = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that work side by side on this machine.")] = 1,
     shard: Annotated[
         str | None, typer.Option(help="i/n: begin with part i of n; run one for each machine on one folder.")
@@ -124,7 +128,8 @@ def audit(
 
             put = tracker(track)
         chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
-                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed)  # fmt: skip
+                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed,
+                       even_so=even_so or None)  # fmt: skip
         found = _audit(
             chosen,
             out,
@@ -159,12 +164,13 @@ def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
 def check(
     plan: PlanFile = None, *, out: Out = Path("runs/audit"), data: Data = None, skip_bad: SkipBad = False, network: Network = None,
     weights: Weights = None, trust: Trust = False, head: Head = None, layers: Layers = None, eps: Eps = None, attacks: Attacks = None,
-    objectives: Objectives = None, detectors: Detectors = None, steps: Steps = None, seed: Seed = None, json: Json = False,
+    objectives: Objectives = None, detectors: Detectors = None, steps: Steps = None, seed: Seed = None, even_so: EvenSo = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Check a plan and its data, try a few attack steps, and estimate time and memory."""
     with said():
         chosen = _plan(plan, data=_data(data, skip_bad), network=_network(network, weights, trust, head, layers), eps=eps, attacks=attacks,
-                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed)  # fmt: skip
+                       objectives=objectives, detectors=detectors, walk=None if steps is None else {"steps": steps}, seed=seed,
+                       even_so=even_so or None)  # fmt: skip
         from feathide.study.check import check_plan
 
         forecast = check_plan(chosen, out)
@@ -186,6 +192,7 @@ def train(
     arch: Annotated[
         str, typer.Option(help="A name of the zoo: resnet18, resnet34, resnet50, vgg16_bn, densenet121, tiny, ...")
     ] = "resnet18",
+    weights: Annotated[str | None, typer.Option(help="Pretrained weights to start from.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")] = Path(
         "classifier.safetensors"
     ),
@@ -220,7 +227,9 @@ def train(
         _tell_skipped(cases)
         with _bar() as bar:
             result = train_classifier(cases, arch, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, head=head,  # type: ignore[arg-type]
-                                      stem=stem, window=window, seed=seed, out=out, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+                                      stem=stem, window=window, seed=seed, out=out, weights=weights, progress=bar)  # type: ignore[arg-type]  # fmt: skip
+        if result.begun is not None:
+            typer.echo(f"started from {weights}: {result.begun.words}")
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC {result.val_auc:.3f}, {result.seconds:.0f} s"
         )
@@ -256,6 +265,8 @@ def datasets(
         typer.echo(
             f"{cases.name}: {len(cases)} images, {cases.channels} x {' x '.join(map(str, cases.shape))}, box {cases.box}, unit {cases.unit}"
         )
+        if cases.orientation:
+            typer.echo(f"  orientation {cases.orientation}: the side of the patient that each axis runs towards")
         for split in ("train", "val", "test"):
             rows = cases.where(split)
             labels = cases.labels[rows]
@@ -264,6 +275,8 @@ def datasets(
                 for i, n in enumerate(cases.class_names)
             }
             typer.echo(f"  {split}: {len(rows)} images, {len(set(cases.patients[rows]))} patients, {per_class}")
+        for note in cases.notes:
+            typer.echo(f"  {note}")
 
 
 app.command(epilog="Example: `feathide study paper --scale small --data images --out runs/study`")(study)

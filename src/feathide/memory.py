@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError
 
-__all__ = ["BUDGET", "MOST", "activations", "batch_for", "in_halves", "peak", "ran_out"]
+__all__ = ["BUDGET", "MOST", "SIGNS", "activations", "batch_for", "in_halves", "peak", "ran_out"]
 
 T = TypeVar("T")
 R = TypeVar("R", Tensor, np.ndarray)
@@ -32,7 +32,7 @@ def activations(model: nn.Module, x: Tensor) -> float:
     handles = [m.register_forward_hook(count) for m in model.modules() if not list(m.children())]
     try:
         with torch.no_grad():
-            model(x)
+            model(x.clone())  # a first layer may work in place
     finally:
         for handle in handles:
             handle.remove()

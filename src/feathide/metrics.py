@@ -353,7 +353,8 @@ def difference_at(
 ) -> Interval:
     """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases: ``paired_difference``, averaged over the thresholds of ``limit``
     as in ``share_at``."""
-    at = np.array([_scores(a(t)) - _scores(b(t)) for t in (limit.value, *limit.others)])
+    told = np.array([[_scores(f(t)) for f in (a, b)] for t in (limit.value, *limit.others)])
+    at, value = told[:, 0] - told[:, 1], float(told[0, 0].mean() - told[0, 1].mean())
     rows, count = _patients([at[0]], groups)
     weights = _draw(rows, count, draws, seed)[:, rows[0]].astype(np.float64)
     spread = (at[1:] @ weights.T / weights.sum(1)).var(1)
@@ -363,7 +364,6 @@ def difference_at(
         - 1
         for side in (-1, 1)
     )
-    value = float(at[0].mean())
     return Interval(value, min(low, value), max(high, value), len(at[0]))
 
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from feathide.errors import InputError, expected, unknown
+from feathide.errors import InputError, expected, first_line, unknown
 
-__all__ = ["called", "check_arguments", "importable", "load_callable", "load_object", "source_digest"]
+__all__ = ["called", "check_arguments", "foreign", "importable", "load_callable", "load_object", "source_digest"]
+
+T = TypeVar("T")
 
 
 def load_object(spec: str, *, trust: bool) -> Any:
@@ -50,6 +53,22 @@ def called(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any], *arg
     """``entry(*args, **kwargs)``; arguments that it does not take are an ``InputError`` that lists those it takes."""
     check_arguments(entry, spec, kwargs, *args)
     return entry(*args, **kwargs)
+
+
+def foreign(what: str, work: Callable[[], T]) -> T:
+    """``work()``, code that is not ours: whatever it raises is an ``InputError`` that says so."""
+    try:
+        return work()
+    except InputError:
+        raise
+    except ImportError as error:
+        named = re.findall(r"No module named '([\w.]+)'", str(error))
+        name = (error.name or next(iter(named), "")).partition(".")[0]
+        missing = f"{name} must be installed to build {what}" if name else f"{what} must find what it imports"
+        raise expected(missing, got=first_line(error), do=f"pip install {name}" if name else "install it") from error
+    except Exception as error:
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise expected(f"{what} must be built", got=got, do="correct its arguments, or choose another one") from error
 
 
 def check_arguments(entry: Callable[..., Any], spec: str, kwargs: Mapping[str, Any], *args: Any) -> None:

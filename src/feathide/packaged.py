@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feathide.errors import InputError, expected
-from feathide.weights import load_weights
+from feathide.weights import Rename, load_weights
 
 __all__ = ["Scripted", "is_packaged", "load_packaged"]
 
@@ -21,7 +21,9 @@ def is_packaged(spec: str) -> bool:
     return Path(spec).suffix in READERS or os.path.isdir(Path(spec) / "configs")
 
 
-def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust: bool = False) -> nn.Module:
+def load_packaged(
+    path: str | Path, *, weights: str | Path | None = None, trust: bool = False, rename: Rename | None = None
+) -> nn.Module:
     """The network in a file, in evaluation mode.
 
     - ``.ts``, ``.pt``, ``.pth``: TorchScript. It holds code, so that it is loaded with ``trust`` only; its layers cannot be watched: ``layers`` must be ().
@@ -52,7 +54,7 @@ def load_packaged(path: str | Path, *, weights: str | Path | None = None, trust:
         got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise expected(f"{path} must hold a network", got=got, do=HINTS.get(path.suffix, "export it again")) from error
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, rename=rename)
     return model.eval()
 
 

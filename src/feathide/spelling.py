@@ -3,13 +3,17 @@
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from feathide.errors import expected
 
-__all__ = ["aimed_at", "parsed", "separated", "spelled"]
+__all__ = ["Layout", "Tokens", "aimed_at", "parsed", "separated", "spelled"]
 
 BUILT_FOR = {"kde": ("kd",), "lid": ("lid",)}  # objectives that are the score of one detector
+Layout = Literal[
+    "auto", "channels-first", "channels-last", "tokens"
+]  # where the channels of a layer's output stand (feathide.layouts)
+Tokens = Literal["mean", "class", "both"]  # what becomes the feature of a layer of tokens
 CALL = re.compile(r"^(?P<name>[^()]+)\((?P<arguments>.*)\)$", re.DOTALL)
 
 

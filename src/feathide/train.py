@@ -31,7 +31,7 @@ from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
 from feathide.models import Stem, build, check_network
 from feathide.types import Box
-from feathide.weights import load_weights, read_about, save_weights, start_from, weights_digest
+from feathide.weights import Rename, Taken, load_weights, read_about, save_weights, start_from, weights_digest
 
 __all__ = ["Adversary", "Augment", "Head", "Progress", "TrainResult", "load_trained", "train_classifier"]
 
@@ -59,6 +59,7 @@ class TrainResult:
     val_auc: float
     digest: str
     seconds: float
+    begun: Taken | None = None
 
 
 def train_classifier(
@@ -68,6 +69,7 @@ def train_classifier(
     head: Head | None = None,
     stem: Stem = "standard",
     weights: str | Path | None = None,
+    rename: Rename | None = None,
     epochs: int = 15,
     batch_size: int = 16,
     lr: float = 1e-3,
@@ -88,7 +90,7 @@ def train_classifier(
     improved for ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part of the box as [0, 1], as in
     ``FeatureClassifier``; mean and std are those of what it sees. ``augment``: True for ``Augment()``.
     ``adversary``: makes every batch harder, those of the validation too, so that what is kept and reported is what withstands it. ``weights``: a user's
-    file to start from (see ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
+    file to start from, with ``rename`` (see ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
     ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a CPU; the global random
     state stays as it was. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
 
@@ -102,8 +104,9 @@ def train_classifier(
         if not value > 0:
             raise expected(f"{name} must be positive", got=value, do="leave it out for the default")
     network = _network(cases, arch, head=head, stem=stem, seed=seed, window=window)
+    begun = None
     if weights is not None:
-        start_from(network, weights)
+        begun = start_from(network, weights, rename=rename)
     read = windowed(reader(cases, train), window)
     mean, std = measure(read, len(train))
     normalise = normaliser(mean, std)
@@ -131,6 +134,7 @@ def train_classifier(
         val_auc=kept["val_auc"],
         digest=weights_digest(network),
         seconds=time.perf_counter() - started,
+        begun=begun,
     )
     if out is not None:
         save_weights(network, out, about=_about(cases, arch, stem, result) | {"window": window})

@@ -7,8 +7,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -17,7 +18,19 @@ from torch import Tensor, nn
 
 from feathide.errors import expected
 
-__all__ = ["load_weights", "read_about", "read_weights", "save_weights", "start_from", "weights_digest"]
+__all__ = [
+    "Rename",
+    "Taken",
+    "file_digest",
+    "load_weights",
+    "read_about",
+    "read_weights",
+    "save_weights",
+    "start_from",
+    "weights_digest",
+]
+
+Rename = Mapping[str, str] | Literal["in order"]
 
 WRAPPERS = (
     "state_dict",
@@ -50,6 +63,14 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises ``InputError`` if there is none."""
+    if not os.path.isfile(path):
+        raise expected("weights must be a file", got=path, do="correct the path")
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_weights(model: nn.Module, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
     """Write the state dict as a safetensors file, which appears whole or not at all.
 
@@ -69,16 +90,37 @@ def save_weights(model: nn.Module, path: str | Path, *, about: Mapping[str, Any]
         part.unlink(missing_ok=True)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Put the weights of a file into ``model``; every name and shape must agree.
+@dataclass(frozen=True)
+class Taken:
+    """What became of the weights in a file: the names that were ``taken`` over, those ``left`` in the file, those of the network that stay ``fresh``,
+    and how names were changed (``renamed``)."""
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    fresh: tuple[str, ...]
+    renamed: str = ""
+
+    @property
+    def words(self) -> str:
+        """Such as ``120 weights taken (names without model.), 2 left in the file (fc.weight, fc.bias)``."""
+        parts = [f"{len(self.taken)} weights taken" + (f" ({self.renamed})" if self.renamed else "")]
+        parts += [f"{len(self.left)} left in the file ({some(self.left)})"] if self.left else []
+        parts += [f"{len(self.fresh)} not in it ({some(self.fresh)})"] if self.fresh else []
+        return ", ".join(parts)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, rename: Rename | None = None) -> Taken:
+    """Put the weights of a file into ``model``; every name and shape must agree. Says what was taken.
 
     Files: safetensors, or a torch file (``.pt``, ``.pth``, ``.ckpt``) with a state dict, alone or in a checkpoint, under
     ``state_dict``, ``model``, ``weights``, ``ema`` and the like. Whatever prefix wrapping modules left on the names
-    (``model.``, ``backbone.``, ``module._orig_mod.``, ...) is dropped; half precision is cast.
+    (``model.``, ``backbone.``, ``module._orig_mod.``, ...) is dropped; half precision is cast. ``rename``: what names begin with in the file -> in the
+    network, such as {"encoder.": "features."}; or "in order", for a file whose weights have other names and the order and shapes of the network's.
     Raises ``InputError`` for an unreadable file, a pickled module, missing or
     unexpected names and other shapes; ``model`` is then as it was.
     """
-    own, state = model.state_dict(), _fitting(read_weights(path), model)
+    own, found = model.state_dict(), read_weights(path)
+    state, left, renamed = _fitting(found, model, rename)
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own]
     if missing or surplus:
@@ -86,7 +128,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise expected(
             f"{path} must hold the network's {len(own)} weights",
             got=" and ".join(parts),
-            do="load weights that were saved from this architecture",
+            do="load weights that were saved from this architecture, or rename them (network.rename)",
         )
     wrong = [f"{k} {tuple(v.shape)}, here {tuple(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
     if wrong:
@@ -96,16 +138,18 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             do="build the network with the outputs and channels that the weights were trained with",
         )
     model.load_state_dict(state, strict=False)
+    return Taken(tuple(state), left, (), renamed)
 
 
-def start_from(model: nn.Module, path: str | Path) -> list[str]:
+def start_from(model: nn.Module, path: str | Path, *, rename: Rename | None = None) -> Taken:
     """Take over the pretrained weights in a user's file wherever name and shape agree, to train on from there.
 
     A first convolution that was trained on three channels is summed over them for a network of one, which gives what
     the grey image repeated three times would have given. The rest, such as the head for other classes, keeps its random
-    start. Returns the names that were not taken over; raises ``InputError`` if less than half of them fit.
+    start. ``rename``: see ``load_weights``. Says what was taken; raises ``InputError`` if less than half of the network's weights fit.
     """
-    own, state = model.state_dict(), _fitting(read_weights(path), model)
+    own = model.state_dict()
+    state, left, renamed = _fitting(read_weights(path), model, rename)
     for name, value in state.items():
         if name in own and value.ndim > 2 and (value.shape[1], own[name].shape[1]) == (3, 1):
             state[name] = value.sum(1, keepdim=True)
@@ -114,10 +158,11 @@ def start_from(model: nn.Module, path: str | Path) -> list[str]:
         raise expected(
             f"{path} must hold weights of this architecture",
             got=f"{len(taken)} of {len(own)} that fit",
-            do="choose the architecture that the weights belong to",
+            do="choose the architecture that the weights belong to, or rename them (network.rename)",
         )
     model.load_state_dict(taken, strict=False)
-    return [k for k in own if k not in taken]
+    left = (*left, *(k for k in state if k not in taken))
+    return Taken(tuple(taken), left, tuple(k for k in own if k not in taken), renamed)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -210,12 +255,16 @@ def _has_tensors(value: Mapping[str, Any], depth: int = 3) -> bool:
     )
 
 
-def _fitting(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the prefix that makes most names agree with the network's: any, as wrapping modules put it.
-
-    Names that lie outside the prefix are left out, as the parts of a training module are. Raises ``InputError`` if two
+def _fitting(
+    state: Mapping[str, Tensor], model: nn.Module, rename: Rename | None
+) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
+    """The state dict without the prefix that makes most names agree with the network's: any, as wrapping modules put it; the names that lie outside of
+    it and are left out, as the parts of a training module are; and how the names were changed, in words. Raises ``InputError`` if two
     prefixes, such as a network and its averaged copy, fit equally well.
     """
+    if rename == "in order":
+        return _in_order(state, model), (), "renamed in order"
+    state = _renamed(state, rename or {})
     own = model.state_dict().keys()
     counts = Counter(k[: -len(o)] for k in state for o in _endings(k) if o in own)
     most = max(counts.values(), default=0)
@@ -229,7 +278,41 @@ def _fitting(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
                 "weights must hold one copy of the network", got=f"several ({names})", do="save the right one alone"
             )
     prefix = "" if not best or "" in best else best[0]
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    said = [f"{old!r} as {new!r}" for old, new in (rename or {}).items()] + (
+        [f"names without {prefix}"] if prefix else []
+    )
+    left = tuple(k for k in state if not k.startswith(prefix))
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, left, ", ".join(said)
+
+
+def _renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict with the beginnings of names replaced. Raises ``InputError`` for a beginning that no name has, and for two of one name."""
+    for old in rename:
+        if not any(k.startswith(old) for k in state):
+            what = f"rename: {old!r} must be what some names in the file begin with"
+            raise expected(what, got=some([*state]), do="correct network.rename")
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        old = max((o for o in rename if name.startswith(o)), key=len, default="")
+        new = rename.get(old, "") + name[len(old) :]
+        if new in found:
+            raise expected("renamed weights must keep different names", got=f"{new} twice", do="correct network.rename")
+        found[new] = value
+    return found
+
+
+def _in_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the network's names, the first as the first. Raises ``InputError`` where numbers or shapes differ."""
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    given = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if len(own) != len(given):
+        got = f"{len(given)} in the file and {len(own)} in the network"
+        raise expected("weights in order must be as many as the network's", got=got, do="rename them by a table")
+    for (mine, a), (name, b) in zip(own.items(), given.items(), strict=True):
+        if a.shape != b.shape:
+            got = f"{name} {tuple(b.shape)} for {mine} {tuple(a.shape)}"
+            raise expected("weights in order must have the network's shapes", got=got, do="rename them by a table")
+    return dict(zip(own, given.values(), strict=True))
 
 
 def _endings(name: str) -> Iterator[str]:

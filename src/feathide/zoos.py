@@ -18,6 +18,10 @@ __all__ = ["ZOOS", "Arch", "arch_named", "first_convolution"]
 
 CHANNELS = ("in_channels", "n_input_channels", "in_chans")
 OUTPUTS = ("num_classes", "out_channels")
+AUXILIARY = (
+    "googlenet",
+    "inception_v3",
+)  # of torchvision: give several outputs while they are trained, unless told not to
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def _torchvision(what: str, options: Mapping[str, Any], name: str) -> Arch:
 
     def make(channels: int, outputs: int, small: bool) -> nn.Module:
         _standard(name, small)
-        net = models.get_model(what, **{"weights": None, "num_classes": outputs, **options})
+        still = {"aux_logits": False, "init_weights": False} if what in AUXILIARY else {}
+        net = models.get_model(what, **{"weights": None, "num_classes": outputs, **still, **options})
         place = next(n for n, m in net.named_modules() if isinstance(m, CONVOLUTIONS))
         conv: Any = net.get_submodule(place)
         if conv.in_channels != channels:

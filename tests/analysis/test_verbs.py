@@ -165,6 +165,7 @@ def test_volumes(tmp_path: Path) -> None:
         "network": network,
         "attacks": "bim",
         "walk": {"steps": 3},
+        "even_so": True,
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     for words in (["explain", "direction"], ["explain", "stress"], ["ood"]):

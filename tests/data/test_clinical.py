@@ -138,6 +138,61 @@ def test_series_that_are_no_volume_are_one_sentence(tmp_path: Path, make_series,
         read_image(folder)
 
 
+def test_files_named_by_their_uid_are_slices(tmp_path: Path, make_series) -> None:
+    folder = make_series(tmp_path / "scan", slices=5)
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"1.3.12.2.1107.5.1.{k}")
+    assert read_image(folder).stored.shape == (1, 5, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("turned", "side"),
+    [
+        ((1, 0, 0, 0, 1, 0), "SPL"),
+        ((-1, 0, 0, 0, -1, 0), "SAR"),
+        ((1, 0, 0, 0, 0, -1), "PIL"),
+        ((0, 1, 0, 0, 0, -1), "RIP"),
+    ],
+)
+def test_a_series_tells_its_orientation(tmp_path: Path, make_series, turned: tuple, side: str) -> None:
+    """Axial supine, axial prone, coronal, sagittal: the volume's axes as the planes lie, in the order of their normal."""
+    normal = np.cross(turned[:3], turned[3:])
+    header = {"ImageOrientationPatient": list(turned), "ImagePositionPatient": lambda k: list(2.5 * k * normal)}
+    folder = make_series(tmp_path / "scan", **header)
+    assert read_image(folder).orientation == side
+    assert read_image(next(folder.iterdir())).orientation == side[1:]
+
+
+def test_series_of_two_orientations_make_no_study(tmp_path: Path, make_series) -> None:
+    prone = {"ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}
+    for i in range(12):
+        folder = tmp_path / "scans" / "ab"[i % 2] / f"c{i:02d}"
+        make_series(folder, patient=f"p{i}", seed=i, **(prone if i == 5 else {}))
+    with refuses("must have the orientation of c00 (SPL)", "got SAR"):
+        load_cases(tmp_path / "scans")
+
+
+def test_a_localizer_is_no_volume(tmp_path: Path, make_series) -> None:
+    folder = make_series(
+        tmp_path / "scan", ImageOrientationPatient=lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, -1]
+    )
+    with refuses("the slices in", "must be parallel", "localizer"):
+        read_image(folder)
+
+
+def test_what_lies_beside_slices_does_not_make_them_pictures(tmp_path: Path, make_series) -> None:
+    for i in range(12):
+        folder = make_series(tmp_path / "scans" / "ab"[i % 2] / f"c{i:02d}", patient=f"p{i}", seed=i)
+        (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert len(load_cases(tmp_path / "scans").shape) == 3
+    saved = make_series(
+        tmp_path / "saved", slices=1, patient="p0", ImagePositionPatient=None, ImageOrientationPatient=None
+    )
+    (saved / "0.dcm").rename(tmp_path / "scans" / "a" / "c00" / "zz.dcm")
+    with refuses("must hold one series", "2; not of the largest: zz.dcm"):
+        load_cases(tmp_path / "scans")
+
+
 def test_a_folder_without_dicom_is_one_sentence(tmp_path: Path) -> None:
     with refuses("must hold DICOM files", "none"):
         read_image(tmp_path)
@@ -287,3 +342,120 @@ def test_dicom_bits_outside_the_stored_ones_are_cleared_or_refused(shared: Path,
     head.save_as(tmp_path / "a.dcm")
     with refuses("a.dcm must have the high bit 11", "15"):
         read_image(tmp_path / "a.dcm")
+
+
+def enhanced(path: Path, heights: list[float], turned: list[list[float]] | None = None) -> Path:
+    """An enhanced multi-frame object: one orientation shared, or one per frame; the frames at ``heights`` along z."""
+    rng = np.random.default_rng(0)
+    head = pydicom.Dataset()
+    head.file_meta = pydicom.dataset.FileMetaDataset()
+    head.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID = pydicom.uid.EnhancedMRImageStorage
+    head.file_meta.MediaStorageSOPInstanceUID = head.SOPInstanceUID = pydicom.uid.generate_uid()
+    head.Modality, head.PatientID, head.SeriesInstanceUID = "MR", path.stem, pydicom.uid.generate_uid()
+    head.Rows, head.Columns, head.SamplesPerPixel, head.PhotometricInterpretation = 6, 5, 1, "MONOCHROME2"
+    head.BitsAllocated, head.BitsStored, head.HighBit, head.PixelRepresentation = 16, 16, 15, 0
+    head.NumberOfFrames = len(heights)
+    head.PixelData = rng.integers(0, 4096, (len(heights), 6, 5), dtype=np.uint16).tobytes()
+
+    def group(**values: object) -> pydicom.Dataset:
+        item = pydicom.Dataset()
+        for key, value in values.items():
+            setattr(item, key, value)
+        return item
+
+    def plane(iop: list[float]) -> pydicom.Sequence:
+        return pydicom.Sequence([group(ImageOrientationPatient=iop)])
+
+    frames = [group(PlanePositionSequence=pydicom.Sequence([group(ImagePositionPatient=[0, 0, z])])) for z in heights]
+    shared = group()
+    if turned is None or len(turned) == 1:
+        shared.PlaneOrientationSequence = plane((turned or [[1, 0, 0, 0, 1, 0]])[0])
+    else:
+        for frame, iop in zip(frames, turned, strict=True):
+            frame.PlaneOrientationSequence = plane(iop)
+    head.SharedFunctionalGroupsSequence = pydicom.Sequence([shared])
+    head.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head.save_as(path, enforce_file_format=True)
+    return path
+
+
+AXIAL, PRONE, CORONAL = [1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [1, 0, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("heights", "turned", "side"),
+    [
+        ([0, 2, 4], None, "SPL"),
+        ([4, 2, 0], None, "IPL"),
+        ([0, 2, 4], [PRONE] * 3, "SAR"),
+        ([3, 3, 3], None, "?PL"),
+        ([0, 2, 4], [[0.9998, 0.02, 0, -0.02, 0.9998, 0]], "SPL"),
+    ],
+)
+def test_frames_tell_their_orientation(tmp_path: Path, heights: list, turned: list | None, side: str) -> None:
+    """Shared and per frame, upwards and downwards, prone, a loop in time, a slightly oblique one."""
+    assert read_image(enhanced(tmp_path / "a.dcm", heights, turned)).orientation == side
+
+
+@pytest.mark.parametrize(
+    ("heights", "turned", "words"),
+    [
+        ([0, 4, 2, 6], None, ("the frames of", "a.dcm must be evenly spaced", "gaps of -2 to 4 mm")),
+        ([0, 2, 0, 2], None, ("must be evenly spaced",)),
+        ([0, 2, 4, 10], None, ("must be evenly spaced", "gaps of 2 to 6 mm")),
+        ([0, 2, 4], [AXIAL, AXIAL, CORONAL], ("the frames of", "must be parallel")),
+        ([0, 2, 4], [AXIAL[:3]], ("a.dcm must have an orientation of six numbers", "[1.0, 0.0, 0.0]")),
+    ],
+)
+def test_frames_that_are_no_volume_are_one_sentence(tmp_path: Path, heights: list, turned: list, words: tuple) -> None:
+    with refuses(*words):
+        read_image(enhanced(tmp_path / "a.dcm", heights, turned))
+
+
+def test_frames_of_two_directions_make_no_study(tmp_path: Path) -> None:
+    for i in range(12):
+        enhanced(tmp_path / "scans" / "ab"[i % 2] / f"c{i:02d}.dcm", [4, 2, 0] if i == 5 else [0, 2, 4])
+    with refuses("must have the orientation of c00.dcm (SPL)", "got IPL"):
+        load_cases(tmp_path / "scans")
+
+
+def test_the_middle_slice_keeps_its_own_sides(tmp_path: Path, make_series) -> None:
+    for i in range(6):
+        make_series(tmp_path / "set" / "ab"[i % 2] / f"c{i}", patient=f"p{i}", seed=i)
+    whole, cut = (load_cases(tmp_path / "set", fractions=(0.4, 0.2, 0.4), slice=axis) for axis in (None, 1))
+    assert (whole.orientation, cut.orientation) == ("SPL", "SL")
+
+
+@pytest.mark.parametrize("name", ["a preview.png", "mask.nii.gz", "a.npy"])
+def test_an_image_beside_slices_is_named(tmp_path: Path, make_series, name: str) -> None:
+    for i in range(12):
+        folder = make_series(tmp_path / "set" / "ab"[i % 2] / f"c{i:02d}", patient=f"p{i}", seed=i)
+    (folder / name).write_bytes(b"no slice")
+    with refuses(name):
+        load_cases(tmp_path / "set")
+    cases = load_cases(tmp_path / "set", skip_bad=True)
+    assert cases.shape == (4, 6, 5) and len(cases.skipped) >= 1
+    assert any(name in s.path + s.reason for s in cases.skipped)
+
+
+def test_a_series_without_all_its_files_is_refused_in_a_manifest(tmp_path: Path, make_series) -> None:
+    folder = make_series(tmp_path / "scan", slices=5)
+    (folder / "9.raw").write_bytes(b"a slice without the mark")
+    (folder / "notes.txt").write_text("no slice")
+    with refuses("scan must hold DICOM files only", "9.raw"):
+        read_image(folder)
+
+
+def test_slices_of_any_ending_are_recognised_by_their_mark(tmp_path: Path, make_series) -> None:
+    folder = make_series(tmp_path / "scan", slices=5)
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / ("1.2.840.MR", "IM.img", "c.dcm", "d.0e1", "5")[k])
+    assert read_image(folder).stored.shape == (1, 5, 6, 5)
+
+
+def test_a_save_in_the_series_itself_is_named(tmp_path: Path, make_series) -> None:
+    folder = make_series(tmp_path / "scan", ImagePositionPatient=lambda k: [0, 0, k] if k else None)
+    with refuses("every slice in", "an orientation and a position", "no ImagePositionPatient in", ".dcm"):
+        read_image(folder)

@@ -5,17 +5,22 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from feathide.data import load_cases
+from feathide.cli import app
+from feathide.data import cases_of_arrays, load_cases
 from feathide.data.files import read_image
 from feathide.errors import InputError
+from feathide.study.check import check_plan
 from feathide.study.mask import load_region
+from feathide.study.plan import load_plan
 
 
 def refuses(*words: str):
@@ -77,12 +82,125 @@ def test_npz_patients_from_arrays_and_from_the_sidecar(tmp_path: Path) -> None:
     cases = load_cases(save_npz(tmp_path / "a.npz", **names))
     assert cases.patients[cases.where("test")].tolist() == ["test0", "test0", "test1", "test1", "test2", "test2"]
     path = save_npz(tmp_path / "b.npz")
-    save_manifest(tmp_path / "b.meta.csv", [{"split": "train", "index": 3, "group": "anna"}])
-    patients = load_cases(path).patients
-    assert patients[3] == "anna" and patients[4] == "train-00004"
-    save_manifest(tmp_path / "b.meta.csv", [{"split": s, "index": 0, "patient": "anna"} for s in ("train", "test")])
+    table = sidecar(group=lambda s, i: "anna" if (s, i) == ("train", 3) else "")
+    save_manifest(tmp_path / "b.meta.csv", table)
+    cases = load_cases(path)
+    assert cases.patients[3] == "anna" and cases.patients[4] == "train-00004"
+    assert cases.notes[1:] == (
+        "patients: from b.meta.csv",
+        "patients of 17 of 18 images: unknown, each image counts as its own",
+    )
+    save_manifest(tmp_path / "b.meta.csv", sidecar(patient=lambda s, i: "anna" if s != "val" and i == 0 else f"{s}{i}"))
     with refuses("no patient of b may sit in two splits", "test-00000 (test) = train-00000 (train)"):
         load_cases(path)
+
+
+def sidecar(**columns: Callable[[str, int], str]) -> list[dict[str, object]]:
+    """A full table beside the file of ``save_npz``."""
+    rows = [(s, i) for s, n in (("train", 8), ("val", 4), ("test", 6)) for i in range(n)]
+    return [{"split": s, "index": i} | {name: make(s, i) for name, make in columns.items()} for s, i in rows]
+
+
+def test_a_sidecar_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path, meta = save_npz(tmp_path / "b.npz"), tmp_path / "b.meta.csv"
+    full = sidecar(patient=lambda s, i: f"{s}{i // 2}")
+    save_manifest(meta, [{**row, "patient": f"{row['patient']} "} for row in full])  # a space is no other patient
+    assert load_cases(path).patients[:3].tolist() == ["train0", "train0", "train1"]
+    save_manifest(meta, [{**row, "split": str(row["split"]).title()} for row in full])
+    with refuses("every row of", "must name an image", "18 that do not: Train-00000", "train, val and test"):
+        load_cases(path)
+    save_manifest(meta, [{**row, "index": int(str(row["index"])) + 1} for row in full])
+    with refuses("must name an image", "3 that do not: train-00008, val-00004, test-00006", "from 0"):
+        load_cases(path)
+    save_manifest(meta, full[:-2])
+    with refuses("must have a row for every image", "2 of 18: test-00004, test-00005"):
+        load_cases(path)
+    save_manifest(meta, [*full, {**full[0], "patient": "anna"}])
+    with refuses("must name one patient of train-00000", "'train0' and 'anna'"):
+        load_cases(path)
+    save_manifest(meta, sidecar(patient_id=lambda s, i: s))
+    with refuses("the column must be named patient", "patient_id", "rename it"):
+        load_cases(path)
+    with refuses("patient_pattern", "a npz", "patients="):
+        load_cases(path, patient_pattern="x")
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels", "shape", "layout"),
+    [
+        ((1, 12, 10), 1, (12, 10), "N x 1 x H x W"),
+        ((3, 12, 10), 3, (12, 10), "N x 3 x H x W"),
+        ((12, 10, 3), 3, (12, 10), "N x H x W x 3"),
+        ((1, 9, 12, 10), 1, (9, 12, 10), "N x 1 x D x H x W"),
+        ((3, 9, 12, 10), 3, (9, 12, 10), "N x 3 x D x H x W"),
+        ((9, 12, 10, 3), 3, (9, 12, 10), "N x D x H x W x 3"),
+        ((3, 12, 10, 1), 1, (3, 12, 10), "N x D x H x W x 1"),  # the last axis tells a volume of depth 3 ...
+        ((4, 12, 10, 1), 1, (4, 12, 10), "N x D x H x W x 1"),  # ... or 4
+        ((5, 12, 10), 1, (5, 12, 10), "N x D x H x W"),
+    ],
+)
+def test_npz_with_channels_on_either_side(
+    tmp_path: Path, stored: tuple, channels: int, shape: tuple, layout: str
+) -> None:
+    path = save_npz(tmp_path / "toy.npz", stored)
+    cases = load_cases(path)
+    assert (cases.channels, cases.shape) == (channels, shape) and cases.notes[0].startswith(f"layout: {layout}")
+    raw = np.load(path)["train_images"][0] / 255
+    right = raw if "first" in layout or stored[0] == channels != shape[0] else raw[None]
+    right = np.moveaxis(raw, -1, 0) if layout.endswith((" x 1", " x 3")) else right
+    np.testing.assert_allclose(cases.images([0])[0], right, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ((12, 10, 4), ("must be N x H x W x 1 or 3", "(12, 10, 4)", "drop the alpha channel", "last axis of 1")),
+        ((4, 12, 10), ("must be N x H x W x 1 or 3", "drop the alpha channel")),
+        ((12, 10, 2), ("must be N x H x W x 1 or 3", "drop the alpha channel")),
+        ((9, 12, 10, 4), ("must be N x D x H x W x 1 or 3", "drop the alpha channel")),
+        ((3, 12, 3), ("(3, 12, 3), which could be several", "move the channels to the last axis")),
+        ((3, 12, 10, 3), ("which could be several",)),
+        ((1, 12, 10, 1), ("which could be several",)),
+    ],
+)
+def test_npz_whose_channels_cannot_be_told_is_refused(tmp_path: Path, stored: tuple, words: tuple) -> None:
+    with refuses(*words):
+        load_cases(save_npz(tmp_path / "toy.npz", stored))
+
+
+def test_one_hot_labels_are_refused(tmp_path: Path) -> None:
+    hot = {f"{s}_labels": np.eye(3)[np.arange(n) % 3] for s, n in (("train", 8), ("val", 4), ("test", 6))}
+    with refuses("labels of", "exactly one 1 in every row", "argmax"):
+        load_cases(save_npz(tmp_path / "toy.npz", **hot))
+    with refuses("labels of arrays", "exactly one 1 in every row"):
+        cases_of_arrays(np.zeros((10, 1, 4, 4)), np.eye(2)[np.arange(10) % 2], splits=["train"] * 10)
+    hot["train_labels"][0] = 0  # an image without a finding
+    assert load_cases(save_npz(tmp_path / "toy.npz", **hot)).multi_label
+
+
+def test_nan_labels_are_named(tmp_path: Path) -> None:
+    labels = np.tile([0.0, 1.0], (8, 1))
+    labels[5, 1] = np.nan
+    others = {"val_labels": np.ones((4, 2)), "test_labels": np.ones((6, 2))}
+    with refuses("labels must be whole numbers", "NaN in labels of rows 5"):
+        load_cases(save_npz(tmp_path / "toy.npz", train_labels=labels, **others))
+
+
+def test_arrays_of_a_file_are_used_refused_or_named(tmp_path: Path) -> None:
+    extra = np.array([f"p{i}" for i in range(8)])
+    for wrong, right in (("train_patient_id", "train_patient"), ("group", "train_patient")):
+        with refuses("must be named", right, wrong, "rename or remove"):
+            load_cases(save_npz(tmp_path / "toy.npz", **{wrong: extra}))
+    with refuses("must be named val_images", "valid_images"):
+        load_cases(save_npz(tmp_path / "toy.npz", val_images=None, valid_images=np.zeros((4, 5, 4), np.uint8)))
+    assert "arrays not used: train_age" in load_cases(save_npz(tmp_path / "toy.npz", train_age=extra)).notes
+
+
+def test_channels_of_arrays_stand_on_axis_1() -> None:
+    with refuses("channels on axis 1", "(4, 8, 8, 3)", "moveaxis"):
+        cases_of_arrays(np.zeros((4, 8, 8, 3)), np.arange(4) % 2, splits=["train"] * 4)
+    with refuses("must be N x C x H x W", "(4, 8, 8)"):
+        cases_of_arrays(np.zeros((4, 8, 8)), np.arange(4) % 2, splits=["train"] * 4)
 
 
 def test_npz_limit_size_and_channels(tmp_path: Path) -> None:
@@ -91,6 +209,13 @@ def test_npz_limit_size_and_channels(tmp_path: Path) -> None:
     assert (len(cases), cases.channels, cases.shape, cases.class_names) == (12, 3, (4, 2), ("no", "yes"))
     raw = np.load(path)["train_images"][int(cases.ids[0][-5:])].astype(float)
     assert abs(cases.images([0])[0, 1].mean() * 255 - raw.mean()) < 3
+
+
+def test_splits_of_two_types_are_refused(tmp_path: Path) -> None:
+    """uint8 and uint16 are both shown in [0, 1]: side by side, one of them would be 257 times darker."""
+    wide = np.zeros((6, 5, 4), np.uint16)
+    with refuses("the images of all splits of", "must have one shape and type", "uint16"):
+        load_cases(save_npz(tmp_path / "toy.npz", test_images=wide))
 
 
 def test_bad_npz_files_are_one_sentence(tmp_path: Path) -> None:
@@ -155,6 +280,48 @@ def test_patients_of_the_real_volumes(shared: Path) -> None:
 # folders
 
 
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    shutil.copytree(root / "ill", root / "well" / ".ipynb_checkpoints")
+    assert len(load_cases(root)) == 12
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    np.save(root / "ill" / "a.npy", np.zeros((8, 6)))
+    (root / "well" / "notes.txt").write_text("a text is no case")
+    Image.new("L", (6, 8)).save(root / "stray.png")
+    with refuses("must hold images in class folders", "2 other files", "ill/a.npy, stray.png", "skip_bad=True"):
+        load_cases(root)
+    cases = load_cases(root, skip_bad=True)
+    assert len(cases) == 12 and sorted(Path(s.path).name for s in cases.skipped) == ["a.npy", "stray.png"]
+
+
+def test_nothing_of_a_folder_vanishes(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "set", splits=("train", "val", "test"))
+    picture = Image.new("L", (6, 8))
+    picture.save(root / "train" / "stray.png")
+    (root / "test" / "ill" / "more").symlink_to(tmp_path, target_is_directory=True)
+    with refuses("2 other files", "test/ill/more, train/stray.png"):
+        load_cases(root)
+    names = sorted(Path(s.path).name for s in load_cases(root, skip_bad=True).skipped)
+    assert names == ["more", "stray.png"]
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir"])
+def test_folders_of_systems_are_hidden_ones(tmp_path: Path, name: str) -> None:
+    root = save_folder(tmp_path / "toy")
+    shutil.copytree(root / "ill", root / "well" / name)
+    shutil.copytree(root / "ill", root / name)
+    assert len(load_cases(root)) == 12
+
+
+def test_jpegs_of_another_ending_are_read(tmp_path: Path) -> None:
+    root = save_folder(tmp_path / "toy")
+    Image.new("L", (6, 8)).save(root / "ill" / "b.jfif", "JPEG")
+    assert len(load_cases(root)) == 13
+
+
 def test_folder_with_splits_reads_lazily(tmp_path: Path) -> None:
     root = save_folder(tmp_path / "set", splits=("train", "validation", "test"))
     cases = load_cases(root, patient_pattern=r"(patient\w*\d+)_")
@@ -184,9 +351,26 @@ def test_folder_without_splits_is_hashed_by_patient_and_stable(tmp_path: Path) -
 
 def test_folder_patients_from_a_table(tmp_path: Path) -> None:
     root = save_folder(tmp_path / "set", splits=("train", "test"))
-    table = save_manifest(tmp_path / "p.csv", [{"id": "train/ill/patienttrainill0_0.png", "patient": "anna"}])
-    patients = load_cases(root, patients=table).patients
-    assert sorted(set(patients) - set(load_cases(root).ids)) == ["anna"]
+    ids = load_cases(root).ids
+    full = [{"id": i, "patient": "anna" if "trainill0" in i else ""} for i in ids]
+    table = save_manifest(tmp_path / "p.csv", full)
+    cases = load_cases(root, patients=table)
+    assert sorted(set(cases.patients) - set(ids)) == ["anna"] and sum(cases.patients == "anna") == 2
+    assert cases.notes == ("patients of 22 of 24 images: unknown, each image counts as its own",)
+    save_manifest(table, [{**row, "id": Path(row["id"]).name} for row in full])
+    with refuses("every row of", "must name an image", "24 that do not: patient", "such as test/ill/patient"):
+        load_cases(root, patients=table)
+    save_manifest(table, full[3:])
+    with refuses("must have a row for every image", "none for 3 of 24: test/ill/"):
+        load_cases(root, patients=table)
+    save_manifest(table, [{"filename": row["id"], "patient": "anna"} for row in full])
+    with refuses("without the column 'id'"):
+        load_cases(root, patients=table)
+    save_manifest(table, [{"id": row["id"], "Patient": "anna"} for row in full])
+    with refuses("must be named patient", "Patient"):
+        load_cases(root, patients=table)
+    with refuses("must find a patient", "none in test/ill"):
+        load_cases(root, patient_pattern=r"patient\w+|(nobody)")
 
 
 def test_mixed_pictures_need_a_word_and_get_one(tmp_path: Path) -> None:
@@ -333,8 +517,8 @@ def test_a_wrong_table_is_told_before_the_images_are_read(tmp_path: Path, rows: 
 
 
 def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[dict[str, object]]) -> None:
-    with refuses("column 'path'", "known: paths"):
-        load_cases(save_manifest(tmp_path / "m.csv", [{"paths": "a", "label": 1}]))
+    with refuses("column 'path'", "known: where"):
+        load_cases(save_manifest(tmp_path / "m.csv", [{"where": "a", "label": 1}]))
     with refuses("a column label or one per finding"):
         load_cases(save_manifest(tmp_path / "m.csv", [{"path": "a"}]))
     (tmp_path / "m.csv").write_text("path,label\n")
@@ -343,6 +527,112 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, rows: list[dict[str, object
     with refuses("labels must lie in 0..1", "7"):
         numbered = [{**row, "label": 7 * i % 2 * 7} for i, row in enumerate(rows)]
         load_cases(save_manifest(tmp_path / "m.csv", numbered), class_names=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("known", "other"),
+    [(k, o) for k, names in (
+        ("path", ("Path", "filename", "file", "image", "image_path")),
+        ("label", ("Label", "class", "target", "Ground truth")),
+        ("patient", ("patient_id", "PatientID", "Patient-ID", "subject", "group")),
+        ("split", ("Split", "fold", "subset", "set")),
+    ) for o in names],
+)  # fmt: skip
+def test_columns_of_nearly_the_name_are_refused(
+    tmp_path: Path, rows: list[dict[str, object]], known: str, other: str
+) -> None:
+    with refuses(f"the column must be named {known}, got {other}", "rename it"):
+        load_cases(
+            save_manifest(tmp_path / "m.csv", [{other if k == known else k: v for k, v in r.items()} for r in rows])
+        )
+    with_both = [{**row, other: row[known]} for row in rows]
+    assert (
+        f"columns: path, label, patient, split; not used: {other!r}"
+        in load_cases(save_manifest(tmp_path / "m.csv", with_both)).notes
+    )
+    findings = [{"path": r["path"], "edema": i % 2, other: i % 2} for i, r in enumerate(rows)]
+    with refuses(other):
+        load_cases(save_manifest(tmp_path / "m.csv", findings))
+
+
+def test_findings_may_be_named_as_columns_are(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    findings = [{"path": r["path"], "target": i % 2, "age": 40 + i, "mass": int(i > 3)} for i, r in enumerate(rows)]
+    path = save_manifest(tmp_path / "m.csv", findings)
+    cases = load_cases(path, class_names=("target", "mass"))
+    assert cases.labels.tolist() == [[i % 2, int(i > 3)] for i in range(6)]
+    assert cases.notes[0] == "columns: path, target, mass; not used: 'age'"
+    with refuses("unknown column", "'masses'", "did you mean 'mass'"):
+        load_cases(path, class_names=("target", "masses"))
+
+
+def test_one_hot_findings_are_refused(tmp_path: Path) -> None:
+    paths = sorted(save_folder(tmp_path / "pictures", n=6).rglob("*.png"))
+    table = [{"path": p.relative_to(tmp_path).as_posix(), "a": i % 2, "b": 1 - i % 2} for i, p in enumerate(paths)]
+    with refuses("the findings of", "exactly one 1 in every row", "one column label"):
+        load_cases(save_manifest(tmp_path / "m.csv", table))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("ill", "nan", "well"), ("must be known", "nan", "class_names")),
+        (("ill", "Ill", "well"), ("differ in more than capitals", "Ill, ill")),
+        (("-1", "0", "1"), ("whole numbers from 0", "-1")),
+        (("0", "0.5", "1"), ("whole numbers from 0", "0.5")),
+    ],
+)
+def test_odd_labels_are_refused(
+    tmp_path: Path, rows: list[dict[str, object]], labels: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    with refuses(*words):
+        load_cases(save_manifest(tmp_path / "m.csv", [{**r, "label": labels[i % 3]} for i, r in enumerate(rows)]))
+
+
+def test_tables_with_spaces_empty_rows_and_numbers_with_a_point(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    lines = [f"{r['path']}, {i % 2}.0, p{i % 3} ,{r['split']}" for i, r in enumerate(rows)]
+    (tmp_path / "m.csv").write_text("\n".join(["path, label , patient,split", *lines, ",,,", ""]))
+    cases = load_cases(tmp_path / "m.csv")
+    assert cases.labels.tolist() == [0, 1] * 3 and cases.patients.tolist() == ["p0", "p1", "p2"] * 2
+
+
+def test_tables_of_another_form_say_how_to_save_them(tmp_path: Path, rows: list[dict[str, object]]) -> None:
+    text = save_manifest(tmp_path / "m.csv", rows).read_text()
+    for mark in ";\t|":
+        (tmp_path / "m.csv").write_text(text.replace(",", mark))
+        with refuses("m.csv must have the column path", "separate the columns by commas"):
+            load_cases(tmp_path / "m.csv")
+    for code in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "m.csv").write_text(text, code)
+        with refuses("m.csv must be a CSV file in UTF-8", "save it as UTF-8"):
+            load_cases(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(text.replace("ill", "\u00fcbel"), "latin-1")
+    with refuses("m.csv must be a CSV file in UTF-8", "save it as UTF-8"):
+        load_cases(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(text.replace("/", "\\"))
+    with refuses("written with /", "use /"):
+        load_cases(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(text.replace("label", "patient", 1))
+    with refuses("different names", "patient twice"):
+        load_cases(tmp_path / "m.csv")
+    with refuses("patients must be a table", "a manifest", "column patient"):
+        load_cases(tmp_path / "m.csv", patients=tmp_path / "m.csv")
+
+
+def test_the_verbs_say_what_was_assumed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    splits = {"train": 24, "val": 8, "test": 60}
+    arrays = {f"{s}_images": rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8) for s, n in splits.items()}
+    np.savez(tmp_path / "a.npz", **arrays, **{f"{s}_labels": np.arange(n) % 2 for s, n in splits.items()})
+    notes = ("layout: N x 3 x H x W (channels first)", "patients: unknown, each image counts as its own")
+    told = CliRunner().invoke(app, ["datasets", str(tmp_path / "a.npz")], catch_exceptions=False).output
+    assert all(f"\n  {note}\n" in told for note in notes)
+    plan = load_plan({"data": str(tmp_path / "a.npz"), "network": "tiny", "eps": "8/255", "attacks": "pgd"})
+    assert {f"assumed: {note}" for note in notes} <= set(check_plan(plan, tmp_path / "run").says)
+
+
+def test_a_study_without_splits_says_so(tmp_path: Path) -> None:
+    notes = load_cases(save_folder(tmp_path / "set", n=20), seed=3).notes
+    assert notes[-1] == "splits: drawn by patient with seed 3, train 0.7, val 0.1, test 0.2"
 
 
 # pictures that Pillow would cut or guess

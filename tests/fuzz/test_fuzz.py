@@ -355,7 +355,7 @@ def test_ids_and_labels_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     (home / "cases.csv").write_text("\n".join(rows))
     plan = {
         "data": str(home / "cases.csv"), "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 4, "augment": False}},
-        "eps": "16/255", "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": 2}, "detectors": ["msp"], "gates": "off",
+        "eps": "16/255", "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": 2}, "detectors": ["msp"], "gates": "off", "even_so": True,
     }  # fmt: skip
     before = set(tmp_path.rglob("*"))
     audit(load_plan(plan), home / "out")

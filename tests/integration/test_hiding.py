@@ -109,7 +109,7 @@ def plan(data: Path, **fields: Any) -> dict[str, Any]:
     network = {"arch": "tiny", "layers": "conv", "train": {"epochs": 4, "augment": False, "stem": "small"}}
     small_plan = {
         "data": {"path": str(data), "box": [0, 1]}, "network": network, "eps": 0.06, "detectors": "kd,lid", "train_attack": "fgsm",
-        "walk": {"steps": 4, "decay": "constant", "confidence": 0}, "split": {"most": 12}, "gates": "off",
+        "walk": {"steps": 4, "decay": "constant", "confidence": 0}, "split": {"most": 12}, "gates": "off", "even_so": True,
     }  # fmt: skip
     return small_plan | fields
 

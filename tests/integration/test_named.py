@@ -61,7 +61,7 @@ def plan(data: Path, **fields: Any) -> dict[str, Any]:
     network = {"arch": "tiny", "layers": "last", "train": {"epochs": 4, "augment": False, "stem": "small"}}
     small_plan = {
         "data": str(data), "network": network, "eps": "16/255", "attacks": "fgsm", "objectives": "plain", "detectors": "msp",
-        "train_attack": "fgsm", "walk": {"steps": 3}, "split": {"most": 12}, "dropout_samples": 4, "gates": "off",
+        "train_attack": "fgsm", "walk": {"steps": 3}, "split": {"most": 12}, "dropout_samples": 4, "gates": "off", "even_so": True,
     }  # fmt: skip
     return small_plan | fields
 

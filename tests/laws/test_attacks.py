@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from feathide import recipes
 from feathide.attack import Attack, AttackResult
+from feathide.catalog import ATTACKS
 from feathide.classifier import FeatureClassifier
 from feathide.ensemble import Ensemble
 from feathide.geometry import L2, Grid, Linf, Noise
@@ -261,6 +262,28 @@ def test_a5_every_blend_walks_its_own_way(blend: str) -> None:
         for b in ("together", blend)
     ]
     assert float((there[0][-1] - there[1][-1]).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize(("name", "loss"), [("cw", "margin"), ("pgd", "cross-entropy"), ("bim", "cross-entropy")])
+def test_a5_an_attack_goes_down_its_own_loss(name: str, loss: str) -> None:
+    """A step in the corner of the ball, by hand. The margin asks the best other class alone, the cross-entropy all: here they disagree on two pixels."""
+    weight = torch.tensor([[1.0, -1.0, 1.0, 0.0], [-4.0, 4.0, 1.0, 0.0], [0.0, 0.0, -1.0, 1.0]])
+    linear = nn.Linear(4, 3, bias=False).requires_grad_(False)
+    linear.weight.copy_(weight)
+    classifier = FeatureClassifier(nn.Sequential(nn.Flatten(), linear).eval(), ("0",))
+    x, eps = torch.tensor([0.52, 0.5, 0.5, 0.5]), 0.01
+    attack = ATTACKS[name](
+        Linf(eps), steps=1, step_size=2.0
+    )  # as far as the other side, so that a random start does not matter
+    goal = Goal(torch.tensor([0]), torch.tensor([2]))
+    found = attack(classifier, x.reshape(1, 1, 2, 2), goal, ids=("a",))
+    share = torch.eye(3)[0] if loss == "margin" else (weight @ x).softmax(0)
+    moved = x - eps * (share @ weight - weight[2]).sign()
+    torch.testing.assert_close(found.adversarial.flatten(), moved, rtol=0, atol=1e-6)
+    z = weight @ moved
+    value = z[:2].max() - z[2] if loss == "margin" else z.logsumexp(0) - z[2]
+    torch.testing.assert_close(found.trace[-1, 0], value, rtol=0, atol=1e-5)
+    assert found.losses == (loss,)
 
 
 # --- A6: same seed and ids, same bits --------------------------------------------------------------------------------

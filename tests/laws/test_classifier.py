@@ -1,6 +1,8 @@
 """Laws of the classifier: one forward pass shows logits and features, and nothing of the network or the images changes."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -388,3 +390,58 @@ def test_a_compiled_copy_shows_the_same_and_leaves_the_network_alone(backend: st
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     assert not any(m._forward_hooks for m in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+# --- what networks return --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    loss: Tensor | None
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda z, h: (z, [h, h]),  # as MONAI's ViT: logits, then hidden states
+        lambda z, h: [h.unsqueeze(2), z],
+        lambda z, h: {"features": h, "logits": z},
+        lambda z, h: {"out": z, "loss": z.mean()},
+        lambda z, h: Answer(None, z),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"dropout_samples": 3}, {"compile": "eager"}], ids=str)
+def test_logits_are_found_in_what_a_network_returns(
+    wrap: Callable[[Tensor, Tensor], object], options: dict[str, Any]
+) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = conv_net(inplace=False, dropout=0.5)
+
+        def forward(self, x: Tensor) -> object:
+            return wrap(self.inner(x), torch.ones(len(x), 3))
+
+    plain = FeatureClassifier(conv_net(inplace=False, dropout=0.5), "last", **options)(X)
+    found = FeatureClassifier(Wrapped().eval(), "last", **options)(X)
+    torch.testing.assert_close(found.logits, plain.logits)
+    if plain.stochastic is not None:
+        assert found.stochastic is not None
+        torch.testing.assert_close(found.stochastic, plain.stochastic)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda z: (torch.ones(len(z), 7), z), lambda z: {"map": z.unsqueeze(2)}, lambda z: None]
+)
+def test_logits_that_cannot_be_told_are_refused(wrap: Callable[[Tensor], object]) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = conv_net()
+
+        def forward(self, x: Tensor) -> object:
+            return wrap(self.inner(x))
+
+    with pytest.raises(InputError, match=r"the network must return logits \(N, K\), here \(3, K\).*wrap it"):
+        FeatureClassifier(Wrapped().eval(), ())(X)

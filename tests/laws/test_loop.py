@@ -1,10 +1,13 @@
 """What the loop promises: the best iterate, restarts, images that leave, counts, masks, heads, ensembles, and refusals."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feathide import recipes
 from feathide.attack import Attack, never, when_fooled, when_hidden
@@ -576,3 +579,22 @@ def test_recipes_are_values() -> None:
     assert recipes.fgsm(Linf(0.1), steps=10).steps == 1
     assert recipes.bim(Linf(0.1)).rule == Plain() and recipes.mim(Linf(0.1), mu=0.5).rule == Momentum(0.5)
     assert recipes.pgd(Linf(0.1), restarts=5, decay="cosine").restarts == 5
+
+
+@pytest.mark.parametrize("c", [2.0**-13, 2.0**13, 1e-4, 1e4])
+@pytest.mark.parametrize("recipe", [recipes.pgd, recipes.cw, recipes.apgd_ce])
+def test_hiding_does_not_depend_on_the_scale_of_the_logits(recipe: Callable[..., Any], c: float) -> None:
+    """Features are the same, logits c times as large: measured in a unit c times as large, they give the same images."""
+    w = world((7, 6))
+    model = deepcopy(w.classifier.model)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.mul_(c)
+        head.bias.mul_(c)
+    other = replace(w, classifier=replace(w.classifier, model=model))
+    attack = recipe(Linf(0.15), steps=12, hide=0.3 * HFC(w.bank), unit=0.2)
+    found, scaled = run(attack, w), run(replace(attack, unit=0.2 * c), other)
+    torch.testing.assert_close(scaled.adversarial, found.adversarial, rtol=0, atol=1e-6)
+    assert torch.equal(scaled.fooled, found.fooled) and bool(found.fooled.any())
+    elsewhere = run(attack, other).adversarial  # without the unit, the weight of hiding means something else
+    assert not torch.allclose(elsewhere, found.adversarial, atol=1e-3)

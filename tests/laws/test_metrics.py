@@ -106,7 +106,7 @@ def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
         return metrics.share_at(metrics.cut(rng.normal(size=n), fpr), lambda t: test > t)
 
     plain = metrics.proportion(test > norm.isf(0.1))
-    few, many = interval(16, 0.1), interval(20000, 0.1)
+    few, many = interval(16, 0.1), interval(5000, 0.1)
     assert few.high - few.low > 3 * (plain.high - plain.low)
     assert many.high - many.low == pytest.approx(plain.high - plain.low, rel=0.1)
     kept = metrics.share_at(metrics.cut([0.0, 1.0], 0.5), lambda t: np.where(test <= t, 1.0, np.nan))

@@ -46,7 +46,8 @@ class Cases:
     ``box``; ``step`` is the distance of two neighbouring stored grey levels in box units (1/255 for 8-bit pictures in
     [0, 1], the slope for clinical files, 0 for stored floats), of which ``unit`` is the name. ``hashes`` are the
     sha256 of each image as stored. ``paths`` (N,) are the files, empty where the images come from one array.
-    ``spacing``: millimetres per voxel along each axis, where known.
+    ``spacing``: millimetres per voxel along each axis, where known. ``orientation``: the side of the patient that each axis runs towards (NIfTI: RAS, ...;
+    DICOM: SPL, ...), where the files tell. ``notes`` say what was assumed: the layout, columns that are not used, unknown patients, ...
     """
 
     name: str
@@ -65,6 +66,8 @@ class Cases:
     paths: tuple[str, ...] = ()
     spacing: tuple[float, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
+    orientation: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ids)

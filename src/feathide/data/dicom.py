@@ -6,6 +6,7 @@ Reference: DICOM PS3.3 C.7.6.3 (image pixel), C.11.1 (modality LUT), PS3.5 (enco
 import hashlib
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,14 +34,18 @@ __all__ = [
 ]
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
+LOOKS = 5  # files of a folder that are opened to tell whether it holds slices
+LEAN = 1e-3  # of a unit vector: how far the planes of one volume may lean
 START = 144  # preamble, mark and the length of the file meta information, which follows
 BAD = "replace it or pass skip_bad=True"
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM: by its ending or, where it has none, by the mark at byte 128."""
-    if path.suffix:
-        return path.suffix.lower() in SUFFIXES
+    """Whether a file says that it is DICOM: by its ending or, where that is another (a UID has dots, too) or none, by the mark at byte 128."""
+    if path.name.upper() == "DICOMDIR":  # the table of contents of a disc, which bears the mark, too
+        return False
+    if path.suffix.lower() in SUFFIXES:
+        return True
     if not path.is_file():  # a pipe would never answer
         return False
     with path.open("rb") as file:
@@ -48,13 +53,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether the DICOM files of a folder are slices: several, each of a series and with a position in space.
+    """Whether the DICOM files of a folder are slices: several, of which one that is looked at is of a series and has a position in space.
 
-    Whether they make one volume is for ``read_series`` to say: slices of two series, or a broken one, must not pass as pictures.
+    Whether they make one volume is for ``read_series`` to say: slices of two series, a broken one, or a screen save beside the slices must not
+    turn a volume into pictures.
     """
     files = series_files(folder)
-    heads = [head for path in (files[0], files[-1]) if (head := _header(path))] if len(files) > 1 else []
-    return bool(heads) and all("SeriesInstanceUID" in head and "ImagePositionPatient" in head for head in heads)
+    if len(files) < 2:
+        return False
+    looked_at = {files[k * (len(files) - 1) // (LOOKS - 1)] for k in range(LOOKS)}  # spread over the folder
+    heads = [_header(path) for path in sorted(looked_at)]
+    return any("SeriesInstanceUID" in head and "ImagePositionPatient" in head for head in heads)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -132,14 +141,18 @@ def read_series(folder: Path) -> StoredImage:
     if not files:
         raise expected(f"{folder} must hold DICOM files", got="none", do="correct the path")
     heads = [open_dicom(path) for path in files]
-    series = sorted({str(head.get("SeriesInstanceUID", "none")) for head in heads})
+    series = Counter(str(head.get("SeriesInstanceUID", "none")) for head in heads)
     if len(series) > 1:
+        usual = series.most_common(1)[0][0]
+        odd = [
+            p.name for p, head in zip(files, heads, strict=True) if str(head.get("SeriesInstanceUID", "none")) != usual
+        ]
         raise expected(
             f"{folder} must hold one series",
-            got=len(series),
-            do="give each series a folder of its own or list the files in a manifest",
+            got=f"{len(series)}; not of the largest: {few(odd)}",
+            do="move these out, give each series a folder of its own, or list the files in a manifest",
         )
-    order, gap = _order(heads, folder)
+    order, gap = _order(heads, files, folder)
     slices = [_stored_image(heads[i], files[i]) for i in order]
     for i, image in zip(order, slices, strict=True):
         a, b = (
@@ -152,34 +165,50 @@ def read_series(folder: Path) -> StoredImage:
     first = slices[0]
     spacing = None if first.spacing is None else (gap, *first.spacing)
     return StoredImage(
-        np.stack([image.stored for image in slices], axis=1), first.slope, first.intercept, None, first.unit, spacing
+        np.stack([image.stored for image in slices], axis=1),
+        first.slope,
+        first.intercept,
+        None,
+        first.unit,
+        spacing,
+        _series_orientation(heads, files, folder),
     )
 
 
 def slice_order(folder: Path) -> list[Path]:
     """The files of a series in the order of the volume's first axis."""
     files = series_files(folder)
-    order, _ = _order([open_dicom(path, pixels=False) for path in files], folder)
+    order, _ = _order([open_dicom(path, pixels=False) for path in files], files, folder)
     return [files[i] for i in order]
 
 
-def _order(heads: Sequence[Dataset], folder: Path) -> tuple[list[int], float]:
+def _order(heads: Sequence[Dataset], files: Sequence[Path], folder: Path) -> tuple[list[int], float]:
     """The slices by position along their normal, and the distance of neighbours in millimetres."""
+    for key in ("ImageOrientationPatient", "ImagePositionPatient"):
+        odd = [path.name for path, head in zip(files, heads, strict=True) if not head.get(key)]
+        if odd:
+            what = f"every slice in {folder} must have an orientation and a position"
+            do = "move what is no slice out, or list the files one by one in a manifest"
+            raise expected(what, got=f"no {key} in {few(odd)}", do=do)
     try:
-        across = np.cross(*np.array(heads[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3))
+        across = np.cross(*_plane(heads[0], files[0]).reshape(2, 3))
         along = np.array([np.array(head.ImagePositionPatient, dtype=np.float64) @ across for head in heads])
     except (AttributeError, TypeError, ValueError) as error:
         what = f"every slice in {folder} must have an orientation and a position"
         raise expected(what, got=first_line(error), do="list the files one by one in a manifest") from error
     order = np.argsort(along, kind="stable")
-    gaps = np.diff(along[order])
+    do = "remove doubled or add missing slices"
+    return order.tolist(), _even_gap(np.diff(along[order]), f"the slices in {folder}", do)
+
+
+def _even_gap(gaps: np.ndarray, what: str, do: str) -> float:
+    """The usual of the distances ``gaps`` of neighbours in millimetres, which must be about equal and not 0."""
     usual = float(np.median(gaps)) if len(gaps) else 0.0
-    if len(gaps) and (gaps.min() < 0.5 * usual or gaps.min() <= 0 or gaps.max() > 1.5 * usual):
-        got = f"gaps of {gaps.min():g} to {gaps.max():g} mm"
-        raise expected(
-            f"the slices in {folder} must be evenly spaced", got=got, do="remove doubled or add missing slices"
-        )
-    return order.tolist(), usual
+    if not np.isfinite(gaps).all() or (
+        len(gaps) and (gaps.min() < 0.5 * usual or gaps.min() <= 0 or gaps.max() > 1.5 * usual)
+    ):
+        raise expected(f"{what} must be evenly spaced", got=f"gaps of {gaps.min():g} to {gaps.max():g} mm", do=do)
+    return usual
 
 
 def _stored_image(head: Dataset, path: Path) -> StoredImage:
@@ -188,7 +217,56 @@ def _stored_image(head: Dataset, path: Path) -> StoredImage:
     if head.PhotometricInterpretation == "MONOCHROME1":
         low, high = levels(head)
         slope, intercept = -slope, (low + high) * slope + intercept
-    return StoredImage(pixels, slope, intercept, None, unit, _spacing(head, pixels.ndim - 1))
+    spacing = _spacing(head, pixels.ndim - 1)
+    return StoredImage(pixels, slope, intercept, None, unit, spacing, _orientation(head, pixels.ndim - 1, path))
+
+
+def _orientation(head: Dataset, axes: int, path: Path) -> str:
+    """The side of the patient that each axis of an image runs towards, such as ``PL`` for the rows and columns of an axial slice, or ``SPL`` of a
+    stack; "?" for an axis that the header does not place, and nothing where it has no planes (C.7.6.2, C.7.6.16.2.4)."""
+    groups = [head, *head.get("SharedFunctionalGroupsSequence", ()), *head.get("PerFrameFunctionalGroupsSequence", ())]
+    planes = [p for g in groups for p in g.get("PlaneOrientationSequence", ())] or [head]
+    turned = [_plane(p, path) for p in planes if p.get("ImageOrientationPatient")]
+    if not turned:
+        return ""
+    if max(np.abs(plane - turned[0]).max() for plane in turned) > LEAN:
+        raise expected(f"the frames of {path} must be parallel", got="several orientations", do="split the file")
+    right, down = turned[0].reshape(2, 3)
+    if axes == 2:
+        return _side(down) + _side(right)
+    places = [p for g in groups for p in g.get("PlanePositionSequence", ()) if p.get("ImagePositionPatient")]
+    across = np.cross(right, down)
+    gaps = np.diff([np.array(p.ImagePositionPatient, np.float64) @ across for p in places])
+    way = 0.0  # of a loop in time, whose frames are all at one place
+    if len(gaps) and not np.abs(gaps).max() <= LEAN:
+        way = -1.0 if gaps.sum() < 0 else 1.0
+        _even_gap(gaps * way, f"the frames of {path}", "split the file, or sort its frames by their position")
+    return _side(across * way) + _side(down) + _side(right)
+
+
+def _plane(head: Dataset, path: Path) -> np.ndarray:
+    """The directions of the rows and columns of an image, (6,)."""
+    given = [float(v) for v in head.ImageOrientationPatient]
+    if len(given) != 6 or not np.isfinite(given).all():
+        what = f"{path} must have an orientation of six numbers"
+        raise expected(what, got=given, do="correct the header or leave it out")
+    return np.array(given)
+
+
+def _series_orientation(heads: Sequence[Dataset], files: Sequence[Path], folder: Path) -> str:
+    """As ``_orientation``, of slices in the order of ``_order``, which must be parallel."""
+    turned = np.array([_plane(head, path) for head, path in zip(heads, files, strict=True)])
+    if np.abs(turned - turned[0]).max() > LEAN:
+        got = f"orientations that differ by up to {np.abs(turned - turned[0]).max():.2g}, as of a localizer"
+        raise expected(f"the slices in {folder} must be parallel", got=got, do="give each plane a folder of its own")
+    right, down = turned[0].reshape(2, 3)
+    return _side(np.cross(right, down)) + _side(down) + _side(right)
+
+
+def _side(direction: np.ndarray) -> str:
+    """The side of the patient that a direction points to most: DICOM counts from right to left, from front to back and from the feet up."""
+    axis = int(np.abs(direction).argmax())
+    return "?" if direction[axis] == 0 else "LPS"[axis] if direction[axis] > 0 else "RAI"[axis]
 
 
 def levels(head: Dataset) -> tuple[int, int]:

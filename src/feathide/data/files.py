@@ -17,13 +17,13 @@ from .cases import SPLITS, Cases, Skipped, check_rows, few
 from .dicom import is_dicom, patient_of, read_dicom, read_series
 from .guard import guarded
 from .nifti import is_nifti, read_nifti
-from .reading import Reading
+from .reading import Reading, may_be_image, unknown_patients
 from .split import by_hash, check_classes, check_patients, thin
 from .stored import StoredImage, box_of, content_hash, grid_of
 
 __all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "load", "read_image"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")  # whatever the name says: no format that starts programs
 
 OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
@@ -75,6 +75,13 @@ def is_image(path: Path) -> bool:
     return is_picture(path) or is_nifti(path) or is_dicom(path)
 
 
+def _check_slices(folder: Path) -> None:
+    """Refuse a series beside which lies a file of an unknown kind: it may be a slice."""
+    odd = [p.name for p in sorted(folder.iterdir()) if p.is_file() and may_be_image(p) and not is_image(p)]
+    if odd:
+        raise expected(f"{folder} must hold DICOM files only", got=few(odd), do="move what is no slice out of it")
+
+
 def read_image(path: Path, box: Box | None = None) -> StoredImage:
     """One file, or the folder of one DICOM series, as it is stored: pictures in [0, 1], clinical files in their own units.
 
@@ -89,6 +96,8 @@ def _read(path: Path, box: Box | None) -> StoredImage:
         raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
     if is_picture(path):
         return read_picture(path, box)
+    if path.is_dir():
+        _check_slices(path)
     image = read_series(path) if path.is_dir() else read_nifti(path) if is_nifti(path) else read_dicom(path)
     return image if box is None else replace(image, legal=box)
 
@@ -167,7 +176,12 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
     """
     if not how.skip_bad:
         load(entries[0].path, how)  # a wrong format or size is told before all headers are read
-    entries = _with_splits(_with_patients(entries, how), name, how)
+    entries = _with_patients(entries, how)
+    notes = unknown_patients([e.patient for e in entries])
+    if not any(e.split for e in entries):
+        shares = ", ".join(f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True))
+        notes += (f"splits: drawn by patient with seed {how.seed}, {shares}",)
+    entries = _with_splits(entries, name, how)
     labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
     ids = np.array([e.id for e in entries])
     check_rows(ids, labels, splits, class_names)
@@ -179,7 +193,7 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
             f"{name} must hold readable images", got=f"{len(skipped)} bad ones", do=f"see: {skipped[0].reason}"
         )
     kept, facts = [entry for entry, _ in found], [fact for _, fact in found]
-    channels, shape, step, unit, _ = facts[0].kind
+    channels, shape, step, unit, orientation = facts[0].kind
     box = box_of(np.array([f.range for f in facts]), facts[0].legal, name)
     _check_grid(found, box, step)
     spacings = [f.spacing for f in facts if f.spacing is not None]
@@ -200,6 +214,8 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         paths=tuple(str(e.path) for e in kept),
         spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
         skipped=tuple(skipped),
+        orientation=orientation,
+        notes=notes,
     )
 
 
@@ -266,7 +282,9 @@ def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError
     what, a, b = next(row for row in zip(names, odd[1].kind, model[1].kind, strict=True) if row[1] != row[2])
     do = {"channels": "pass channels=1 or 3", "shape": "pass size=..."}.get(what, "convert it")
     return expected(
-        f"{odd[0].path} must have the {what} of {model[0].path.name} ({b})", got=a, do=f"{do}, or skip_bad=True"
+        f"{odd[0].path} must have the {what} of {model[0].path.name} ({b or 'none'})",
+        got="none" if a == "" else a,
+        do=f"{do}, or skip_bad=True",
     )
 
 

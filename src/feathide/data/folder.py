@@ -1,26 +1,21 @@
 """A folder of images per class: ROOT/[split/]class/**/image."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import expected, unknown
-from .cases import Cases
-from .dicom import is_dicom, is_series
-from .files import Entry, cases_of_files, is_image, load
-from .reading import Reading, patient_in, read_table
+from .cases import Cases, Skipped, few
+from .dicom import is_series
+from .files import Entry, cases_of_files, is_image, is_picture, load
+from .nifti import is_nifti
+from .reading import SPLIT_NAMES, Reading, may_be_image, patient_in, patients_of, read_table
 
 __all__ = ["read_folder"]
 
-FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders that systems make beside files
 
 
 def read_folder(root: Path, name: str, how: Reading) -> Cases:
@@ -31,7 +26,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     ``how.patient_pattern``, from the file's header, or is the case itself.
     """
     tops = _folders(root)
-    split_of = {top: FOLDERS[top.name.lower()] for top in tops if top.name.lower() in FOLDERS}
+    split_of = {top: SPLIT_NAMES[top.name.lower()] for top in tops if top.name.lower() in SPLIT_NAMES}
     if split_of and len(split_of) < len(tops):
         got = ", ".join(t.name for t in tops)
         raise expected(
@@ -42,36 +37,74 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     for found in classes:
         if found not in names:
             raise unknown("class folder", found, names)
-    known = (
-        {row["id"]: row["patient"] for row in read_table(how.patients, needs=("id", "patient"))} if how.patients else {}
-    )
+    table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
+    above = [root, *tops] if split_of else [root]  # the folders of folders
+    others = [Path(e.path) for top in above for e in os.scandir(top) if e.is_file() and may_be_image(Path(e.path))]
     for top in tops:
         for folder in _folders(top) if split_of else [top]:
-            for path in _images(folder):
+            for path in _images(folder, others):
                 if not entries and not how.skip_bad:
                     load(path, how)  # what is wrong with the first is told before the others are listed
                 id = path.relative_to(root).as_posix()
-                patient = known.get(id, "") or (patient_in(id, how.patient_pattern) if how.patient_pattern else "")
+                patient = patient_in(id, how.patient_pattern) if how.patient_pattern else ""
                 entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
+    if others and not how.skip_bad:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in others)
+        named = few([path.relative_to(root).as_posix() for path in sorted(others)])
+        raise expected(
+            f"{root} must hold images in class folders, of kinds that are read and not beside slices",
+            got=f"{len(others)} other files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}",
+            do="convert, move or remove them, or pass skip_bad=True to leave them out",
+        )
     if not entries:
         raise expected(
             f"{root} must hold one folder of images per class", got="no image", do="check the path and the file types"
         )
-    return cases_of_files(entries, name=name, class_names=names, how=how)
+    if how.patients:
+        unread = [path.relative_to(root).as_posix() for path in others]
+        pairs = [(row["id"], row["patient"]) for row in table]
+        do = f"write paths from {root}, with /, such as {entries[0].id}"
+        listed = patients_of(how.patients, pairs, [e.id for e in entries], how=do, unread=unread)
+        entries = [replace(e, patient=patient or e.patient) for e, patient in zip(entries, listed, strict=True)]
+    cases = cases_of_files(entries, name=name, class_names=names, how=how)
+    left_out = tuple(
+        Skipped(str(path), "not an image of a kind that is read, in a class folder and not beside slices")
+        for path in others
+    )
+    return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
+
+
+def _put_aside(path: Path, others: list[Path]) -> bool:
+    """Always False: the file is no case."""
+    if may_be_image(path):
+        others.append(path)
+    return False
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not _hidden(e.name))
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder in SYSTEMS
+
+
+def _images(folder: Path, others: list[Path]) -> Iterator[Path]:
+    """The images and series below a class folder; what is neither an image nor a text, pictures beside slices and linked folders (they may lead anywhere)
+    are put into ``others``."""
     for where, below, files in os.walk(folder):
-        below.sort()
-        images = (Path(where, f) for f in sorted(files) if not f.startswith(".") and is_image(Path(where, f)))
+        below[:] = sorted(name for name in below if not _hidden(name))  # as hidden files, they are left out
+        others.extend(path for name in below if (path := Path(where, name)).is_symlink())
+        shown = (Path(where, f) for f in sorted(files) if not f.startswith("."))
+        images = (path for path in shown if is_image(path) or _put_aside(path, others))
         if Path(where) == folder:
             yield from images  # one by one: there may be a million
             continue
         found = list(images)
-        volume = len(found) > 1 and is_dicom(found[0]) and is_series(Path(where))
-        yield from [Path(where)] if volume else found
+        beside = [path for path in found if is_picture(path) or is_nifti(path)]
+        if len(found) - len(beside) > 1 and is_series(Path(where)):
+            others.extend(beside)
+            yield Path(where)
+        else:
+            yield from found

@@ -13,7 +13,16 @@ import numpy as np
 
 from ..errors import InputError, expected, first_line
 
-__all__ = ["LARGEST", "MOST_CLASSES", "check_size", "guarded", "load_arrays", "names_up_to", "told"]
+__all__ = [
+    "LARGEST",
+    "MOST_CLASSES",
+    "check_not_one_hot",
+    "check_size",
+    "guarded",
+    "load_arrays",
+    "names_up_to",
+    "told",
+]
 
 LARGEST = 4 * 2**30  # bytes that one image may have once it is unpacked
 PATIENCE = 120.0  # seconds that the reading of one file may take
@@ -102,3 +111,13 @@ def names_up_to(count: int) -> tuple[str, ...]:
             f"there must be at most {MOST_CLASSES} classes", got=f"the label {count - 1}", do="number them 0, 1, ..."
         )
     return tuple(map(str, range(count)))
+
+
+def check_not_one_hot(labels: np.ndarray, what: str) -> None:
+    """Refuse classes that are written as findings: exactly one 1 in every row. A few rows may be so by chance."""
+    many = labels.ndim == 2 and labels.shape[1] > 1 and len(labels) >= 10
+    if many and set(np.unique(labels)) <= {0, 1} and (labels.sum(axis=1) == 1).all():
+        do = "pass class numbers: labels.argmax(axis=1), or one column label"
+        raise expected(
+            f"{what} must be findings, of which an image may have several", got="exactly one 1 in every row", do=do
+        )

@@ -101,6 +101,7 @@ def _read(path: str | Path, kind: str, name: str, how: Reading, limit: int | Non
         cases = DATASETS[str(path)](size=how.size, channels=how.channels, seed=how.seed)
         return cases.take(thin(cases.labels, cases.splits, limit=how.limit, seed=how.seed))
     chosen = _kind(path) if kind == "auto" else kind
+    _check_taken(chosen, how)
     if chosen == "phantoms":
         size, axes = how.size, 3 if str(path) == "phantoms3d" else 2
         shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
@@ -110,6 +111,16 @@ def _read(path: str | Path, kind: str, name: str, how: Reading, limit: int | Non
         raise unknown("kind of data", chosen, get_args(Kind))
     with told(Path(path)):
         return _READERS[chosen](Path(path), name, how)
+
+
+def _check_taken(kind: str, how: Reading) -> None:
+    """Refuse a source of patients that this kind of data does not read."""
+    if how.patients is not None and kind not in ("npz", "folder", "medmnist"):
+        do = "use its column patient" if kind == "manifest" else "leave it out"
+        raise expected("patients must be a table beside an npz file or a folder", got=f"a {kind}", do=do)
+    if how.patient_pattern is not None and kind not in ("folder", "manifest", "kermany", "kermany-resplit"):
+        do = "pass patients=..." if kind in ("npz", "medmnist") else "leave it out"
+        raise expected("patient_pattern must be for the paths of a folder or manifest", got=f"a {kind}", do=do)
 
 
 def _kind(path: str | Path) -> str:

@@ -40,6 +40,7 @@ def slices(cases: Cases, axis: int) -> Cases:
         cases,
         shape=tuple(cases.shape[i] for i in left),
         spacing=None if cases.spacing is None else tuple(cases.spacing[i] for i in left),
+        orientation=cases.orientation[:axis] + cases.orientation[axis + 1 :],
         hashes=hashes,
         paths=(),
         pixels=_Middle(cases.pixels, axis),

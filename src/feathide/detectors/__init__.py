@@ -9,7 +9,14 @@ from feathide.detectors.guards import JointGaussian, RandomSubsets
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
-from feathide.detectors.uncertainty import DensityAndDropout, DropoutUncertainty, FreeEnergy, MaxSoftmax
+from feathide.detectors.twosided import TwoSided
+from feathide.detectors.uncertainty import (
+    DensityAndDropout,
+    DropoutUncertainty,
+    FreeEnergy,
+    LogitUncertainty,
+    MaxSoftmax,
+)
 from feathide.detectors.witness import Witness
 
 __all__ = [
@@ -22,12 +29,14 @@ __all__ = [
     "KernelDensity",
     "LayerNetworks",
     "LocalDimension",
+    "LogitUncertainty",
     "Mahalanobis",
     "MaxSoftmax",
     "MixtureEnergy",
     "NearestNeighbours",
     "RandomSubsets",
     "SupportVectors",
+    "TwoSided",
     "Witness",
     "input_step",
 ]
@@ -35,6 +44,7 @@ __all__ = [
 MAKERS: tuple[Callable[[], Detector], ...] = (
     KernelDensity,
     DropoutUncertainty,
+    LogitUncertainty,
     DensityAndDropout,
     LocalDimension,
     Mahalanobis,
@@ -50,5 +60,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     partial(Witness, name="witness-joint", inner=JointGaussian()),
     partial(LocalDimension, name="lid-oneclass", combine="mean"),
     partial(Mahalanobis, name="maha-oneclass", combine="mean"),
+    TwoSided,
+    partial(TwoSided, name="maha-two-sided", inner=Mahalanobis(combine="mean")),
+    partial(TwoSided, name="energy-two-sided", inner=MixtureEnergy()),
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

@@ -19,6 +19,7 @@ from feathide.types import Evidence, Outputs
 
 __all__ = [
     "Detector",
+    "Layered",
     "Layers",
     "class_features",
     "features",
@@ -167,6 +168,14 @@ def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
 
 def _of(name: str, part: str) -> str:
     return f"{name} ({part})" if part else name
+
+
+class Layered(Detector):
+    """A detector that measures each layer by itself before it makes one number of them."""
+
+    @abstractmethod
+    def columns(self, out: Outputs) -> Tensor:
+        """What it finds in each layer, (N, L), on a scale with two tails: logarithms of densities, distances, energies."""
 
 
 def fitted(learnt: T | None, detector: Detector) -> T:

@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from feathide.detectors.base import Detector, Layers, class_features, features, fitted, layer_names, per_class, spread
-from feathide.detectors.distance import in_chunks, nearest, squared
+from feathide.detectors.base import (
+    Detector,
+    Layered,
+    Layers,
+    class_features,
+    features,
+    fitted,
+    layer_names,
+    per_class,
+    spread,
+)
+from feathide.detectors.distance import in_chunks, log_of, nearest, squared
 from feathide.errors import expected
 from feathide.mixture import Covariance, MixtureBank
 from feathide.types import Evidence, Outputs
@@ -59,7 +69,7 @@ def held_out_bandwidth(references: tuple[Tensor, ...], x: Tensor, classes: Tenso
 
 
 @dataclass(frozen=True)
-class KernelDensity(Detector):
+class KernelDensity(Layered):
     """KD (Feinman et al. 2017): minus the log density among the training features of the predicted class.
 
     score = - sum_l log( 1 / N_c sum_i N(f_l; f_l(x_i), h_l^2 I) ), i over the training images of the predicted class
@@ -87,10 +97,14 @@ class KernelDensity(Detector):
         return replace(self, kernels_=kernels)
 
     def score(self, out: Outputs) -> Tensor:
+        return self.columns(out).sum(1)
+
+    def columns(self, out: Outputs) -> Tensor:
+        """Minus the log density in each layer, (N, L)."""
         kernels = fitted(self.kernels_, self)
         x = features(out, list(kernels))
         scores = [-kernel.log_density(f, out.predicted) for f, kernel in zip(x, kernels.values(), strict=True)]
-        return torch.stack(scores).sum(0)
+        return torch.stack(scores, 1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,7 @@ class NearestNeighbours(Detector):
 
 
 @dataclass(frozen=True)
-class MixtureEnergy(Detector):
+class MixtureEnergy(Layered):
     """The energy that HFC lowers, as a detector: sum_l E_l(x, c), c the predicted class (see ``MixtureBank``).
 
     All layers by default. ``components`` "auto": chosen by held-out likelihood for each layer and class.
@@ -155,6 +169,13 @@ class MixtureEnergy(Detector):
         return replace(self, bank_=bank)
 
     def score(self, out: Outputs) -> Tensor:
+        return self._energies(out).sum(1)
+
+    def columns(self, out: Outputs) -> Tensor:
+        """The logarithm of the energy of each layer, (N, L)."""
+        return log_of(self._energies(out))
+
+    def _energies(self, out: Outputs) -> Tensor:
         bank = fitted(self.bank_, self)
         features(out, bank.layers)
-        return bank.energy(out, out.predicted, layers=bank.layers).sum(1)
+        return bank.energy(out, out.predicted, layers=bank.layers)

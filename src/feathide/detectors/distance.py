@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["in_chunks", "nearest", "squared"]
+__all__ = ["ITSELF", "in_chunks", "log_of", "nearest", "squared"]
 
 ELEMENTS = 2**23  # of the largest intermediate matrix: 64 MiB in float64
 ITSELF = 1e-4  # a nearest reference this much closer than the second is the sample itself
@@ -14,6 +14,11 @@ ITSELF = 1e-4  # a nearest reference this much closer than the second is the sam
 def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
     """``function`` of the rows of ``x``, so many at a time that rows x ``width`` stays small."""
     return torch.cat([function(part) for part in x.split(max(1, ELEMENTS // width))])
+
+
+def log_of(distances: Tensor) -> Tensor:
+    """The logarithm of distances, which may be 0."""
+    return distances.clamp_min(torch.finfo(distances.dtype).tiny).log()
 
 
 def squared(x: Tensor, reference: Tensor) -> Tensor:

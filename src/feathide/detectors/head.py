@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from feathide.detectors.base import trials
 from feathide.types import Evidence, Outputs
 
-__all__ = ["Combine", "Head", "standardise"]
+__all__ = ["Combine", "Head", "held_out_auc", "standardise"]
 
 Combine = Literal["logistic", "mean"]
 
@@ -20,6 +24,20 @@ def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each column, both (L,); a constant column keeps its unit."""
     scale = x.std(0, correction=0)
     return x.mean(0), torch.where(scale > 0, scale, 1.0)
+
+
+def held_out_auc(columns: Tensor) -> float:
+    """The AUC of a logistic regression on images that it has not learnt from, mean over three folds.
+
+    ``columns`` (3n, L): n images clean, then noisy, then adversarial; the three rows of an image lie in one fold.
+    """
+    images = len(columns) // 3
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
+    labels, image = np.repeat([0, 0, 1], images), np.tile(np.arange(images), 3)
+    found = cross_val_score(
+        model, columns.double().cpu().numpy(), labels, groups=image, cv=GroupKFold(3), scoring="roc_auc"
+    )
+    return float(found.mean())
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
-from feathide.detectors.base import Detector, Layers, class_features, features, fitted, layer_names
-from feathide.detectors.distance import squared
+from feathide.detectors.base import Layered, Layers, class_features, features, fitted, layer_names
+from feathide.detectors.distance import log_of, squared
 from feathide.detectors.head import Combine, Head
 from feathide.types import Evidence, Outputs
 
@@ -51,7 +51,7 @@ class TiedGaussian:
 
 
 @dataclass(frozen=True)
-class Mahalanobis(Detector):
+class Mahalanobis(Layered):
     """MAHA: per layer, the squared Mahalanobis distance to the nearest class mean, combined over layers by a ``Head``.
 
     column_l = min_c (f_l - mu_lc)^T Sigma_l^-1 (f_l - mu_lc), Sigma_l the covariance within classes of the training
@@ -78,6 +78,11 @@ class Mahalanobis(Detector):
     def score(self, out: Outputs) -> Tensor:
         gaussians, head = fitted(self.learnt_, self)
         return head(distances(gaussians, out))
+
+    def columns(self, out: Outputs) -> Tensor:
+        """The logarithm of the distance in each layer, (N, L)."""
+        gaussians, _ = fitted(self.learnt_, self)
+        return log_of(distances(gaussians, out))
 
 
 def distances(gaussians: dict[str, TiedGaussian], out: Outputs) -> Tensor:

@@ -47,6 +47,8 @@ WORDS = {
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
 SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
+SPELT |= {"bu-logit": "BU of the logit", "kd-two-sided": "KD, two-sided", "maha-two-sided": "MAHA, two-sided"}
+SPELT["energy-two-sided"] = "mixture energy, two-sided"
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], few:
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:
-        return "unproven", "nobody who knows this guard attacked it"
+        return "unproven", "no effective attack by somebody who knows this guard was run"
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
 
 

@@ -9,14 +9,24 @@ from feathide.metrics import cases_needed, enough
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.stages import cells, plain_only
 
-__all__ = ["caveats_of"]
+__all__ = ["caveats_of", "foreseen"]
 
 
 def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
     """The caveats that stand beside the numbers of a finished run."""
-    found = []
-    if not lab.trains:
-        found += lab.check_classifier()
+    found = foreseen(lab) + _unmoved(lab)
+    success = table[table.metric == "success"]
+    for eps in lab.budgets:
+        found += _weak(success[success.eps == eps])
+    found.append(
+        f"the supervised detectors learnt from {lab.plan.train_attack}+plain at the same budget: their numbers on plain attacks are an upper bound"
+    )
+    return found
+
+
+def foreseen(lab: Lab) -> list[str]:
+    """The caveats that are known before anything is attacked."""
+    found = [] if lab.trains else lab.check_classifier()
     n = len(lab.rows("calibrate"))
     for name, rate in FALSE_ALARMS.items():
         if not enough(n, rate):
@@ -24,15 +34,9 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
                 f"{n} calibrate images are few for {rate:.0%} false alarms: a threshold there needs {cases_needed(rate)}; the intervals at {name}"
                 " allow for it, and no guard is said to hold at this level"
             )
-    found += _budgets(lab) + _plainly(lab) + _unmoved(lab)
+    found += _budgets(lab) + _plainly(lab)
     if bad := lab.cases.skipped:
         found.append(f"{len(bad)} files could not be used and were left out, among them {bad[0].path}: {bad[0].reason}")
-    success = table[table.metric == "success"]
-    for eps in lab.budgets:
-        found += _weak(success[success.eps == eps])
-    found.append(
-        f"the supervised detectors learnt from {lab.plan.train_attack}+plain at the same budget: their numbers on plain attacks are an upper bound"
-    )
     return found
 
 

@@ -1,6 +1,7 @@
 """A look before a long run: one step of each attack on two images, the number of tasks and an estimate of the time."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
 from feathide.metrics import cases_needed, enough
 from feathide.recipes import pgd
+from feathide.study.caveats import foreseen
 from feathide.study.engine import Task
 from feathide.study.lab import FALSE_ALARMS, Lab
+from feathide.study.learnt import has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.probes import CASES
@@ -46,16 +49,24 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     left = [t for t in order if not lab.store.done(t.key)]
     stages, mebibytes = _stages(lab, left, step), peak() + grown / 2**20
     shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5)
-    layers = len(classifier.names(lab.images(lab.rows("train")[:1])))
+    reads = classifier.read_outs(lab.images(lab.rows("train")[:1]))
+    ways = Counter(read.words for read in reads.values())
+    layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
     says = (
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
+        *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
         _thresholds(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
+        *([f"weights: {taken.words}"] if (taken := lab.taken()) else []),
+        *([f"labelled images: {learnt_of(lab)}"] if has_network(lab) else []),
+        *(["outputs: probabilities, taken as logits by their logarithm"] if plan.network.output != "logits" else []),
+        *([f"features: {' to '.join(ends)}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"] if reads else []),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
         f"time: about {_duration(sum(stages.values()))} with one process on this machine ({shown or 'nothing is left to do'})",
         f"disk: about {check_room(lab, order) / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
+        *(f"caveat: {caveat}" for caveat in foreseen(lab)),
     )
     return Forecast(says, stages, mebibytes)
 
@@ -85,10 +96,10 @@ def _duration(seconds: float) -> str:
 
 
 def _classifier(lab: Lab) -> FeatureClassifier:
-    if lab.trains and not lab.store.done(lab.classifier_key):
-        network = lab.empty_network().eval().to(lab.device)
-        return lab.shown(network, lab.plan.network.layers)
-    return lab.classifier
+    if has_network(lab):
+        return lab.classifier
+    network = lab.empty_network().eval().to(lab.device)
+    return lab.shown(network, lab.plan.network.layers)
 
 
 def _step_seconds(lab: Lab, classifier: FeatureClassifier) -> tuple[float, float]:

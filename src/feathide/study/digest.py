@@ -12,14 +12,14 @@ from torch import Tensor, uint8
 
 __all__ = ["FORMAT", "digest", "dumped"]
 
-FORMAT = 2  # raise when the meaning of a stored file changes
+FORMAT = 3  # raise when the meaning of a stored file changes
 
 
 def digest(value: object) -> str:
     """Sixteen hexadecimal digits that name ``value``: equal in every process, different when anything in it differs.
 
     Takes None, bool, int, float, str, bytes, paths, lists and tuples (which are the same), sets, mappings, dataclasses
-    and pydantic models (by class name and fields), arrays and tensors (by type, shape and content; arrays of strings by
+    and pydantic models (by class name and fields, but those named in ``UNDIGESTED``), arrays and tensors (by type, shape and content; arrays of strings by
     their strings). Raises ``TypeError`` for anything else, because a default ``repr`` would hold an address.
     """
     return hashlib.sha256(dumped(_canonical(value)).encode()).hexdigest()[:16]
@@ -42,7 +42,8 @@ def _canonical(value: object) -> object:
         case set() | frozenset():
             return {"set": sorted((_canonical(v) for v in value), key=dumped)}
         case BaseModel():
-            return {type(value).__name__: {name: _canonical(v) for name, v in value}}
+            apart = getattr(value, "UNDIGESTED", ())
+            return {type(value).__name__: {name: _canonical(v) for name, v in value if name not in apart}}
         case np.ndarray() if value.dtype.kind in "US":
             return {"array": ["str", list(value.shape), _canonical(value.tolist())]}
         case np.ndarray() if value.dtype.kind in "biufc":

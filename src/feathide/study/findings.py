@@ -18,6 +18,7 @@ from feathide.data.eps import format_eps
 from feathide.metrics import proportion
 from feathide.report import Case, Run
 from feathide.study.caveats import caveats_of
+from feathide.study.gates import effective_aims
 from feathide.study.lab import Lab, noisy_at
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
@@ -67,7 +68,7 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         held_out=_beside(lab, "held_out.csv") if plan.held_out else None,
         budgets=lab.budgets,
         counts=counts(lab),
-        aims={o.name: o.aimed_at(plan.detectors) for o in plan.objectives},
+        aims=effective_aims(lab),
     )
 
 

@@ -36,7 +36,7 @@ def check_fitness(lab: Lab) -> None:
     x = lab.images(lab.rows("train")[:2]).requires_grad_()
     with torch.enable_grad():
         out = lab.classifier(x)
-    if not out.logits.requires_grad:
+    if not out.logits.requires_grad or any("no gradient" in caveat for caveat in lab.check_classifier()):
         _without_gradients(lab)
     if not out.features:
         _without_features(lab, out.logits.shape[1])
@@ -70,7 +70,7 @@ def _without_features(lab: Lab, classes: int) -> None:
             do="choose plain or evade",
         )
     logits = torch.randn(30, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    draws = logits[:, None] + torch.linspace(-1, 1, 20).double()[:, None]
+    draws = logits[:, None] * torch.linspace(0.5, 1.5, 20).double()[:, None]
     out = Outputs(logits, {}, draws, witness=Outputs(logits, {}))
     for name in lab.plan.detectors:
         try:

@@ -11,13 +11,15 @@ import numpy as np
 
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.metrics import auc, paired_difference
-from feathide.study.lab import Lab, noisy_at
+from feathide.study.lab import PLAIN, Lab, noisy_at
+from feathide.study.learnt import Learnt, learnt_stored
+from feathide.study.plan import Cell
 from feathide.study.probes import probe_key
 from feathide.study.stages import cells
 from feathide.study.subjects import PARTS
 from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
 
-__all__ = ["GATES", "Evasion", "Gate", "gates_of", "judge_probes", "judge_table"]
+__all__ = ["GATES", "Evasion", "Gate", "effective_aims", "gates_of", "judge_probes", "judge_table"]
 
 Status = Literal["pass", "warn", "fail"]
 Arrays = Mapping[str, np.ndarray]
@@ -39,10 +41,12 @@ class Gate:
 GATES: dict[str, Gate] = {
     g.name: g
     for g in (
+        Gate("classifier has learnt", "it is right on labelled images hardly more often than chance", "images that it gets right by luck are fooled by luck",
+             "check class_names, mean, std, window and weights, or train it longer"),
         Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
              "audit the network with its randomness averaged or fixed"),
-        Gate("logits, not probabilities", "the outputs lie in [0, 1] and sum to one", "gradients vanish where the network is sure",
-             "let the network return its logits"),
+        Gate("logits, not probabilities", "the outputs lie in [0, 1] whatever the image", "gradients vanish where the network is sure",
+             "let the network return its logits, or say network.output: probabilities"),
         Gate("gradient", "the attack's loss has no slope at some images", "a gradient attack that cannot move proves nothing",
              "use a differentiable stand-in for the step that hides the gradient, or attack with square"),
         Gate("unbounded attack", "a budget as large as the box does not reach every target", "any image can be made into any other: the attack is broken",
@@ -67,6 +71,12 @@ GATES: dict[str, Gate] = {
              "look for masked gradients in the network or in a detector"),
         Gate("hiding loss", "the loss of an attacker who knows the guard falls while its score rises", "he pushes the wrong way",
              "check the sign and the layers of the hiding term"),
+        Gate("training attack", "the attack that the detectors learn from fools fewer than half of the images, or leaves features as they were",
+             "detectors that learnt from clean images alone are judged as if they knew attacks", "choose another train_attack, or raise eps or its steps"),
+        Gate("hiding keeps success", "HFC fools more than two points fewer images than the same attack without it",
+             "an attack that hides by not attacking says nothing about the guard", "lower its weight (weight: auto), or raise the steps"),
+        Gate("adaptive attacks are effective", "an attack aimed at a detector does not lower its score by a tenth of the spread of clean scores",
+             "an attack that does nothing is no evidence for the guard: the verdict does not count it", "raise its weight or steps"),
         Gate("detector-aware beats oblivious", "he who knows the guard slips through less often than he who does not", "he could have done the same",
              "raise the steps or lower the weight of the hiding term"),
         Gate("scores of single images", "a score changes when its image stands alone", "a verdict must not depend on the other images of a batch",
@@ -81,6 +91,11 @@ GATES: dict[str, Gate] = {
              "take thresholds from calibrate cases only"),
     )
 }  # fmt: skip
+LEAST_FALL = (
+    0.1  # of the spread (interquartile range) of clean scores: what an effective attack lowers the score it aims at by
+)
+ACCEPTED = 0.9  # of the plain attack's images: where so many pass, there is nothing to lower
+LOST = 0.02  # success that hiding may cost
 ROOTS = (
     "deterministic network",
     "gradient",
@@ -100,9 +115,10 @@ FOLLOWS = {
 
 
 def gates_of(lab: Lab) -> list[dict[str, str]]:
-    """The gates of a finished run, in the order of ``GATES``; none with ``gates: off``."""
+    """The gates of a finished run, in the order of ``GATES``; with ``gates: off`` none, but for a classifier that has not learnt."""
     if lab.plan.gates == "off":
-        return []
+        status, detail = _learnt(learnt_stored(lab))
+        return [asdict(replace(GATES["classifier has learnt"], status=status, detail=detail))] * (status == "fail")
     judged = judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab))
     gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
     return [asdict(g) for g in _rooted(gates)]
@@ -231,16 +247,24 @@ def _alone(a: Arrays) -> Judged:
 class Evasion:
     """What the gates read of the stored results.
 
+    ``learnt``: how often the classifier is right on labelled images;
     ``silent``: images that fooled on the way and were counted as failures; ``budgets``: success of each iterative plain attack by rising eps; ``aware``:
     for each detector who slips through (n,) under the best oblivious and the best aimed attack, or None; ``patients``: of each part;
+    ``taught``: at each budget, the success on the fit part of the attack that the detectors learn from, and the share of images whose features it left;
+    ``hidden``: who (n,) is fooled without and with HFC, by attack; ``falls``: by objective and detector aimed at, by how much (n,) the score of an image lies
+    below that of the plain attack, in spreads of clean scores, or None where the plan has no plain attack beside it;
     ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean scores of the calibrate and the test part;
     ``limits``: for each detector its calibrate scores, clean and noisy, a threshold and the rate of false alarms that it stands for.
     """
 
+    learnt: Learnt | None = None
     silent: int = 0
     attacked: int = 1
     budgets: Mapping[str, Sequence[float]] = field(default_factory=dict)
     aware: Mapping[str, tuple[np.ndarray, np.ndarray] | None] = field(default_factory=dict)
+    taught: Sequence[tuple[float, float]] = ()
+    hidden: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    falls: Mapping[tuple[str, str], np.ndarray | None] = field(default_factory=dict)
     patients: Mapping[str, frozenset[str]] = field(default_factory=dict)
     still: int = 0
     clean: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -251,14 +275,24 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
     """The gates that rest on the stored results."""
     shared = [f"{a} and {b}" for a in e.patients for b in e.patients if a < b and e.patients[a] & e.patients[b]]
     return {
+        "classifier has learnt": _learnt(e.learnt),
         "no silent success": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
         "larger budgets": _growing(e),
+        "training attack": _taught(e),
+        "hiding keeps success": _hidden(e),
+        "adaptive attacks are effective": _lowered(e),
         "detector-aware beats oblivious": _aware(e),
         "noise is noise": ("fail" if e.still else "pass", f"{e.still} noisy images equal clean ones"),
         "no patient twice": ("fail" if shared else "pass", f"shared by {', '.join(shared)}" if shared else "none"),
         "test scores like calibrate scores": _alike(e),
         "thresholds of the calibrate part": _calibrated(e),
     }
+
+
+def _learnt(found: Learnt | None) -> Judged:
+    if found is None:
+        return "pass", "not looked at"
+    return "pass" if found.enough else "fail", str(found)
 
 
 def _growing(e: Evasion) -> Judged:
@@ -268,6 +302,42 @@ def _growing(e: Evasion) -> Judged:
     worst = max(falls, key=lambda name: falls[name])
     detail = f"{worst}: {', '.join(f'{v:.0%}' for v in e.budgets[worst])} by rising eps"
     return "pass" if falls[worst] <= 0 else "warn" if falls[worst] <= 0.02 else "fail", detail
+
+
+def _taught(e: Evasion) -> Judged:
+    if not e.taught:
+        return "pass", "no detector learns from an attack"
+    success, left = min(s for s, _ in e.taught), max(k for _, k in e.taught)
+    detail = f"it fools {success:.0%} of the images of the fit part; {left:.0%} keep their features"
+    return "fail" if success < 0.5 or left > 0.5 else "warn" if success < 0.9 else "pass", detail
+
+
+def _hidden(e: Evasion) -> Judged:
+    """Fails where the interval of hidden - plain lies below what hiding may cost."""
+    if not e.hidden:
+        return "pass", "nothing hides by HFC beside a plain attack"
+    gap = {name: paired_difference(np.mean, (hidden,), (plain,)) for name, (plain, hidden) in e.hidden.items()}
+    worst = min(gap, key=lambda name: gap[name].value)
+    lost = gap[worst]
+    detail = f"{worst}: {100 * lost.value:+.0f} points ({100 * lost.low:.0f} to {100 * lost.high:.0f})"
+    return "fail" if lost.high < -LOST else "warn" if lost.value < -LOST - 1e-9 else "pass", detail
+
+
+def is_effective(falls: np.ndarray | None) -> bool:
+    """Whether an attack lowered the score that it aimed at: the median fall is at least ``LEAST_FALL``. What could not be measured counts."""
+    return falls is None or not len(falls) or float(np.median(falls)) >= LEAST_FALL
+
+
+def _lowered(e: Evasion) -> Judged:
+    if not e.falls:
+        return "pass", "nobody who knows a guard attacked it, or its plain attack passes already"
+    idle = [f"{objective} at {detector}" for (objective, detector), falls in e.falls.items() if not is_effective(falls)]
+    unknown = [objective for (objective, _), falls in e.falls.items() if falls is None]
+    if idle:
+        return "warn", f"ineffective, and not counted as evidence: {', '.join(idle)}"
+    if unknown:
+        return "warn", f"not measured, since no plain attack stands beside it: {', '.join(dict.fromkeys(unknown))}"
+    return "pass", f"{len(e.falls)} pairs of an attack and the detector that it aims at"
 
 
 def _aware(e: Evasion) -> Judged:
@@ -315,6 +385,7 @@ def _evasion(lab: Lab) -> Evasion:
     clean = lab.at("clean", "test", rows)
     same = np.all([(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()], axis=0)
     return Evasion(
+        learnt=learnt_stored(lab),
         silent=sum(int(((f.first >= 0) & ~f.fooled).sum()) for f in found),
         attacked=sum(len(f.rows) for f in found),
         budgets={
@@ -322,6 +393,15 @@ def _evasion(lab: Lab) -> Evasion:
             for n in plain
             if (n, "plain", order[0]) in at and len(at[n, "plain", order[0]].rows)
         },
+        taught=[_training_attack(lab, eps) for eps in lab.budgets],
+        hidden={
+            f.cell.name: (at[f.cell.attack.name, "plain", f.cell.eps].fooled, f.fooled)
+            for f in found
+            if OBJECTIVES[f.cell.objective.kind].needs == "bank"
+            and (f.cell.attack.name, "plain", f.cell.eps) in at
+            and len(f.rows)
+        },
+        falls=falls_of(lab, found),
         aware={d: _best_of(lab, d, found) for d in lab.plan.detectors},
         patients={part: frozenset(map(str, lab.cases.patients[lab.rows(part)])) for part in ("train", *PARTS)},
         still=int(same.sum()),
@@ -334,6 +414,61 @@ def _evasion(lab: Lab) -> Evasion:
             for d in lab.plan.detectors
         },
     )
+
+
+def _training_attack(lab: Lab, eps: float) -> tuple[float, float]:
+    """The success on the fit part of the attack that the detectors learn from, and the share of its images whose features are those of the clean ones."""
+    cell = Cell(lab.plan.learnt_from, PLAIN, eps)
+    learnt = found_in(lab, cell, "fit")
+    if not len(learnt.rows):
+        return 0.0, 0.0
+    attacked, rows = lab.outputs(lab.condition(cell), "fit")
+    clean = lab.at("clean", "fit", rows)
+    same = [(attacked.features[n] == f).all(1).numpy() for n, f in clean.features.items()]
+    return float(learnt.fooled.mean()), float(np.all(same, axis=0).mean()) if same else 0.0
+
+
+def falls_of(lab: Lab, found: Sequence[Found]) -> dict[tuple[str, str], np.ndarray | None]:
+    """For each objective that knows detectors and each detector that it aims at, the falls (see ``Evasion``) of its best attack; without the detectors that
+    accept most images of its plain attack anyway."""
+    at = {(f.cell.attack.name, f.cell.objective.name, f.cell.eps): f for f in found}
+    falls: dict[tuple[str, str], np.ndarray | None] = {}
+    for f in found:
+        objective = f.cell.objective
+        if OBJECTIVES[objective.kind].knowledge != "detector-aware" or not len(f.rows):
+            continue
+        plain = at.get((f.cell.attack.name, "plain", f.cell.eps))
+        for detector in objective.aimed_at(lab.plan.detectors):
+            if detector not in lab.plan.detectors:
+                continue
+            fall = None if plain is None else _fall(lab, detector, plain, f)
+            old, key = falls.get((objective.name, detector)), (objective.name, detector)
+            if fall is None and plain is not None:
+                continue
+            if old is None or (fall is not None and np.median(fall) > np.median(old)):
+                falls[key] = fall
+    return falls
+
+
+def _fall(lab: Lab, detector: str, plain: Found, aware: Found) -> np.ndarray | None:
+    """By how much the score of each image lies below that of the plain attack; None where most of that attack's images pass anyway."""
+    eps = aware.cell.eps
+    before = scores_in(lab, detector, eps, lab.condition(plain.cell), "test", aware.rows)
+    if np.mean(before <= thresholds_of(lab, detector, eps)["fpr10"]) >= ACCEPTED:
+        return None
+    after = scores_in(lab, detector, eps, lab.condition(aware.cell), "test", aware.rows)
+    clean = scores_in(lab, detector, eps, "clean", "calibrate")
+    spread = float(np.subtract(*np.quantile(clean, (0.75, 0.25)))) or float(clean.std()) or 1.0
+    return (before - after) / spread
+
+
+def effective_aims(lab: Lab) -> dict[str, tuple[str, ...]]:
+    """The detectors that each objective of the plan attacked with effect, which is what a verdict may count as an attack on them."""
+    falls = falls_of(lab, [found_in(lab, c) for c in cells(lab)])
+    return {
+        o.name: tuple(d for d in o.aimed_at(lab.plan.detectors) if is_effective(falls.get((o.name, d))))
+        for o in lab.plan.objectives
+    }
 
 
 def _best_of(lab: Lab, detector: str, found: Sequence[Found]) -> tuple[np.ndarray, np.ndarray] | None:

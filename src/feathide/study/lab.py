@@ -42,8 +42,8 @@ class Lab(Networks):
             parts.append(p.mixture)
         if ":" in cell.attack.name:
             parts.append(identity(cell.attack.name))
-        if cell.attack.name == "cw" and needs:
-            parts.append("typical lead")
+        if needs and ":" not in cell.attack.name:
+            parts.append("unit of the logits")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from, *(identity(d) for d in p.detectors if ":" in d)]
             parts += [self.witness_key] if self.needs("witness") else []
@@ -105,11 +105,12 @@ class Lab(Networks):
 
     @lru_cache(maxsize=1)  # noqa: B019
     def typical_lead(self) -> float:
-        """The median lead of the true class, in logits, on clean training images that the classifier gets right: as sure as it usually is."""
+        """The median lead of the true class, in logits, on the clean training images that are right: as sure as usual. 1 if none is right."""
         out, labels = self.train()
         true = out.logits.gather(1, labels[:, None])[:, 0]
         lead = true - out.logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-        return float(lead[lead > 0].median())
+        right = lead[lead > 0]
+        return float(right.median()) if len(right) else 1.0
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:

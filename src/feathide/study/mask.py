@@ -42,7 +42,7 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
     path = Path(spec)
     if not os.path.exists(path) and ":" in spec:
         return _from_code(spec, trust)
-    numbers = _array(path) if path.suffix.lower() == ".npz" else _of_image(path)
+    numbers = _array(path) if path.suffix.lower() == ".npz" else _of_image(path, cases.orientation)
     if numbers.dtype.kind == "f" and np.isnan(numbers).any():
         raise expected(f"the mask {spec} must be numbers", got="NaN", do="mark the outside with 0")
     inside = numbers != 0
@@ -62,9 +62,13 @@ def load_region(spec: str, cases: Cases, *, trust: bool) -> Region:
     return Region(lambda x: mask.to(x), sha256(repr(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest())
 
 
-def _of_image(path: Path) -> np.ndarray:
-    """The numbers of a mask's file: of an indexed picture the index, of one colour with alpha the alpha."""
-    stored = read_image(path).stored
+def _of_image(path: Path, orientation: str) -> np.ndarray:
+    """The numbers of a mask's file: of an indexed picture the index, of one colour with alpha the alpha. Refuses one that lies otherwise than the images."""
+    image = read_image(path)
+    stored = image.stored
+    if image.orientation and orientation and image.orientation != orientation:
+        what = f"the mask {path} must have the orientation of the images ({orientation})"
+        raise expected(what, got=image.orientation, do="turn it as the images, in one kind of file")
     if path.suffix.lower() not in PICTURES:
         return stored
     with Image.open(path, formats=FORMATS) as file:

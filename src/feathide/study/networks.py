@@ -1,27 +1,31 @@
 """The networks of a plan: the classifier under audit, as its guards read it, and the witness that some guards ask."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feathide.adversary import Adversary
 from feathide.catalog import DETECTORS
 from feathide.classifier import FeatureClassifier
 from feathide.data.eps import parse_eps
-from feathide.errors import expected
+from feathide.errors import expected, first_line
 from feathide.models import Stem, build, check_network, load_network
 from feathide.study.digest import FORMAT, digest
 from feathide.study.plan import slug
 from feathide.study.store import Store
 from feathide.study.subjects import Subjects
 from feathide.types import Box
-from feathide.weights import load_weights, read_about, weights_digest
+from feathide.weights import Taken, file_digest, load_weights, read_about, start_from, weights_digest
 
 __all__ = ["Networks"]
+
+TRIED, NUMBERS = 8, 2**24  # images that a network is tried on, and the most numbers in them
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Networks(Subjects):
         """What the classifier is: the recipe of its training, or the content of its weights."""
         n = self.plan.network
         if self.trains:
-            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed])
+            begun = [] if n.start_from is None else [file_digest(n.start_from), n.rename]
+            return digest([FORMAT, self.cases.digest, n.arch, n.head, n.train, n.window, self.network_seed, *begun])
         return digest([FORMAT, n.arch, n.arguments, weights_digest(self._network())])
 
     @cached_property
@@ -57,9 +62,20 @@ class Networks(Subjects):
         """The digest that everything below depends on: images, where they may change, classifier and what is read from it."""
         n = self.plan.network
         region = None if self.region is None else self.region.digest
-        own = [n.head, n.layers, n.mean, n.std, self.window, self.plan.dropout_samples, self.plan.seed, region]
+        own: list[Any] = [
+            n.head,
+            n.layers,
+            n.mean,
+            n.std,
+            self.window,
+            self.plan.dropout_samples,
+            self.plan.seed,
+            region,
+        ]
         own += [] if n.precision == "float32" else [n.precision]
         own += ["compiled"] if n.compile else []
+        own += [] if n.output == "logits" else [n.output]
+        own += [] if (n.layout, n.tokens) == ("auto", "mean") else [n.layout, n.tokens]
         return digest([FORMAT, self.cases.digest, self.network_digest, *own])
 
     @property
@@ -97,11 +113,19 @@ class Networks(Subjects):
     def _network(self) -> nn.Module:
         n = self.plan.network
         if n.own:
-            return load_network(n.arch, weights=n.weights, kwargs=n.arguments, trust=n.trust)
+            return load_network(n.arch, weights=n.weights, kwargs=n.arguments, trust=n.trust, rename=n.rename)
         model = self.empty_network()
         if n.weights is not None:
-            load_weights(model, n.weights)
+            load_weights(model, n.weights, rename=n.rename)
         return model.eval()
+
+    def taken(self) -> Taken | None:
+        """What a look into the file of weights finds, without keeping it; None where the plan names no file for a network of the zoo."""
+        n = self.plan.network
+        if n.own or (n.weights is None and n.start_from is None):
+            return None
+        take = load_weights if n.weights is not None else start_from
+        return take(self.empty_network(), n.weights or n.start_from or "", rename=n.rename)
 
     @cached_property
     def classifier(self) -> FeatureClassifier:
@@ -140,18 +164,63 @@ class Networks(Subjects):
             head=head,
             seed=self.plan.seed,
             precision=self.plan.network.precision,
+            layout=self.plan.network.layout,
+            tokens=self.plan.network.tokens,
+            output=self.plan.network.output,
         )
 
     def check_classifier(self) -> list[str]:
-        """Refuse a network that cannot be audited; the caveats of one that can. Only for networks that exist before the run."""
-        rows = self.rows("train")[:2]
-        classifier = self.classifier
-        x = self.images(rows)
+        """Refuse a network that cannot be audited, or not soundly; the caveats of one that can. Only for networks that exist before the run."""
+        return list(self._caveats)
+
+    @cached_property
+    def _caveats(self) -> tuple[str, ...]:
+        x = self.images(self._tried)
+        classifier, output = self.classifier, self.plan.network.output
         classifier.check(x)
-        head = classifier.head
-        caveats = check_network(classifier.model, classifier.prepared(x), max(len(self.class_names), 2), head)
+        classes = max(len(self.class_names), 2)
+        found = check_network(classifier.model, classifier.prepared(x), classes, classifier.head, output=output)
+        for caveat in found:
+            if "probabilities" in caveat:
+                raise expected(
+                    "the network must return logits",
+                    got="outputs that lie in [0, 1] whatever the image, as those of a softmax or a sigmoid do",
+                    do="let it return what its last layer gives, or say network.output: probabilities",
+                )
+        self._refuse_random(found)
         classifier.names(x)
-        return caveats
+        return tuple(found)
+
+    def check_untrained(self) -> None:
+        """The same of a network that is trained here, before it has learnt: what is wrong with its outputs then is wrong later."""
+        network = self.shown(self.empty_network(), self.plan.network.layers)
+        x = self.images(self._tried)
+        network.check(x)
+        classes = max(len(self.class_names), 2)
+        self._refuse_random(check_network(network.model, network.prepared(x), classes, network.head))
+        _check_in_training(network.model, network.prepared(x))
+        network.names(x)
+
+    @property
+    def _tried(self) -> np.ndarray:
+        """Training images that the network is tried on: eight, of all classes in turn, or as many as hold so many numbers; two at least."""
+        rows = self.rows("train")
+        by_class = np.argsort(self.labels[rows], kind="stable")
+        _, first, count = np.unique(self.labels[rows][by_class], return_index=True, return_counts=True)
+        turn = np.arange(len(rows)) - np.repeat(first, count)  # the how manieth of its class
+        return rows[
+            by_class[np.argsort(turn, kind="stable")][
+                : max(2, min(TRIED, NUMBERS // (self.cases.channels * math.prod(self.cases.shape))))
+            ]
+        ]
+
+    def _refuse_random(self, caveats: Sequence[str]) -> None:
+        if any("random" in caveat for caveat in caveats):
+            raise expected(
+                "the network must give the same outputs for the same images",
+                got="other ones at every pass",
+                do="switch off what is random in it at inference, such as a dropout in forward, or average it inside",
+            )
 
     @property
     def observer(self) -> FeatureClassifier:
@@ -203,10 +272,29 @@ class Networks(Subjects):
     def witness(self) -> FeatureClassifier:
         """A robust network of the same classes, for the guards that ask one."""
         model = self._built(self.witness_arch, self.plan.witness.train.stem)
-        return self._compiled(self.shown(model, "blocks", *self.restored(model, self.witness_key)))
+        witness = self.shown(model, "blocks", *self.restored(model, self.witness_key))
+        return self._compiled(replace(witness, output="logits"))
 
     @property
     def sight(self) -> list[str]:
         """What the guards read beyond a forward pass with its dropout draws."""
         dropout = [] if self.needs("dropout") else ["no dropout"]
         return [*dropout, *([self.witness_key] if self.needs("witness") else [])]
+
+
+def _check_in_training(model: nn.Module, x: Tensor) -> None:
+    """Refuse a network that gives more than its logits while it is trained."""
+    try:
+        with torch.no_grad():
+            out = model.train()(x)
+    except Exception as error:
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise expected("the network must run while it is trained", got=got, do="choose another network") from error
+    finally:
+        model.eval()
+    if not isinstance(out, Tensor):
+        raise expected(
+            "the network must return one tensor of logits while it is trained, too",
+            got=type(out).__name__,
+            do="switch off its auxiliary outputs",
+        )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from feathide.errors import expected, unknown
-from feathide.spelling import BUILT_FOR, aimed_at, separated, spelled
+from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, separated, spelled
 
 __all__ = [
     "AttackPlan",
@@ -122,16 +122,25 @@ class NetworkPlan(Part):
     """The classifier: a name of the zoo or of a library (``timm:resnet26``), trained here unless ``weights`` are given; the user's own
     ``package.module:callable``; or a file with a network (``feathide.packaged``). ``arguments``: of the library's network, or of the callable.
 
+    ``start_from``: a file of pretrained weights that the training begins with, wherever name and shape agree; ``rename``: what the names in either file
+    begin with -> in the network, or "in order" (``weights.load_weights``).
+
     ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both are for GPUs, and neither changes the training.
+    ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits are then taken as logarithms.
     ``seed`` of its training; the plan's unless said. ``seeds``: further ones, with each of which the audit is repeated (``study.variants``).
     """
 
     arch: str = "resnet18"
     weights: str | None = None
+    start_from: str | None = None
+    rename: dict[str, str] | Literal["in order"] | None = None
     arguments: dict[str, Any] = {}
     trust: bool = False
     head: str = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
     layers: str | tuple[str, ...] = "blocks"
+    layout: Layout | dict[str, Layout] = "auto"
+    tokens: Tokens = "mean"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
@@ -169,6 +178,16 @@ class NetworkPlan(Part):
             raise unknown("architecture", self.arch, [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"])
         if (self.mean is None) != (self.std is None):
             raise expected("mean and std must be given together", got="one of them", do="declare both, per channel")
+        if self.start_from is not None and (self.own or self.weights is not None):
+            raise expected(
+                "start_from is for a network of the zoo that is trained here",
+                got=f"start_from {self.start_from} with {'weights' if self.weights else self.arch}",
+                do="leave one of them out",
+            )
+        if self.output != "logits" and not self.own and self.weights is None:
+            raise expected(
+                "a network that is trained here gives logits", got=f"output: {self.output}", do="leave output out"
+            )
         if self.seeds and (self.own or self.weights is not None):
             raise expected(
                 "seeds are those of a network that is trained here", got=f"seeds {self.seeds}", do="leave them out"

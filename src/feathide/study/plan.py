@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
@@ -55,6 +55,7 @@ class Plan(Part):
     ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they leave of the attacks is reported (``data.archive``).
     ``batch_size``: images at once, as a number, or "auto": what fits in 2 GiB, by image size and network, the same on every machine; the stored plan holds
     the number.
+    ``even_so``: go on with a classifier that looks untrained; the verdict is then that nothing can be said.
     ``gates``: "quick" checks the evaluation itself by small attacks on the fit part, "off" does not (YAML reads a bare off as false)."""
 
     data: Annotated[DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)]
@@ -80,6 +81,9 @@ class Plan(Part):
     batch_size: Annotated[int, BeforeValidator(_number), PlainSerializer(lambda n: n or "auto")] = Field(0, ge=0)
     gates: Annotated[Literal["quick", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "quick"
     seed: Seed = 0
+    even_so: bool = False
+
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so",)  # a run that has stopped for its want goes on in its folder
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":

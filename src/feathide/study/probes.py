@@ -129,7 +129,7 @@ def _flags(trial: Trial) -> dict[str, bool]:
     c = trial.classifier
     with torch.no_grad():
         classes = c(trial.x[:1]).logits.shape[1]
-    said = check_network(c.model, c.prepared(trial.x[:2]), classes, c.head)
+    said = check_network(c.model, c.prepared(trial.x[:8]), classes, c.head, output=c.output)
     return {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
 
 

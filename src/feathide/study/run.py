@@ -25,6 +25,7 @@ from feathide.study.findings import run_of, versions
 from feathide.study.fitness import check_fitness, check_hiding
 from feathide.study.gates import gates_of
 from feathide.study.lab import Lab, lab_of
+from feathide.study.learnt import check_learnt, has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
 from feathide.study.ray_engine import run_on_ray
@@ -58,11 +59,16 @@ def checked(plan: Plan, out: Path) -> Lab:
     check_hiding(lab)
     _check_head(lab)
     if lab.trains:
-        _check_layers(lab)
+        lab.taken()
+        lab.check_untrained()
     else:
         lab.check_classifier()
         check_fitness(lab)
-    return lab if plan.batch_size else lab_of(_with_batch(lab).model_dump_json(), lab.store)
+    if not plan.batch_size:
+        lab = lab_of(_with_batch(lab).model_dump_json(), lab.store)
+    if has_network(lab):
+        check_learnt(lab, learnt_of(lab))
+    return lab
 
 
 def _with_batch(lab: Lab) -> Plan:
@@ -149,14 +155,6 @@ def _check_head(lab: Lab) -> None:
         raise InputError(f"head must be softmax, sigmoid or finding:NAME, got {head!r}; correct network.head")
     if head == "sigmoid" and len(lab.class_names) != 2:
         raise InputError(f"a sigmoid head decides between 2 classes, got {len(lab.class_names)}; say head: softmax")
-
-
-def _check_layers(lab: Lab) -> None:
-    """Whether the layers exist, on a network that is not trained yet."""
-    x = lab.images(lab.rows("train")[:2])
-    probe = lab.shown(lab.empty_network(), lab.plan.network.layers)
-    probe.check(x)
-    probe.names(x)
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -30,6 +30,7 @@ from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
 from feathide.study.lab import PLAIN, Attacker, Lab, lab_of, noisy_at
+from feathide.study.learnt import learnt_key, learnt_task
 from feathide.study.packing import change, packed, scored
 from feathide.study.parts import AttackPlan, ObjectivePlan, TrainPlan
 from feathide.study.plan import Cell
@@ -55,6 +56,7 @@ __all__ = [
 
 Arrays = Mapping[str, np.ndarray]
 TUNE_CASES = 32
+SURE = 5.0  # units of the logits, in which cross-entropy has hardly a slope left
 
 
 def cells(lab: Lab) -> list[Cell]:
@@ -90,7 +92,8 @@ def tasks(lab: Lab) -> list[Task]:
         found.append(
             Task(lab.classifier_key, (), partial(_train, json), "train the classifier", lab.plan.network.arch, 200)
         )
-    network: tuple[str, ...] = (lab.classifier_key,) if lab.trains else ()
+        found.append(learnt_task(lab))
+    network: tuple[str, ...] = (lab.classifier_key, learnt_key(lab)) if lab.trains else ()
     if lab.needs("witness"):
         found.append(
             Task(lab.witness_key, (), partial(_train_witness, json), "train the witness", lab.witness_arch, 300)
@@ -212,8 +215,12 @@ def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble |
             options["detectors"] = cell.objective.aim
         hide = weight * hiding.make(Attacker(lab, cell.eps), options)
         fields["blend"] = hiding.blend
-        if a.name == "cw":  # who hides wants to look as sure as a clean image, no surer
-            fields["kappa"] = lab.typical_lead()
+        if (
+            ":" not in a.name
+        ):  # a clean image leads by ``SURE`` units: an attacker who hides wants to look as sure, no surer
+            fields["unit"] = lab.typical_lead() / SURE
+        if a.name == "cw":
+            fields["kappa"] = SURE
     return ATTACKS[a.name](lab.threat(cell.eps), hide=hide, **fields)
 
 
@@ -227,7 +234,8 @@ def weight_of(lab: Lab, cell: Cell) -> float:
 
 def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    return packed_network(trained(lab, lab.plan.network.arch, lab.plan.network.train, seed=lab.network_seed))
+    n = lab.plan.network
+    return packed_network(trained(lab, n.arch, n.train, seed=lab.network_seed, weights=n.start_from, rename=n.rename))
 
 
 def _train_witness(json: str, store: Store) -> Arrays:

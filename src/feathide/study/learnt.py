@@ -1,0 +1,124 @@
+"""Whether the classifier has learnt its classes: how often it is right on labelled images, before anything is attacked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+
+from feathide.errors import InputError
+from feathide.metrics import auc
+from feathide.study.digest import digest
+from feathide.study.engine import Task
+from feathide.study.lab import Lab, lab_of
+from feathide.study.store import Store
+
+__all__ = [
+    "Learnt",
+    "check_learnt",
+    "has_network",
+    "learnt_key",
+    "learnt_of",
+    "learnt_rows",
+    "learnt_stored",
+    "learnt_task",
+]
+
+MOST = 256  # labelled images that are looked at
+MARGIN = 0.05  # of the way from chance to perfection: what is not significantly beyond it is near chance
+SURE = 1.645  # standard errors: one-sided, 95 %
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """How a classifier does on ``n`` labelled images: ``right`` of them; ``auc``, the mean over the classes against the rest; the share of the
+    commonest class; ``balanced``: the mean over the classes of the share that is right, and its standard ``error``."""
+
+    n: int
+    right: int
+    auc: float
+    majority: float
+    balanced: float
+    error: float
+    classes: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether the balanced accuracy is beyond chance, by more than luck and a little."""
+        chance = 1 / self.classes
+        return self.balanced - SURE * self.error > chance + MARGIN * (1 - chance)
+
+    def __str__(self) -> str:
+        shares = f"accuracy {self.right / self.n:.2f}, AUC {self.auc:.2f}, majority share {self.majority:.2f}"
+        return f"right in {self.right} of {self.n} labelled images ({shares})"
+
+
+def learnt(logits: np.ndarray, labels: np.ndarray) -> Learnt:
+    """How good ``logits`` (N, K) are for ``labels`` (N,)."""
+    n, k = logits.shape
+    right = logits.argmax(1) == labels
+    sure = torch.from_numpy(logits).double().softmax(1).numpy()
+    present = [c for c in range(k) if (labels == c).any()]
+    shares = np.array([right[labels == c].mean() for c in present])
+    counts = np.array([(labels == c).sum() for c in present])
+    smooth = (shares * counts + 1) / (counts + 2)  # a share of 0 or 1 of few images is not certain
+    error = float(np.sqrt((smooth * (1 - smooth) / counts).sum()) / len(present))
+    areas = [auc(sure[labels != c, c], sure[labels == c, c]) for c in present] if len(present) > 1 else [float("nan")]
+    return Learnt(n, int(right.sum()), float(np.mean(areas)), float(counts.max() / n), float(shares.mean()), error, k)
+
+
+def learnt_rows(lab: Lab) -> np.ndarray:
+    """Labelled images that the classifier never saw, of the fit and the calibrate part; never of the test part."""
+    return lab.some(np.concatenate([lab.rows("fit"), lab.rows("calibrate")]), MOST)
+
+
+@lru_cache(maxsize=2)
+def learnt_of(lab: Lab) -> Learnt:
+    """How the lab's classifier does."""
+    rows = learnt_rows(lab)
+    size = lab.plan.batch_size or 16
+    plain = replace(lab.classifier.narrowed((), lab.images(rows[:1])), compile=None)
+    batches = (lab.images(rows[i : i + size]) for i in range(0, len(rows), size))
+    return learnt(plain.extract(batches).logits.numpy(), lab.labels[rows])
+
+
+def learnt_stored(lab: Lab) -> Learnt:
+    """The same from the stored outputs of a finished run."""
+    rows, parts = learnt_rows(lab), ("fit", "calibrate")
+    chosen = [rows[np.isin(rows, lab.rows(part))] for part in parts]
+    logits = [lab.at("clean", part, r).logits.numpy() for part, r in zip(parts, chosen, strict=True)]
+    return learnt(np.concatenate(logits), lab.labels[np.concatenate(chosen)])
+
+
+def has_network(lab: Lab) -> bool:
+    """Whether the classifier exists: it was not to be trained here, or is trained."""
+    return not lab.trains or lab.store.done(lab.classifier_key)
+
+
+def check_learnt(lab: Lab, found: Learnt) -> None:
+    """Refuse a classifier that is near chance, unless the plan says ``even_so``; and one that is never right, which leaves nothing to attack."""
+    if found.right and (found.enough or lab.plan.even_so):
+        return
+    do = "check class_names, mean, std, window, weights" + (", and how long it is trained" if lab.trains else "")
+    on = "; --even-so goes on" if found.right else ""
+    raise InputError(f"the classifier is {found}: it looks untrained, or normalised otherwise: {do}{on}")
+
+
+def learnt_key(lab: Lab) -> str:
+    """Where the look at a classifier that is trained in the run is stored."""
+    p = lab.plan
+    return f"learnt/{digest([lab.base, p.split, p.even_so, MOST, MARGIN])}"
+
+
+def learnt_task(lab: Lab) -> Task:
+    """The look, as the first thing after the training."""
+    work = partial(_look, lab.plan.model_dump_json())
+    return Task(learnt_key(lab), (lab.classifier_key,), work, "look whether it has learnt", lab.plan.network.arch, 2)
+
+
+def _look(json: str, store: Store) -> Mapping[str, np.ndarray]:
+    lab = lab_of(json, store)
+    found = learnt_of(lab)
+    check_learnt(lab, found)
+    return {name: np.asarray(getattr(found, name)) for name in ("n", "right", "auc", "majority", "balanced")}
