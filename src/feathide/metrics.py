@@ -284,9 +284,15 @@ def bootstrap(
     groups each row is a patient of its own, the same one in arrays of equal length. Draws that leave an array empty are
     left out.
 
-    The interval holds the middle ``level`` of the draws (percentiles); for ``auc``, ``aupr`` and ``fpr95``, which crowd
-    at 0 and 1, it is Wilson's with the effective number v (1 - v) / variance of the draws, and with the number of
-    patients in the smaller array where all draws agree. Shares of cases have ``proportion``.
+    The interval holds the middle ``level`` of the draws (percentiles); for ``aupr`` and ``fpr95``, which crowd at 0 and 1, it is Wilson's with the
+    effective number v (1 - v) / variance of the draws, and with the number of patients in the smaller array where all draws agree. Shares of cases
+    have ``proportion``.
+
+    ``auc`` needs no draws. With a_g the sum over patient g of the placements of DeLong et al. (1988), less their mean and divided by their number, and G
+    patients, its variance is V = G / (G - 1) sum a_g^2 (Obuchowski 1997). Near 1 that rests on the few patients who overlap, nu = (sum a_g^2)^2 / sum a_g^4
+    of them, and is too small by chance too often. So V counts nu times and the largest variance that any scores can have, v (1 - v) / S, once; S: the
+    patients of the smaller array. The interval is Wilson's, corrected by half a case, with the effective number v (1 - v) / variance. Simulated
+    coverage: 94 % and more, for 20 to 300 patients, 1 to 10 rows a patient, AUCs from 0.5 to 0.99, scores of seven kinds.
 
     ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored at the value (Davison and Hinkley 1997, 5.2) and widened
     to hold it. Simulated coverage with 250 images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to 78 %), but 47 % of a
@@ -294,9 +300,13 @@ def bootstrap(
     """
     values = [np.asarray(a) for a in arrays]
     rows, count = _patients(values, groups)
-    found = _replicates(statistic, values, rows, _draw(rows, count, draws, seed))
     value, n = float(statistic(*values)), sum(map(len, values))
-    if statistic not in (auc, aupr, fpr95):
+    if statistic is auc:
+        size = _effective_auc(_scores(values[0]), _scores(values[1]), rows)
+        low, high = (_wilson(value + side / (2 * size), size, level) for side in (-1, 1))
+        return Interval(value, min(low[0], value), max(high[1], value), n)
+    found = _replicates(statistic, values, rows, _draw(rows, count, draws, seed))
+    if statistic not in (aupr, fpr95):
         low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
         if statistic is calibration_error:
             low, high = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
@@ -305,6 +315,24 @@ def bootstrap(
     if found.min() < found.max() and 0 < value < 1:
         size = value * (1 - value) / float(found.var())
     return Interval(value, *_wilson(value, size, level), n)
+
+
+def _effective_auc(neg: Floats, pos: Floats, rows: list[Counts]) -> float:
+    """The number of cases of which a share has the uncertainty of this AUC: see ``bootstrap``."""
+    placed = []
+    for own, other in ((neg, pos), (pos, neg)):
+        below = [np.searchsorted(np.sort(other), own, side) for side in ("left", "right")]
+        placed.append((below[0] + below[1]) / (2 * len(other)))
+    placed[0] = 1 - placed[0]
+    value, count = float(placed[1].mean()), int(max(r.max() for r in rows)) + 1
+    shares = [np.bincount(r, (p - value) / len(p), minlength=count) for r, p in zip(rows, placed, strict=True)]
+    least = min(len(r) ** 2 / float((np.bincount(r) ** 2).sum()) for r in rows)
+    moved = (shares[0] + shares[1]) ** 2
+    if not 0 < value < 1 or not moved.any():
+        return least
+    known = float(moved.sum() ** 2 / (moved**2).sum())
+    variance = known * count / max(count - 1, 1) * float(moved.sum()) + value * (1 - value) / least
+    return value * (1 - value) * (known + 1) / variance
 
 
 def paired_difference(
@@ -408,7 +436,7 @@ def _patients(values: Arrays, groups: tuple[ArrayLike, ...] | ArrayLike | None) 
 
 
 def _wilson(p: float, size: float, level: float) -> tuple[float, float]:
-    z2 = _z(level) ** 2
+    z2, p = _z(level) ** 2, min(max(p, 0.0), 1.0)
     half = np.sqrt(z2 * p * (1 - p) / size + (z2 / (2 * size)) ** 2)
     low, high = ((p + z2 / (2 * size) + sign * half) / (1 + z2 / size) for sign in (-1, 1))
     return max(0.0, float(low)), min(1.0, float(high))

@@ -1,6 +1,8 @@
 """Law M1 and the other laws of the reported numbers: they agree with references, and their intervals hold what they say."""
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,24 +261,102 @@ def test_a_share_of_one_keeps_its_doubt():
         metrics.proportion(np.ones(20)).low
     )
     perfect = metrics.bootstrap(metrics.auc, np.arange(40), np.arange(50, 70), groups=(np.arange(40), np.arange(20)))
-    assert perfect.low == pytest.approx(metrics.proportion(np.ones(20)).low) and perfect.high == 1.0
+    assert perfect.low == pytest.approx(metrics._wilson(1 - 0.5 / 20, 20, 0.95)[0]) and perfect.high == 1.0
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("area", [0.8, 0.95])
-def test_intervals_of_auc_cover_the_truth_with_several_images_a_patient(area, shared):
+AREAS = (0.04, 0.7, 0.9, 0.95, 0.99)
+SCORES: dict[
+    str, Callable[[Any, float, int], Any]
+] = {  # of positives, whose AUC against standard normal negatives is known
+    "normal": lambda rng, area, n: norm.ppf(area) * np.sqrt(2) + rng.normal(size=n),
+    "wide": lambda rng, area, n: norm.ppf(area) * np.sqrt(10) + 3 * rng.normal(size=n),
+    "narrow": lambda rng, area, n: norm.ppf(area) * np.sqrt(1.16) + 0.4 * rng.normal(size=n),
+    "skewed": lambda rng, area, n: norm.isf(np.exp(-rng.exponential(area / (1 - area), size=n).clip(max=700))),
+    "all or nothing": lambda rng, area, n: np.where(rng.random(n) < area, 9.0, -9.0),
+    "few overlap": lambda rng, area, n: np.where(
+        rng.random(n) < 2 * min(area, 1 - area), rng.normal(size=n), np.sign(area - 0.5) * 9
+    ),
+}
+
+
+def covered(intervals: list[metrics.Interval], area: float) -> float:
+    assert all(0 <= i.low <= i.value <= i.high <= 1 for i in intervals)
+    return float(np.mean([i.low <= area <= i.high for i in intervals]))
+
+
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (100, 20), (60, 60)])
+def test_intervals_of_auc_cover_the_truth_of_few_cases_and_near_one(scores, n, m):
+    rng, held = np.random.default_rng(n + m), {}
+    for area in AREAS:
+        drawn = [(rng.normal(size=n), SCORES[scores](rng, area, m)) for _ in range(600)]
+        groups = (np.arange(n), n + np.arange(m))
+        held[area] = covered([metrics.bootstrap(metrics.auc, *d, groups=groups) for d in drawn], area)
+    assert min(held.values()) >= 0.93, held
+
+
+@pytest.mark.parametrize(("count", "each"), [(20, 1), (20, 3), (30, 10), (100, 3)])
+@pytest.mark.parametrize(("within", "with_clean"), [(0.3, 0.0), (0.8, 0.9), (0.8, 0.0)])
+def test_intervals_of_auc_cover_the_truth_of_clean_and_noisy_scores_by_patient(count, each, within, with_clean):
+    """As the audit has them: clean and noisy scores of a case are nearly the same, those of a patient alike, and some of the cases are not fooled."""
+    rng, held, patients = np.random.default_rng(each), {}, np.repeat(np.arange(count), each)
+    for area in AREAS:
+        found = []
+        for _ in range(300):
+            of_patient, of_case, noise = (rng.normal(size=(2, k)) for k in (count, count * each, count * each))
+            clean, attack = np.sqrt(within) * of_patient[:, patients] + np.sqrt(1 - within) * of_case
+            noisy = 0.97 * clean + np.sqrt(1 - 0.97**2) * noise[0]
+            fooled = rng.random(len(clean)) < 0.9
+            hidden = norm.ppf(area) * np.sqrt(2) + with_clean * clean + np.sqrt(1 - with_clean**2) * attack
+            groups = (np.tile(patients, 2), patients[fooled])
+            found.append(metrics.bootstrap(metrics.auc, np.append(clean, noisy), hidden[fooled], groups=groups))
+        held[area] = covered(found, area)
+    assert min(held.values()) >= 0.93, held
+
+
+def test_intervals_of_auc_are_no_wider_than_they_must_be():
+    rng = np.random.default_rng(6)
+    for area in (0.6, 0.8, 0.95):
+        drawn = [(rng.normal(size=300), SCORES["normal"](rng, area, 300)) for _ in range(100)]
+        width = np.mean(
+            [
+                i.high - i.low
+                for i in (
+                    metrics.bootstrap(metrics.auc, *d, groups=(np.arange(300), 300 + np.arange(300))) for d in drawn
+                )
+            ]
+        )
+        assert width < 1.15 * 2 * norm.ppf(0.975) * np.std([metrics.auc(*d) for d in drawn])
+
+
+def test_patients_who_have_both_scores_make_the_auc_surer():
     rng = np.random.default_rng(2)
-    patients, shift, found, wrong = np.arange(300) // 3, norm.ppf(area) * np.sqrt(2), [], []
-    for _ in range(300):
+    patients, widths = np.arange(300) // 3, {True: [], False: []}
+    for shared, apart in ((True, False), (True, True), (False, True), (False, False)):
         own = np.sqrt(0.7) * rng.normal(size=(2, 100))
         drift = own[[0, 0 if shared else 1]][:, patients]
-        negatives, positives = drift + np.sqrt(0.3) * rng.normal(size=(2, 300)) + np.array([[0], [shift]])
-        together, apart = (patients, patients), (patients, patients + 100)
-        for groups, intervals in ((together, found), (apart, wrong)) if shared else ((apart, found), (together, wrong)):
-            intervals.append(metrics.bootstrap(metrics.auc, negatives, positives, groups=groups, draws=200))
-    assert 0.92 <= np.mean([i.low <= area <= i.high for i in found]) <= 0.98
-    width, wrong_width = (np.mean([i.high - i.low for i in intervals]) for intervals in (found, wrong))
-    assert width < 0.95 * wrong_width if shared else abs(width / wrong_width - 1) < 0.1
+        negatives, positives = drift + np.sqrt(0.3) * rng.normal(size=(2, 300)) + np.array([[0], [1.2]])
+        groups = (patients, patients + 100 * apart)
+        found = metrics.bootstrap(metrics.auc, negatives, positives, groups=groups)
+        widths[shared].append(found.high - found.low)
+    assert widths[True][0] < 0.95 * widths[True][1]
+    assert widths[False][0] == pytest.approx(widths[False][1], rel=0.15)
+
+
+def test_the_variance_of_auc_is_that_of_its_draws():
+    rng = np.random.default_rng(7)
+    patients = np.sort(rng.integers(1000, size=2000))
+    neg, pos = rng.normal(size=2000), rng.normal(1, 1, 1500)
+    groups = (patients, patients[500:])
+    rows, count = metrics._patients([neg, pos], groups)
+    drawn = metrics._replicates(metrics.auc, [neg, pos], rows, metrics._draw(rows, count, 1000, 0))
+    value = metrics.auc(neg, pos)
+    assert value * (1 - value) / metrics._effective_auc(neg, pos, rows) == pytest.approx(drawn.var(), rel=0.15)
+    few = metrics._effective_auc(
+        np.arange(20.0), np.append(np.arange(20.0, 39.0), 18.5), [np.arange(20), np.arange(20, 40)]
+    )
+    assert 20 < few < 60  # one image overlaps: hardly more is known than of twenty shares
+    assert metrics._effective_auc(np.arange(20.0), np.arange(20.0, 26.0), [np.arange(20), np.repeat(20, 6)]) == 1.0
 
 
 @pytest.mark.parametrize("size", [1, 3])
