@@ -26,6 +26,7 @@ __all__ = [
     "difference_at",
     "enough",
     "fpr95",
+    "independent",
     "paired_difference",
     "proportion",
     "share_at",
@@ -75,7 +76,7 @@ def enough(n: int, fpr: float) -> bool:
     """True if ``n`` independent calibrate negatives are enough for the rate ``fpr``: n fpr >= 10.
 
     The false alarms among new negatives then lie within a factor of two of ``fpr`` 19 times in 20 (the Beta law of
-    ``threshold``). The scores of one image as it is and with noise are not independent: count images, not scores.
+    ``threshold``). The scores of one image as it is and with noise are not independent, nor are the images of a patient: count patients, not scores.
     """
     return n * fpr >= 10 - 1e-9
 
@@ -83,6 +84,13 @@ def enough(n: int, fpr: float) -> bool:
 def cases_needed(fpr: float) -> int:
     """The smallest number of calibrate cases that is ``enough`` for the rate ``fpr``."""
     return int(np.ceil(10 / fpr - 1e-9))
+
+
+def independent(part: str, images: int, patients: int) -> tuple[int, str]:
+    """How many independent cases ``images`` of so many ``patients`` are, for ``enough``, and what to call them: images of one patient are alike."""
+    if patients < images:
+        return patients, f"{images} {part} images of {patients} patients"
+    return images, f"{images} {part} images"
 
 
 def tpr_at(scores: ArrayLike, threshold: float) -> float:
@@ -205,11 +213,18 @@ def _effective(x: Floats, rows: Counts) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Cut:
-    """A threshold and those that other calibrate cases might have given: ``others`` (K,), each with its share of the draws."""
+    """A threshold and those that other calibrate cases might have given: ``drawn`` (draws,); ``others`` (K,) are the different ones, each with its share."""
 
     value: float
-    others: Floats
-    shares: Floats
+    drawn: Floats
+
+    @property
+    def others(self) -> Floats:
+        return np.unique(self.drawn)
+
+    @property
+    def shares(self) -> Floats:
+        return np.unique(self.drawn, return_counts=True)[1] / len(self.drawn)
 
 
 def cut(negatives: ArrayLike, fpr: float, *, groups: ArrayLike | None = None, seed: int = 0, draws: int = 1000) -> Cut:
@@ -229,8 +244,7 @@ def cut(negatives: ArrayLike, fpr: float, *, groups: ArrayLike | None = None, se
     order = np.argsort(-scores, kind="stable")
     above = np.cumsum(weights[:, rows[order]], axis=1)
     allowed = np.floor(fpr * above[:, -1:] + 1e-9)
-    found, times = np.unique(scores[order][(above > allowed).argmax(1)], return_counts=True)
-    return Cut(threshold(negatives, fpr), found, times / draws)
+    return Cut(threshold(negatives, fpr), scores[order][(above > allowed).argmax(1)])
 
 
 def share_at(
@@ -370,7 +384,7 @@ def paired_difference(
 
 
 def difference_at(
-    limit: Cut,
+    limits: tuple[Cut, Cut],
     a: Callable[[float], ArrayLike],
     b: Callable[[float], ArrayLike],
     *,
@@ -379,16 +393,21 @@ def difference_at(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases: ``paired_difference``, averaged over the thresholds of ``limit``
-    as in ``share_at``."""
-    told = np.array([[_scores(f(t)) for f in (a, b)] for t in (limit.value, *limit.others)])
+    """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases, each at its own threshold: ``paired_difference``, averaged over
+    the thresholds of ``limits`` as in ``share_at``. Draw i of both belongs together: of the same calibrate cases, where the seeds agree."""
+    pairs, times = np.unique(np.stack([limit.drawn for limit in limits]), axis=1, return_counts=True)
+    tried = [(limits[0].value, limits[1].value), *pairs.T]
+    told = np.array([[_scores(a(left)), _scores(b(right))] for left, right in tried])
     at, value = told[:, 0] - told[:, 1], float(told[0, 0].mean() - told[0, 1].mean())
     rows, count = _patients([at[0]], groups)
     weights = _draw(rows, count, draws, seed)[:, rows[0]].astype(np.float64)
     spread = (at[1:] @ weights.T / weights.sum(1)).var(1)
     centre, scale = at[1:].mean(1) * count / (count + 2), np.sqrt(spread * count**2 + 2) / (count + 2)
     low, high = (
-        2 * _crossing(lambda q: float(limit.shares @ norm.cdf((2 * q - 1 - centre) / scale)), (1 + side * level) / 2)
+        2
+        * _crossing(
+            lambda q: float(times / times.sum() @ norm.cdf((2 * q - 1 - centre) / scale)), (1 + side * level) / 2
+        )
         - 1
         for side in (-1, 1)
     )

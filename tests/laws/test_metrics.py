@@ -76,6 +76,8 @@ def test_a_threshold_counts_images_and_not_their_scores():
     for fpr, needed in ((0.1, 100), (0.05, 200), (0.01, 1000)):
         assert metrics.cases_needed(fpr) == needed
         assert metrics.enough(needed, fpr) and not metrics.enough(needed - 1, fpr)
+    assert metrics.independent("calibrate", 100, 100) == (100, "100 calibrate images")
+    assert metrics.independent("calibrate", 100, 20) == (20, "100 calibrate images of 20 patients")
     scores = np.random.default_rng(0).normal(size=30)
     twice, patients = np.tile(scores, 2), np.tile(np.arange(30), 2)
     alone, grouped = metrics.cut(scores, 0.1), metrics.cut(twice, 0.1, groups=patients)
@@ -88,7 +90,7 @@ def test_a_threshold_counts_images_and_not_their_scores():
 def test_a_share_at_a_sure_threshold_has_the_interval_of_a_share():
     rng = np.random.default_rng(1)
     scores, patients = rng.normal(size=80), rng.integers(30, size=80)
-    sure = metrics.Cut(1.0, np.array([1.0]), np.array([1.0]))
+    sure = metrics.Cut(1.0, np.array([1.0]))
     plain, found = (
         metrics.proportion(scores > 1, groups=patients),
         metrics.share_at(sure, lambda t: scores > t, groups=patients),
@@ -118,12 +120,17 @@ def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
 def test_a_difference_at_a_sure_threshold_is_the_paired_difference():
     rng = np.random.default_rng(4)
     a, b, patients = rng.normal(size=120), rng.normal(0.3, 1, 120), rng.integers(50, size=120)
-    sure = metrics.Cut(0.5, np.array([0.5]), np.array([1.0]))
+    sure = metrics.Cut(0.5, np.array([0.5]))
     plain = metrics.paired_difference(np.mean, (a <= 0.5,), (b <= 0.5,), groups=patients)
-    found = metrics.difference_at(sure, lambda t: a <= t, lambda t: b <= t, groups=patients)
+    found = metrics.difference_at((sure, sure), lambda t: a <= t, lambda t: b <= t, groups=patients)
     assert (found.value, found.n) == (plain.value, plain.n)
     assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
-    doubtful = metrics.difference_at(metrics.cut(a[:20], 0.1), lambda t: a <= t, lambda t: b <= t - 1, groups=patients)
+    few = metrics.cut(a[:20], 0.1)
+    doubtful = metrics.difference_at((few, few), lambda t: a <= t, lambda t: b <= t - 1, groups=patients)
+    other = metrics.cut(a[:20], 0.1, seed=1)  # of other draws: what the two have in common is lost
+    apart = metrics.difference_at((few, other), lambda t: a <= t, lambda t: b <= t, groups=patients)
+    together = metrics.difference_at((few, few), lambda t: a <= t, lambda t: b <= t, groups=patients)
+    assert together.high - together.low < apart.high - apart.low
     assert doubtful.high - doubtful.low > plain.high - plain.low
     assert -1 <= doubtful.low <= doubtful.value <= doubtful.high <= 1
 
@@ -143,6 +150,18 @@ def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
         ):
             kept.append(told.low <= truly <= told.high)
     assert min(np.mean(hits), np.mean(alarms)) >= 0.93
+
+
+def test_intervals_of_differences_at_a_threshold_cover_the_truth():
+    rng, limit, held = np.random.default_rng(5), norm.isf(0.1), []
+    truth = norm.cdf(limit - 1) - norm.cdf(limit - 2)
+    for _ in range(200):
+        found = metrics.cut(rng.normal(size=40), 0.1, draws=200)
+        ease = rng.normal(size=100)
+        one, two = (m + np.sqrt(0.5) * (ease + rng.normal(size=100)) for m in (1, 2))
+        told = metrics.difference_at((found, found), lambda t, s=one: s <= t, lambda t, s=two: s <= t, draws=200)
+        held.append(told.low <= truth <= told.high)
+    assert np.mean(held) >= 0.93
 
 
 def test_slips_through_counts_all_attacked_images_and_the_score_at_the_threshold_passes():

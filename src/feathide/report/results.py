@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
+from feathide.metrics import independent
 
 __all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
 
@@ -92,7 +93,7 @@ class Run:
     ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
     audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
     objective's name does (``spelling.aimed_at``).
-    ``counts`` says how many images stand where: ``counts["calibrate"]["images"]`` decides which thresholds can be trusted.
+    ``counts`` says how many images stand where: ``counts["calibrate"]`` (images, patients) decides which thresholds can be trusted.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -134,10 +135,13 @@ class Run:
                 raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))
 
     @property
-    def calibrated(self) -> int | None:
-        """How many calibrate images the thresholds come from, as ``counts`` says; None where it does not."""
+    def calibrated(self) -> tuple[int, str] | None:
+        """How many independent calibrate cases the thresholds come from, and what to call them, as ``counts`` says; None where it does not."""
         part = self.counts.get("calibrate")
-        return int(part["images"]) if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping):
+            return None
+        images = int(part["images"])
+        return independent("calibrate", images, int(part.get("patients", images)))
 
     @property
     def scale(self) -> Scale:

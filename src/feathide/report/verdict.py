@@ -150,7 +150,7 @@ def verdict(run: Run) -> Verdict:
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
     while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
     in less than ``STRONG`` of the cases, a gate failed, or the threshold comes from
-    fewer than 10 / 0.10 calibrate images. The word of the run is that of its best guard, or "invalid"
+    fewer than 10 / 0.10 calibrate cases, of different patients. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
@@ -229,12 +229,10 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], few:
 
 def _few(run: Run, level: int) -> str:
     """Why the threshold at a level (per cent) cannot be trusted; "" where it can, or where the run does not say how many images it comes from."""
-    if run.calibrated is None or enough(run.calibrated, level / 100):
+    if run.calibrated is None or enough(run.calibrated[0], level / 100):
         return ""
     needed = cases_needed(level / 100)
-    return (
-        f"{run.calibrated} calibrate images are too few for a threshold at {level} % false alarms, which needs {needed}"
-    )
+    return f"{run.calibrated[1]} are too few for a threshold at {level} % false alarms, which needs {needed}"
 
 
 def _no_evidence(failed: list[str]) -> str:
@@ -300,9 +298,9 @@ def _slipped(findings: list[Finding], run: Run) -> str:
     text = f"Past the best guard, {label(best.detector)}, under its worst attack ({label(best.attack)}): {rates}."
     if best.plain is not None and best.plain.value < best.worst[10].value:
         text += f" Attacks that do not hide get {best.plain} past it at 10 %."
-    if few := [k for k in LEVELS if k in best.worst and _few(run, k)]:
+    if run.calibrated and (few := [k for k in LEVELS if k in best.worst and _few(run, k)]):
         needs = ", ".join(f"{cases_needed(k / 100)} at {k} %" for k in few)
-        text += f" From {run.calibrated} calibrate images a threshold is uncertain, and the intervals allow for it: it needs {needs}."
+        text += f" From {run.calibrated[1]} a threshold is uncertain, and the intervals allow for it: it needs {needs}."
     return f"{text} {best.why[0].upper()}{best.why[1:]}."
 
 

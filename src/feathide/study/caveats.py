@@ -5,11 +5,11 @@ import torch
 
 from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
 from feathide.data.eps import format_eps
-from feathide.metrics import cases_needed, enough
+from feathide.metrics import cases_needed, enough, independent
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.stages import cells, plain_only
 
-__all__ = ["caveats_of", "foreseen"]
+__all__ = ["calibrated", "caveats_of", "foreseen"]
 
 
 def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
@@ -24,14 +24,20 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
     return found
 
 
+def calibrated(lab: Lab) -> tuple[int, str]:
+    """How many independent cases the thresholds come from, and what to call them."""
+    rows = lab.rows("calibrate")
+    return independent("calibrate", len(rows), len(set(map(str, lab.cases.patients[rows]))))
+
+
 def foreseen(lab: Lab) -> list[str]:
     """The caveats that are known before anything is attacked."""
     found = [] if lab.trains else lab.check_classifier()
-    n = len(lab.rows("calibrate"))
+    n, said = calibrated(lab)
     for name, rate in FALSE_ALARMS.items():
         if not enough(n, rate):
             found.append(
-                f"{n} calibrate images are few for {rate:.0%} false alarms: a threshold there needs {cases_needed(rate)}; the intervals at {name}"
+                f"{said} are few for {rate:.0%} false alarms: a threshold there needs {cases_needed(rate)}; the intervals at {name}"
                 " allow for it, and no guard is said to hold at this level"
             )
     found += _budgets(lab) + _plainly(lab)

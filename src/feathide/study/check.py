@@ -10,7 +10,7 @@ from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
 from feathide.metrics import cases_needed, enough
 from feathide.recipes import pgd
-from feathide.study.caveats import foreseen
+from feathide.study.caveats import calibrated, foreseen
 from feathide.study.engine import Task
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.learnt import has_network, learnt_of
@@ -79,14 +79,14 @@ def _attacked(lab: Lab) -> str:
 
 
 def _thresholds(lab: Lab) -> str:
-    """How many calibrate images each threshold needs, and what is missing."""
-    n = len(lab.rows("calibrate"))
+    """How many calibrate cases each threshold needs, how many there are, and what is missing."""
+    n, said = calibrated(lab)
     needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in FALSE_ALARMS.values())
     few = [f"{rate:.0%}" for rate in FALSE_ALARMS.values() if not enough(n, rate)]
     missing = (
         f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or raise split.calibrate"
     )
-    return f"thresholds: {n} calibrate images; false alarms need {needs}{missing if few else ''}"
+    return f"thresholds: {said}; false alarms need {needs}{missing if few else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -121,10 +121,11 @@ def thresholds_of(lab: Lab, detector: str, eps: float) -> dict[str, float]:
     return {name: threshold(negatives_in(lab, detector, eps), rate) for name, rate in FALSE_ALARMS.items()}
 
 
-def cuts_of(lab: Lab, detector: str, eps: float) -> dict[str, Cut]:
+def cuts_of(lab: Lab, detector: str, eps: float, *, seed: int | None = None) -> dict[str, Cut]:
     """``thresholds_of`` with those that other calibrate cases might have given: the scores of a patient, clean and noisy, are drawn together."""
     scores, patients = negatives_in(lab, detector, eps), np.tile(lab.cases.patients[lab.rows("calibrate")], 2)
-    return {name: cut(scores, rate, groups=patients, seed=lab.plan.seed) for name, rate in FALSE_ALARMS.items()}
+    seed = lab.plan.seed if seed is None else seed
+    return {name: cut(scores, rate, groups=patients, seed=seed) for name, rate in FALSE_ALARMS.items()}
 
 
 def negatives_in(lab: Lab, detector: str, eps: float) -> np.ndarray:
@@ -172,7 +173,7 @@ def comparisons_of(lab: Lab) -> pd.DataFrame:
                     for f in (a, b)
                 ]
                 limit, groups = cuts_of(lab, detector, ours.eps)["fpr10"], lab.cases.patients[a.rows]
-                d = difference_at(limit, *slips, groups=groups, seed=lab.plan.seed)
+                d = difference_at((limit, limit), *slips, groups=groups, seed=lab.plan.seed)
                 names = (ours.objective.name, other.objective.name)
                 head = (lab.cases.name, lab.plan.network.arch, ours.attack.name, ours.eps, detector)
                 rows.append((*head, "slips_through_fpr10", *names, d.value, d.low, d.high, d.n, lab.plan.seed))
