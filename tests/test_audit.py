@@ -1,7 +1,9 @@
 """The whole straight line on small generated images: a plan in, a folder of results out."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,22 +12,29 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from feathide.catalog import ITERATIVE
+from feathide.classifier import FeatureClassifier
 from feathide.cli import app
 from feathide.errors import InputError
-from feathide.metrics import proportion
+from feathide.metrics import Cut, proportion, threshold
 from feathide.models import Arch
 from feathide.report import verdict
 from feathide.study.caveats import caveats_of
 from feathide.study.check import check_plan
+from feathide.study.coverage import coverage_of, left_out, share_constrained
 from feathide.study.findings import run_of
-from feathide.study.lab import FALSE_ALARMS, Lab, lab_of
+from feathide.study.gates import masked_in
+from feathide.study.lab import FALSE_ALARMS, Lab, lab_of, noisy_at
 from feathide.study.learnt import learnt
 from feathide.study.packing import scored
-from feathide.study.plan import load_plan
+from feathide.study.parts import AttackPlan, ObjectivePlan, WalkPlan
+from feathide.study.plan import Cell, load_plan
+from feathide.study.probes import probe_key
 from feathide.study.run import audit
-from feathide.study.stages import attack_rows, cells, decode
+from feathide.study.stages import SURE, attack_of, attack_rows, cells, decode
 from feathide.study.store import Store
-from feathide.study.table import COLUMNS, found_in, scores_in, thresholds_of
+from feathide.study.table import COLUMNS, found_in, scores_in, table_of, thresholds_of
+from feathide.types import Outputs
 
 EPS = 16 / 255
 
@@ -136,6 +145,56 @@ def test_only_correct_images_are_attacked(lab: Lab) -> None:
     assert all(set(found_in(lab, c).rows) == right for c in cells(lab))
 
 
+def test_a_guard_that_memorised_held_out_images_does_not_hold(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows the clean and the noisy images of both parts, and calls everything else suspicious: nothing slips past it, nor any shifted image."""
+    known = {"clean", *map(noisy_at, lab.budgets)}
+
+    def memorised(
+        lab: Lab, detector: str, eps: float, condition: str, part: str, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        score = scores_in(lab, detector, eps, condition, part, rows)
+        return score if detector != "kd" else np.full(len(score), float(condition not in known))
+
+    monkeypatch.setattr("feathide.study.table.scores_in", memorised)
+    (few,) = (f for f in verdict(run_of(lab, table_of(lab))).findings if f.detector == "kd")
+    assert few.word == "undecided" and "are too few for a threshold" in few.why  # another threshold might accept them
+
+    def sure(scores: np.ndarray, rate: float, **_: Any) -> Cut:
+        limit = threshold(scores, rate)
+        return Cut(limit, np.array([limit]))
+
+    monkeypatch.setattr("feathide.study.table.cut", sure)  # as with many calibrate images
+    table = table_of(lab)
+    slips = table.metric.str.startswith("slips_through") & (table.detector == "kd")
+    assert table[slips].value.max() == 0
+    table.loc[slips, "high"] = 0.02  # as with many images
+    run = run_of(lab, table)
+    run = replace(run, counts={**run.counts, "calibrate": {"images": 1000, "patients": 1000, "correct": 1000}})
+    found = {f.detector: f for f in verdict(run).findings}
+    assert found["kd"].word == "undecided"
+    assert found["kd"].why.startswith("it also rejects harmlessly changed images: 100.0 %")
+
+
+def test_a_guard_whose_gradient_is_hidden_is_named_in_the_run(
+    lab: Lab, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_of(lab, table).masked == {}
+    probes = dict(lab.store.load(probe_key(lab)))
+    names = [k.removeprefix("lower/") for k in probes if k.startswith("lower/")]
+    assert sorted(names) == sorted(lab.plan.detectors)
+    fall = probes["lower/kd"]
+    probes["lower/kd"] = np.stack([np.full(fall.shape[1], np.nan), *fall[1:]])
+    monkeypatch.setattr(Store, "load", lambda self, key: probes)
+    assert set(masked_in(lab)) == {"kd"}
+    searched = replace(
+        lab,
+        plan=lab.plan.model_copy(update={"attacks": load_plan({"data": "phantoms", "attacks": ["square"]}).attacks}),
+    )
+    assert set(masked_in(searched)) == {"kd"}  # it promised a gradient
+    probes["undifferentiable/kd"] = np.asarray(True)
+    assert masked_in(searched) == {} and set(masked_in(lab)) == {"kd"}
+
+
 def test_split_most_limits_what_is_attacked_and_nothing_else(lab: Lab, table: pd.DataFrame) -> None:
     held = lab.cases.where("test")
     sizes = {part: len(lab.rows(part)) for part in ("fit", "calibrate", "test")}
@@ -183,6 +242,71 @@ def test_results_of_a_limit_are_not_taken_for_those_of_another(lab: Lab) -> None
     assert all(a != b for a, b in zip(*keys, strict=True))
     whole = lab.plan.model_copy(update={"split": lab.plan.split.model_copy(update={"most": None})})
     assert list(Lab(whole, lab.store).rows("test")) == sorted(lab.rows("test"))
+
+
+def test_all_attacks_that_hide_are_content_with_the_same_lead(lab: Lab) -> None:
+    """That of a clean image at the lower quartile of the fit part, in units of the typical lead; a plan may say otherwise."""
+    out, rows = lab.outputs("clean", "fit")
+    label = torch.from_numpy(lab.labels[rows])
+    lead = (out.logits[:, 0] - out.logits[:, 1]) * (1 - 2 * label)
+    assert lab.enough() * lab.typical_lead() == pytest.approx(float(lead[lead > 0].double().quantile(0.25)))
+    said = Lab(lab.plan.model_copy(update={"walk": WalkPlan(lead=0.4)}), lab.store)
+    for which, share in ((lab, lab.enough()), (said, 0.4)):
+        for name in set(ITERATIVE) - {"standard"}:
+            attack = attack_of(which, Cell(AttackPlan(name=name), ObjectivePlan(name="hfc"), EPS), 0.3)
+            assert attack.objective.parts[0].kappa == pytest.approx(share * SURE)
+            assert attack.unit == pytest.approx(lab.typical_lead() / SURE)
+    plain = attack_of(lab, Cell(AttackPlan(name="cw"), ObjectivePlan(name="plain"), EPS), None)
+    assert plain.objective.kappa == np.inf and plain.unit == 1
+    assert lab.condition(cells(lab)[0]) != said.condition(cells(lab)[0])
+
+
+def test_layers_that_hfc_does_not_constrain_are_said(lab: Lab, table: pd.DataFrame) -> None:
+    read, last = list(lab.train()[0].features), ObjectivePlan(name="hfc", options={"layers": ["last"]})
+    rows = table[table.metric == "layers_constrained"]
+    assert set(zip(rows.objective, rows.value, rows.n, strict=True)) == {("hfc", 1.0, len(read))}
+    assert coverage_of(lab) == []  # every conv unit, all of them constrained
+    some = Lab(lab.plan.model_copy(update={"objectives": (last,)}), lab.store)
+    assert left_out(some, last) == tuple(read[:-1])
+    assert share_constrained(some, last) == (pytest.approx(1 / len(read)), len(read))
+    (said,) = coverage_of(some)
+    assert f"hfc constrains 1 of the {len(read)} layers that the guards read, not {read[0]}" in said
+
+    class Narrow(Lab):
+        """The audit of a network of which only the last layer is watched."""
+
+        @property
+        def classifier(self) -> FeatureClassifier:  # type: ignore[override]
+            return replace(lab.classifier, layers="last")
+
+        def train(self) -> tuple[Outputs, torch.Tensor]:  # type: ignore[override]
+            out, labels = lab.train()
+            return replace(out, features={read[-1]: out.features[read[-1]]}), labels
+
+    (said,) = coverage_of(Narrow(some.plan, lab.store))
+    assert f"HFC and guards look at 1 layers; {len(read) - 1} of the network's {len(read)} convolution units" in said
+    assert (
+        coverage_of(Narrow(lab.plan.model_copy(update={"objectives": (ObjectivePlan(name="plain"),)}), lab.store)) == []
+    )
+
+
+def test_cw_hides_about_as_well_as_pgd(lab: Lab) -> None:
+    """Where it asked for more than PGD, the typical lead, its images kept a lead and features that PGD's had not."""
+    rows, seen = lab.right("fit"), {}
+    for name in ("pgd", "cw"):
+        cell = Cell(AttackPlan(name=name, steps=40), ObjectivePlan(name="hfc"), EPS)
+        found = attack_rows(lab, cell, rows)
+        out = lab.classifier.observe(decode(found["image"], lab.grid, lab.cases.box))
+        target = torch.from_numpy(found["target"])
+        lead = (out.logits[:, 1] - out.logits[:, 0]) * (2 * target - 1)
+        assert float((lead > 0).float().mean()) > 0.9
+        energy = lab.bank().energy(out, target).sum(1)
+        limits = {d: thresholds_of(lab, d, EPS)["fpr10"] for d in ("svm", "maha", "dnn")}
+        passes = {d: float((scored(lab.detector(d, EPS), out) <= limit).mean()) for d, limit in limits.items()}
+        seen[name] = {"lead": float(lead.median()), "energy": float(energy.median()), **passes}
+    pgd, cw = seen["pgd"], seen["cw"]
+    assert cw["lead"] < 1.5 * pgd["lead"] and cw["energy"] < 1.1 * pgd["energy"], seen
+    assert all(cw[d] >= pgd[d] - 0.1 for d in limits), seen
 
 
 def test_parts_share_no_patient(lab: Lab) -> None:

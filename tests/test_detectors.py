@@ -24,6 +24,7 @@ from feathide.detectors import (
     DensityAndDropout,
     Detector,
     DropoutUncertainty,
+    FeatureSqueezing,
     FreeEnergy,
     KernelDensity,
     LayerNetworks,
@@ -33,6 +34,8 @@ from feathide.detectors import (
     MaxSoftmax,
     MixtureEnergy,
     NearestNeighbours,
+    PixelRegression,
+    PixelStatistics,
     SupportVectors,
     TwoSided,
     distance,
@@ -42,6 +45,7 @@ from feathide.detectors.lid import local_dimension
 from feathide.detectors.twosided import Middle
 from feathide.errors import InputError
 from feathide.metrics import auc
+from feathide.residuals import statistics
 from feathide.types import Evidence, Outputs
 
 Array = NDArray[np.float64]
@@ -444,9 +448,9 @@ def test_support_vectors_are_not_chosen_by_recognising_an_image() -> None:
     parts = [Outputs(torch.zeros(61, 2), {"late": image + s * 1e-3}) for s in (0.0, 1.0, 2.0)]
     strong = Outputs(torch.zeros(61, 2), {"late": image + torch.tensor([1.0, *[0.0] * 7])})
     e = Evidence(sample(150, 0), LABELS, parts[0], parts[1], strong)
-    machine = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
-    assert machine is not None
-    assert machine.gamma == pytest.approx(0.3 / 8)
+    found = SupportVectors(costs=(1.0,), widths=(0.3, 3000.0)).fit(e).machine_
+    assert found is not None
+    assert found[1].gamma == pytest.approx(0.3 / 8)
 
 
 def test_networks_average_probabilities(evidence: Evidence, out: Outputs) -> None:
@@ -642,7 +646,9 @@ def with_nan(out: Outputs, where: str) -> Outputs:
 
 
 def seen_by_both(out: Outputs) -> Outputs:
-    return replace(out, witness=replace(out, witness=None))
+    """With a witness, the statistics of the image and the logits of poorer ones."""
+    image = {"statistics": torch.cat(list(out.features.values()), 1), "squeezed": out.logits[:, None] * 0.9}
+    return replace(out, witness=replace(out, witness=None), **image)
 
 
 def every_part(evidence: Evidence, change: Callable[[Outputs], Outputs]) -> Evidence:
@@ -695,3 +701,49 @@ def test_what_a_detector_of_anyones_raises_is_one_sentence(evidence: Evidence, o
         Own("memory").score(out)
     with pytest.raises(InputError, match="RuntimeError: the trees are gone;"):
         SklearnDetector(Forest(n_estimators=5, random_state=0)).fit(evidence).score(out)
+
+
+def pixels(n: int, seed: int, *, rough: float) -> tuple[Outputs, torch.Tensor]:
+    """Smooth images with noise of a size, and their statistics."""
+    random = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0.2, 0.8, 12).double()
+    x = ramp[:, None] * torch.rand(n, 1, 1, 1, generator=random).double() + 0.1 * ramp[None, :]
+    x = x + rough * torch.randn(n, 1, 12, 12, generator=random).double()
+    return Outputs(torch.zeros(n, 2).double(), {}, statistics=statistics(x)), x
+
+
+def test_pixel_is_the_machine_of_the_images_statistics() -> None:
+    clean, noisy, attacked, query = (pixels(30, s, rough=r)[0] for s, r in ((0, 0.01), (1, 0.02), (2, 0.05), (3, 0.03)))
+    found = PixelStatistics().fit(Evidence(clean, LABELS[:30], clean, noisy, attacked))
+    assert found.machine_ is not None
+    rows = [part.statistics.numpy() for part in (clean, noisy, attacked, query) if part.statistics is not None]
+    scaler = StandardScaler().fit(np.concatenate(rows[:3]))
+    x, y, image = scaler.transform(np.concatenate(rows[:3])), np.repeat([0, 1], [60, 30]), np.tile(np.arange(30), 3)
+    best = None
+    for c in (1.0, 10.0, 100.0):
+        for width in (0.3, 1.0, 3.0):
+            machine = SVC(C=c, gamma=width / x.shape[1], class_weight="balanced")
+            value = cross_val_score(machine, x, y, groups=image, cv=GroupKFold(3), scoring="roc_auc").mean()
+            if best is None or value > best[0]:
+                best = (value, machine)
+    assert best is not None
+    close(found.score(query), best[1].fit(x, y).decision_function(scaler.transform(rows[3])), 1e-6)
+
+
+def test_pixel_linear_is_a_logistic_regression_of_the_statistics() -> None:
+    clean, noisy, attacked, query = (pixels(30, s, rough=r)[0] for s, r in ((0, 0.01), (1, 0.02), (2, 0.05), (3, 0.03)))
+    found = PixelRegression().fit(Evidence(clean, LABELS[:30], clean, noisy, attacked)).score(query)
+
+    def column(out: Outputs) -> Array:
+        assert out.statistics is not None
+        return out.statistics.numpy()
+
+    close(found, regression([column(clean), column(noisy)], column(attacked), column(query)), 1e-6)
+
+
+def test_squeezing_is_the_largest_move_of_the_softmax() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits, squeezed = (3 * torch.randn(shape, generator=random).double() for shape in ((9, 3), (9, 2, 3)))
+    found = FeatureSqueezing().score(Outputs(logits, {}, squeezed=squeezed))
+    moved = np.abs(softmax(logits.numpy(), axis=1)[:, None] - softmax(squeezed.numpy(), axis=2)).sum(2)
+    close(found, moved.max(1))

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from feathide.geometry import Linf
 from feathide.metrics import threshold
 from feathide.objectives import CrossEntropy, Evade
 from feathide.recipes import pgd
-from feathide.study.gates import GATES, Evasion, Gate, _rooted, judge_probes, judge_table
+from feathide.study.gates import CHECKS, GATES, Evasion, Gate, judge_probes, judge_table, judged, masked
 from feathide.study.learnt import Learnt
 from feathide.study.probes import Guard, Trial, measure
 from feathide.types import Evidence, Goal, Outputs
@@ -105,11 +106,7 @@ def sound() -> dict[str, np.ndarray]:
 
 
 def statuses(probes: Mapping[str, np.ndarray], results: Evasion | None = None) -> dict[str, str]:
-    judged = judge_probes(probes) | judge_table(results or good())
-    return {
-        g.name: g.status
-        for g in _rooted([replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()])
-    }
+    return {g.name: g.status for g in judged(judge_probes(probes) | judge_table(results or good()))}
 
 
 def failed(probes: Mapping[str, np.ndarray], results: Evasion | None = None) -> set[str]:
@@ -170,6 +167,65 @@ class Opposite(Detector):
         return -self.inner.score(out)
 
 
+class Coarse(torch.autograd.Function):
+    """Rounded down to steps: there is no slope anywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        return (2 * score).floor() / 2
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        return torch.zeros_like(grad[0])
+
+
+HIDDEN: dict[str, Callable[[Tensor, float], Tensor]] = {  # a score in its spreads, and their median
+    "floored": lambda score, middle: Coarse.apply(score),  # type: ignore[no-untyped-call]
+    "clipped": lambda score, middle: score.clamp(max=middle),  # a slope at clean images, none at attacked ones
+    "detached": lambda score, middle: score.detach(),
+    "turned": lambda score, middle: 2 * score.detach() - score,
+}
+
+
+@dataclass(frozen=True)
+class Lead(Detector):
+    """Suspects images of which the network is very sure; the plain attack makes them."""
+
+    name: str = "lead"
+
+    def fit(self, evidence: Evidence) -> "Lead":
+        return self
+
+    def score(self, out: Outputs) -> Tensor:
+        return (out.logits[:, 0] - out.logits[:, 1]).abs()
+
+
+@dataclass(frozen=True)
+class Masked(Detector):
+    """A score whose gradient does not lead where it falls."""
+
+    how: str
+    inner: Detector = Lead()
+    middle: float = 0.0
+    spread: float = 1.0
+    name: str = "masked"
+
+    def fit(self, evidence: Evidence) -> "Masked":
+        inner = self.inner.fit(evidence)
+        clean = inner.score(evidence.clean)
+        return replace(self, inner=inner, middle=float(clean.median()), spread=float(clean.std()))
+
+    def score(self, out: Outputs) -> Tensor:
+        return HIDDEN[self.how](self.inner.score(out) / self.spread, self.middle / self.spread)
+
+
+@dataclass(frozen=True)
+class Declared(Masked):
+    """Says that it has no gradient."""
+
+    differentiable: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
 class Uphill(Linf):
     """A ball in which every step goes the wrong way."""
@@ -189,7 +245,7 @@ def masked_gradient(x: Tensor) -> Tensor:
 
 NETWORKS = {
     "random at inference": (lambda: Wrapped(behind=noisy_logits), "deterministic network"),
-    "probabilities": (lambda: Wrapped(behind=lambda z: z.softmax(1)), "logits, not probabilities"),
+    "probabilities": (lambda: Wrapped(behind=lambda z: z.softmax(1)), "gradient"),
     "quantised input": (lambda: Wrapped(before=lambda x: (x * 64).round() / 64), "gradient"),
     "masked gradient": (lambda: Wrapped(before=masked_gradient), "unbounded attack"),
 }
@@ -209,11 +265,24 @@ def test_a_score_by_batch_trips_its_gate_only() -> None:
     assert failed(measure(trial(guards={"kd": KernelDensity(), "by batch": ByBatch()}))) == {"scores of single images"}
 
 
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_guard_that_hides_its_gradient_trips_its_gate_only_and_is_named(how: str) -> None:
+    probes = measure(trial(guards={"lead": Lead(), "masked": Masked(how)}))
+    assert failed(probes) == {"gradients of the guards"}
+    assert set(masked(probes)) == {"masked"}
+
+
+def test_a_guard_that_says_that_it_has_no_gradient_is_a_warning_and_named() -> None:
+    probes = measure(trial(guards={"lead": Lead(), "forest": Declared("detached")}))
+    assert failed(probes) == set() and statuses(probes)["gradients of the guards"] == "warn"
+    assert set(masked(probes)) == {"forest"}
+
+
 def test_a_hiding_term_of_the_wrong_sign_trips_its_gate_only() -> None:
     t = trial()
     (guard,) = t.guards.values()
     wrong = replace(t.attack, objective=CrossEntropy() + Evade((Opposite(guard.detector),)))
-    assert failed(measure(replace(t, hidden={"evade": wrong}))) == {"hiding loss"}
+    assert failed(measure(replace(t, hidden={"evade": wrong}))) == {"knowing the guard helps"}
 
 
 # --- faults in what was measured ------------------------------------------------------------------------------------------
@@ -230,18 +299,19 @@ def falling(probes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 PROBES: dict[str, tuple[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], str]] = {
-    "one step is better": (lambda p: {**dict.fromkeys(("base", "double", "transfer"), half("base", p)), "trace": 0 * p["trace"]}, "iterative beats one step"),
+    "one step is better": (lambda p: {**dict.fromkeys(("base", "double", "transfer"), half("base", p)), "trace": 0 * p["trace"]}, "weaker attacks do worse"),
     "noise does as well": (
         lambda p: {**dict.fromkeys(("noise", "base", "single", "double", "transfer"), half("base", p)), "trace": 0 * p["trace"]},
-        "white box beats noise",
+        "weaker attacks do worse",
     ),
     "another network's attack does better": (
         lambda p: {**dict.fromkeys(("base", "single", "double"), half("base", p)), "transfer": ~p["noise"], "trace": 0 * p["trace"]},
-        "white box beats transfer",
+        "weaker attacks do worse",
     ),
     "twice the steps do more": (lambda p: {"base/evade": half("base", p), "double/evade": np.ones(N, bool)}, "converged"),
-    "the loss still falls": (falling, "loss at rest"),
-    "luck": (lambda p: {"kept": np.full(N, 0.5)}, "stable success"),
+    "the loss still falls": (falling, "converged"),
+    "luck": (lambda p: {"kept": np.full(N, 0.5)}, "success as counted"),
+    "a point behind one guard is missed": (lambda p: {"planted/kd": np.arange(8) < 3}, "gradients of the guards"),
     "the planted point is missed": (lambda p: {"planted": half("base", p)}, "planted point"),
 }  # fmt: skip
 
@@ -254,15 +324,15 @@ def test_a_fault_of_the_probes_trips_its_gate_only(change: Callable[..., dict[st
 NONE = np.zeros(40, bool)
 RESULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a classifier that guesses": ({"learnt": Learnt(100, 55, 0.5, 0.5, 0.55, 0.05, 2)}, "classifier has learnt"),
-    "an earlier iterate fooled": ({"silent": 3}, "no silent success"),
-    "a larger budget does worse": ({"budgets": {"pgd": (0.9, 0.6)}}, "larger budgets"),
+    "an earlier iterate fooled": ({"silent": 3}, "success as counted"),
+    "a larger budget does worse": ({"budgets": {"pgd": (0.9, 0.6)}}, "weaker attacks do worse"),
     "detectors that learnt from nothing": ({"taught": [(1.0, 0.0), (0.1, 0.9)]}, "training attack"),
     "an attack that hides by not attacking": ({"hidden": {"pgd+hfc": (~NONE, np.arange(40) < 20)}}, "hiding keeps success"),
-    "knowing the guard does harm": ({"aware": {"kd": (~NONE, NONE)}}, "detector-aware beats oblivious"),
+    "knowing the guard does harm": ({"aware": {"kd": (~NONE, NONE)}}, "knowing the guard helps"),
     "noise that is no noise": ({"still": 1}, "noise is noise"),
-    "duplicated patients": ({"patients": {"fit": frozenset("ab"), "test": frozenset("bc")}}, "no patient twice"),
-    "a detector that knows the test images": ({"clean": {"kd": (np.arange(60.0), np.arange(60.0) - 55)}}, "test scores like calibrate scores"),
-    "a threshold tuned on test": ({"limits": {"kd": (np.arange(60.0), threshold(np.arange(60.0) + 9, 0.1), 0.1)}}, "thresholds of the calibrate part"),
+    "duplicated patients": ({"patients": {"fit": frozenset("ab"), "test": frozenset("bc")}}, "test part untouched"),
+    "a detector that knows the test images": ({"clean": {"kd": (np.arange(60.0), np.arange(60.0) - 55)}}, "test part untouched"),
+    "a threshold tuned on test": ({"limits": {"kd": (np.arange(60.0), threshold(np.arange(60.0) + 9, 0.1), 0.1)}}, "test part untouched"),
 }  # fmt: skip
 
 
@@ -273,22 +343,43 @@ def test_a_fault_of_the_results_trips_its_gate_only(change: dict[str, Any], gate
 
 def test_every_gate_has_a_planted_fault() -> None:
     faults = {gate for table in (NETWORKS, PROBES, RESULTS) for _, gate in table.values()}
-    elsewhere = {"scores of single images", "hiding loss", "adaptive attacks are effective"}
+    elsewhere = {"scores of single images"}
     assert faults | elsewhere == set(GATES)
 
 
 def test_an_attack_that_does_nothing_is_called_ineffective() -> None:
     falls = {("evade", "kd"): np.full(40, 0.01), ("evade", "svm"): np.full(40, 2.0), ("lid", "lid"): None}
-    judged = judge_table(replace(good(), falls=falls))["adaptive attacks are effective"]
-    assert judged == ("warn", "ineffective, and not counted as evidence: evade at kd")
+    found = judge_table(replace(good(), falls=falls))["effect"]
+    assert found == ("warn", "ineffective, and not counted as evidence: evade at kd")
     del falls["evade", "kd"]
-    assert "not measured" in judge_table(replace(good(), falls=falls))["adaptive attacks are effective"][1]
+    assert "not measured" in judge_table(replace(good(), falls=falls))["effect"][1]
     del falls["lid", "lid"]
-    assert judge_table(replace(good(), falls=falls))["adaptive attacks are effective"][0] == "pass"
+    assert judge_table(replace(good(), falls=falls))["effect"][0] == "pass"
 
 
 def test_nobody_who_knows_the_guard_is_a_warning() -> None:
-    assert statuses(sound(), replace(good(), aware={"kd": None}))["detector-aware beats oblivious"] == "warn"
+    assert statuses(sound(), replace(good(), aware={"kd": None}))["knowing the guard helps"] == "warn"
+
+
+def test_a_masked_guard_explains_what_follows_from_it() -> None:
+    probes = {**sound(), "planted/kd": np.zeros(8, bool), "planted": half("planted", sound())}
+    assert failed(probes, replace(good(), aware={"kd": (~NONE, NONE)})) == {"gradients of the guards"}
+    probes["flag/random"] = np.asarray(True)
+    assert failed(probes, replace(good(), silent=3)) == {"deterministic network"}
+
+
+def test_a_gate_is_as_grave_as_the_worst_of_its_checks_and_names_it() -> None:
+    checks = judge_probes(sound()) | judge_table(good())
+    assert set().union(*(CHECKS.get(name, (name,)) for name in GATES)) == set(checks)
+    gates = {g.name: g for g in judged({**checks, "one step": ("warn", "near"), "budgets": ("fail", "far")})}
+    found = gates["weaker attacks do worse"]
+    assert (found.status, found.detail) == ("fail", "budgets: far")
+
+
+def test_the_protocol_lists_every_gate_and_no_other() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    listed = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert listed == ["gate", *GATES]
 
 
 def test_a_gate_says_what_raises_it_and_what_to_do() -> None:

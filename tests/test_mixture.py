@@ -561,6 +561,26 @@ def test_layers_are_chosen_by_name_in_the_order_given(world: tuple[MixtureBank, 
         bank.energy(out, torch.full((240,), 3))
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_bank_knows_the_energies_of_the_clean_samples_of_each_class(
+    world: tuple[MixtureBank, Outputs, Tensor], soft: bool
+) -> None:
+    bank, out, classes = world
+    energy = bank.energy(out, classes, soft=soft)
+    for quantile in (0.0, 0.5, 0.9, 1.0):
+        usual = bank.usual(classes.flip(0), quantile, soft=soft)
+        assert usual.shape == (240, 2)
+        for label in (0, 2, 5):
+            own = energy[classes == label].quantile(quantile, 0)
+            rows = usual[classes.flip(0) == label]
+            torch.testing.assert_close(rows, own.expand_as(rows), rtol=1e-9, atol=1e-12)
+    between = bank.usual(classes, 0.125)
+    torch.testing.assert_close(between, (bank.usual(classes, 0.12) + bank.usual(classes, 0.13)) / 2)
+    assert torch.equal(bank.usual(classes, layers=["b/0"]), bank.usual(classes)[:, 1:])
+    with pytest.raises(InputError, match="class 3, fitted: 0, 2, 5"):
+        bank.usual(torch.full((240,), 3))
+
+
 def test_a_sample_moves_only_its_own_gradient(world: tuple[MixtureBank, Outputs, Tensor]) -> None:
     bank, out, classes = world
     rows = torch.tensor([0, 50, 100, 150, 200, 239])
@@ -619,6 +639,9 @@ def test_what_is_saved_comes_back(world: tuple[MixtureBank, Outputs, Tensor], tm
     torch.testing.assert_close(again.log_prob(out, classes), bank.log_prob(out, classes), rtol=1e-13, atol=1e-13)
     assert again.describe() == bank.describe()
     assert again.curves == bank.curves
+    for quantile, soft in ((0.5, False), (0.9, True)):
+        usual = bank.usual(classes, quantile, soft=soft)
+        assert torch.equal(again.usual(classes, quantile, soft=soft), usual)
     (tmp_path / "other").write_bytes(b"something else")
     with pytest.raises(InputError, match="safetensors"):
         MixtureBank.load(tmp_path / "other")

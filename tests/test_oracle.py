@@ -32,7 +32,7 @@ RATES = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
 GUARDS = ("maha", "kd")
 CENTRES = {2: (9.0, 22.0), 3: (8.0, 15.5, 23.0)}  # of the patches, by the number of classes
 NO_SHARE = {
-    *("auc", "calibration_error", "brier_score", "linf_max"),
+    *("auc", "calibration_error", "brier_score", "linf_max", "layers_constrained"),
     *("seconds_per_image", "gradients_per_image", "forwards_per_image"),
 }
 
@@ -124,6 +124,11 @@ class Oracle:
         """Rows and logits that were stored."""
         rows, logits = self.joined(self.one(f"outputs/{condition}-*"), part, "rows", "logits")
         return rows, logits
+
+    @property
+    def layers(self) -> int:
+        """How many layers were watched."""
+        return len(np.load(next(self.one("outputs/clean-*").glob("test-*.npz")))["layers"])
 
     def guard(self, detector: str, eps: float) -> Path:
         """The folder of the scores of a detector at a budget."""
@@ -263,6 +268,8 @@ class Oracle:
 
             add("success", reached)
             found[attack, objective, eps, "", "linf_max"] = (a["change"].max() / 255, n)
+            if objective == "hfc":  # as planned, on every layer
+                found[attack, objective, eps, "", "layers_constrained"] = (1.0, self.layers)
             add("gradients_per_image", a["gradients"])
             add("forwards_per_image", a["forwards"])
             notes = (self.folder / "seconds" / "adversarial" / condition).glob("test-*.json")

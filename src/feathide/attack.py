@@ -14,10 +14,10 @@ from torch import Tensor
 
 from feathide.classifier import FeatureClassifier
 from feathide.errors import expected
-from feathide.geometry import Grid, Noise, ThreatModel, check_images
+from feathide.geometry import Grid, Noise, ThreatModel, check_images, over_norm
 from feathide.objectives import BoundLoss, Objective
 from feathide.rules import Blend, Plain, Rule, Setting, Share, Step, Together
-from feathide.types import ALL, Box, Goal, Outputs, Rows
+from feathide.types import ALL, Box, Goal, Outputs, Rows, per_sample
 
 __all__ = ["Attack", "AttackResult", "Classifier", "Leave", "View", "Watch", "never", "when_fooled", "when_hidden"]
 
@@ -81,9 +81,11 @@ class Attack:
     """An attack as a value.
 
     ``step_size``: alpha as a fraction of eps. ``decay``: how it falls over the steps. ``rule``: how the gradient becomes a step. ``blend``: how fooling and
-    hiding share the steps. ``view``: what the network sees of an iterate (DIM). ``smooth``: what becomes of a gradient (TIM). ``random_start``: the
-    first iterate is random in the ball ("one-sided": its absolute value). ``restarts``: the best of so many runs, per image. ``confidence``: the lead in
-    ``unit`` from which an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before the last step.
+    hiding share the steps. ``view``: what the network sees of an iterate (DIM). ``smooth``: what becomes of a gradient (TIM). ``limit``: a linear
+    projection that perturbations are kept in (``LowPass``): each is brought there, then shrunk into the ball; what the box and the grid take of it is lost.
+    ``random_start``: the first iterate is random in the ball ("one-sided": its absolute value). ``restarts``: the best of so many runs, per image.
+    ``confidence``: the lead in ``unit`` from which an iterate counts as one that fools when the best is chosen. ``leave``: which images are done before
+    the last step.
     ``unit``: what the logits are measured in before the fooling loss and the lead are taken, so that the weight of a hiding term does not depend on their
     scale: c z in the unit c u gives the same images as z in the unit u. A fifth of the usual lead of clean images is a good one.
     """
@@ -97,6 +99,7 @@ class Attack:
     blend: Blend = Together()
     view: View | None = None
     smooth: Smooth | None = None
+    limit: Smooth | None = None
     random_start: bool | Literal["one-sided"] = False
     restarts: int = 1
     confidence: float = 0.0
@@ -149,7 +152,7 @@ class Attack:
         if self.random_start:
             delta = self.threat.at(rows).start(case.x[rows], noise[rows], draw="start")
             delta = delta.abs() if self.random_start == "one-sided" else delta
-            delta = setting.project(_masked(delta, mask, rows), rows)
+            delta = self._allowed(setting, setting.project(_masked(delta, mask, rows), rows), mask, rows)
         for k in range(self.steps + 1):
             threat, clean = self.threat.at(rows), case.x[rows]
             stored = (clean + delta).clamp_(*box) if case.grid is None else case.grid.store(clean, delta, threat, box)
@@ -166,7 +169,16 @@ class Attack:
             grad = seen.grad
             if grad is not None:
                 grad = _masked(grad if self.smooth is None else self.smooth(grad), mask, rows)
-            delta = _masked(walk(Step(k, rows, delta, seen.loss, grad)), mask, rows)
+                grad = grad if self.limit is None else self.limit(grad)
+            delta = self._allowed(setting, _masked(walk(Step(k, rows, delta, seen.loss, grad)), mask, rows), mask, rows)
+
+    def _allowed(self, setting: Setting, delta: Tensor, mask: Tensor | None, rows: Rows) -> Tensor:
+        """``delta`` brought into the ``limit``, shrunk into the ball, and into the box."""
+        if self.limit is None:
+            return delta
+        threat, low = self.threat.at(rows), self.limit(delta)
+        room = over_norm(per_sample(threat.eps, low).expand_as(low), threat.size(low))
+        return _masked(setting.project(low * room.clamp_max(1), rows), mask, rows)
 
     def _evaluate(
         self, case: "_Case", share: Share, stored: Tensor, rows: Rows, *, k: int, noise: Noise

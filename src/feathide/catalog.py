@@ -30,6 +30,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "bim": recipes.bim,
     "pgd": recipes.pgd,
     "pgd-one-sided": partial(recipes.pgd, one_sided=True),
+    "pgd-smooth": recipes.pgd_smooth,
     "mim": recipes.mim,
     "dim": recipes.dim,
     "tim": recipes.tim,
@@ -43,7 +44,7 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
 
 STEPS = ("steps", "step_size", "decay", "restarts")
 WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that the attacks of an audit share
-    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "mim", "dim", "tim", "cw"), STEPS),
+    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "pgd-smooth", "mim", "dim", "tim", "cw"), STEPS),
     **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
     "standard": ("steps",),
 }
@@ -76,8 +77,8 @@ class Hiding:
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
-    """``options``: fields of HFC; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only layers of at most so many channels, a
-    flaw of published code (512) kept to compare."""
+    """``options``: fields of HFC, among them ``floor``; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only
+    layers of at most so many channels, a flaw of published code (512) kept to compare."""
     bank, rest = known.bank(), dict(options)
     wanted, widest = rest.pop("layers", None), rest.pop("widest", math.inf)
     wanted = ("*",) if wanted is None else wanted

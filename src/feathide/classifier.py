@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from feathide.types import Box, Outputs
 __all__ = ["FeatureClassifier", "Pool", "channel_mean"]
 
 Pool = Callable[[Tensor], Tensor]
+Reading = Callable[[Tensor], Tensor]
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -63,6 +64,10 @@ class FeatureClassifier:
 
     ``witness``: a second classifier of the same images and classes, whose outputs stand in ``Outputs.witness``; for guards that compare the two.
 
+    ``statistics``: a function of the images with the box mapped to [0, 1], (N, C, *S) -> (N, F), whose values stand in ``Outputs.statistics``; for
+    guards that read the image itself. ``feathide.residuals.statistics`` is one. ``squeezers``: functions of the images with what the network sees of them (the
+    window, else the box) mapped to [0, 1]; the logits of what they give stand in ``Outputs.squeezed``. ``feathide.squeezing.SQUEEZERS`` are some.
+
     ``precision``: "bf16" runs the network under autocast; logits and features come out as float32 either way.
     ``compile``: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the network, made at the first call with the weights of that
     moment; its rounding differs (about 1e-5 of a logit). Dropout draws run the network as it is. The first steps wait for the compiler: for long runs on a GPU.
@@ -88,6 +93,8 @@ class FeatureClassifier:
     witness: "FeatureClassifier | None" = None
     precision: Literal["float32", "bf16"] = "float32"
     compile: str | None = None
+    statistics: Reading | None = None
+    squeezers: Sequence[Reading] = ()
     _resolved: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False, repr=False)
     _readouts: dict[str, ReadOut] = field(default_factory=dict, init=False, repr=False)
     _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(default_factory=list, init=False, repr=False)
@@ -125,7 +132,7 @@ class FeatureClassifier:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
             features = {n: _full(f) for n, f in zip(names, pooled, strict=True)}
-            return Outputs(logits, features, None, others, witness=None if self.witness is None else self.witness(x))
+            return Outputs(logits, features, None, others, **self._beside(x))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
         hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
@@ -144,8 +151,24 @@ class FeatureClassifier:
             _means({n: found[n] for n in names}, counts),
             stochastic if self.dropout_samples else None,
             others,
-            witness=None if self.witness is None else self.witness(x),
+            **self._beside(x),
         )
+
+    def _beside(self, x: Tensor) -> dict[str, Any]:
+        """What is shown of the images ``x`` beside what this network makes of them."""
+        low, high = self.box
+        return {
+            "witness": None if self.witness is None else self.witness(x),
+            "statistics": None if self.statistics is None else _full(self.statistics((x - low) / (high - low))),
+            "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1) if self.squeezers else None,
+        }
+
+    def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
+        """The logits of the images ``x`` once they are squeezed."""
+        low, high = self.window or self.box
+        z = self.prepared(low + (high - low) * squeeze((x.clamp(low, high) - low) / (high - low)))
+        raw = self._fast(self._names(z))(z)[0] if self.compile else logits_of(self.model(z), len(z))
+        return self._as_decision(raw)[0]
 
     def _refuse_training(self) -> None:
         if any(module.training for module in self._modules):
@@ -166,7 +189,7 @@ class FeatureClassifier:
 
     def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
         """The same network, of which only the logits and those of its ``layers`` are shown that are named here; ``x``: images like those to come."""
-        narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None)
+        narrow = replace(self, layers=tuple(layers), dropout_samples=0, witness=None, statistics=None, squeezers=())
         narrow._resolved["layers"] = tuple(n for n in self.names(x) if n in layers) if layers else ()
         narrow._readouts.update(self._readouts)
         return narrow

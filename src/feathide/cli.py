@@ -64,7 +64,7 @@ Layers = Annotated[str | None, typer.Option(help="Feature layers: names, globs o
 Eps = Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")]
 Attacks = Annotated[str | None, typer.Option(help="For example fgsm,bim,pgd,cw.")]
 Objectives = Annotated[str | None, typer.Option(help="For example plain,hfc.")]
-Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn.")]
+Detectors = Annotated[str | None, typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn,maha-two-sided.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything.")]
 EvenSo = Annotated[
@@ -382,6 +382,11 @@ def _show(found: "Audit", json: bool) -> None:
     if (found.table.metric == "auc").any():  # nothing fooled the classifier where there is none
         console.print(_summary(found.table, "auc", "AUC"))
     console.print(_summary(found.table, "slips_through_fpr10", "Slips through at 10 % false alarms"))
+    reads: dict[str, list[str]] = {}
+    for f in found.verdict.findings:
+        reads.setdefault(" and ".join(f.reads), []).append(f.detector)
+    spaces = "; ".join(f"{', '.join(names)} ({where})" for where, names in reads.items() if where)
+    console.print(escape(f"The guards read: {spaces}."), highlight=False)
     style = "bold" if found.verdict.evidence else "bold red"
     console.print(f"[{style}]{escape(found.verdict.headline)}[/{style}]", highlight=False)
     for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):
@@ -433,6 +438,7 @@ def _as_json(found: "Audit") -> str:
             "folder": str(found.folder),
             "report": str(found.report),
             "verdict": found.verdict.headline,
+            "reads": {f.detector: list(f.reads) for f in found.verdict.findings},
             "evidence": found.verdict.evidence,
             "gates_failed": list(found.failed),
             "table": rows,

@@ -1,21 +1,38 @@
 """Recipes: the attacks of the literature as values of the one loop. Steps are fractions of eps, so a recipe does not depend on the budget.
 
 Every recipe takes the threat model and an optional ``hide``, an objective that is added to its own (``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``). Other
-fields of ``Attack`` pass through (``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM stays one step.
+fields of ``Attack`` pass through (``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM stays one step. ``kappa``: the
+lead of the target from which on the loss has no slope, so that all of the step goes to ``hide``; in ``Attack.unit``, infinite unless said.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from feathide.attack import Attack, Leave, never, when_fooled
 from feathide.autostep import AutoStep
 from feathide.ensemble import Ensemble
+from feathide.errors import expected
 from feathide.geometry import ThreatModel
 from feathide.objectives import DLR, AwayFrom, CrossEntropy, Margin, Objective
 from feathide.rules import Momentum, Plain
 from feathide.square import Square
-from feathide.views import GaussianSmooth, ResizeAndPad
+from feathide.views import GaussianSmooth, LowPass, ResizeAndPad
 
-__all__ = ["apgd_ce", "apgd_dlr", "bim", "cw", "dim", "fgsm", "mim", "noise", "pgd", "square", "standard", "tim"]
+__all__ = [
+    "apgd_ce",
+    "apgd_dlr",
+    "bim",
+    "cw",
+    "dim",
+    "fgsm",
+    "mim",
+    "noise",
+    "pgd",
+    "pgd_smooth",
+    "square",
+    "standard",
+    "tim",
+]
 
 J: Objective = CrossEntropy()
 
@@ -33,6 +50,11 @@ def bim(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) ->
 def pgd(threat: ThreatModel, *, hide: Objective | None = None, one_sided: bool = False, **fields: Any) -> Attack:
     """PGD (Madry et al. 2018): BIM from a random start on both sides of the image; ``one_sided``: above it only, a flaw of published code kept to compare."""
     return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
+
+
+def pgd_smooth(threat: ThreatModel, *, hide: Objective | None = None, share: float = 0.5, **fields: Any) -> Attack:
+    """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis: against guards that look for roughness in the image itself."""
+    return _attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
 
 
 def mim(threat: ThreatModel, *, hide: Objective | None = None, mu: float = 1.0, **fields: Any) -> Attack:
@@ -102,6 +124,11 @@ def noise(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) 
 
 def _attack(threat: ThreatModel, base: Objective, hide: Objective | None, fields: dict[str, Any], **own: Any) -> Attack:
     """``own``, what the recipe is, goes before ``fields``, what the caller chose."""
+    fields = dict(fields)
+    if (kappa := fields.pop("kappa", None)) is not None:
+        if not isinstance(base, CrossEntropy | Margin | DLR):
+            raise expected("kappa is the lead of a target", got="an untargeted attack", do="leave kappa out")
+        base = replace(base, kappa=kappa)
     objective = base if hide is None else base + hide
     return Attack(**{"objective": objective, "threat": threat, "steps": 40, "step_size": 0.1, **fields, **own})
 

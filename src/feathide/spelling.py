@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from feathide.errors import expected
 
-__all__ = ["Layout", "Tokens", "aimed_at", "parsed", "separated", "spelled"]
+__all__ = ["Layout", "Tokens", "aimed_at", "floor_of", "parsed", "separated", "spelled"]
 
 BUILT_FOR = {"kde": ("kd",), "lid": ("lid",)}  # objectives that are the score of one detector
 Layout = Literal[
@@ -62,3 +62,16 @@ def aimed_at(objective: str, options: Mapping[str, Any], audited: Sequence[str])
     if named:
         return (named,) if isinstance(named, str) else tuple(map(str, named))
     return (detector,) if detector else BUILT_FOR.get(kind, tuple(audited))
+
+
+def floor_of(floor: object) -> float | None:
+    """The quantile of the clean energies that HFC's ``floor`` stands for: "median", "none" (None), or a number."""
+    if floor in ("median", "none"):
+        return 0.5 if floor == "median" else None
+    if isinstance(floor, int | float) and not isinstance(floor, bool) and 0 <= floor <= 1:
+        return float(floor)
+    raise expected(
+        "the floor of HFC must be median, none or a quantile in [0, 1]",
+        got=repr(floor),
+        do="say floor: none for the paper's form",
+    )

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Box", "Evidence", "Goal", "Knowledge", "Outputs", "Rows", "per_sample"]
+__all__ = ["Box", "Evidence", "Goal", "Knowledge", "Outputs", "Rows", "Space", "per_sample"]
 
 Box = tuple[float, float]
 Rows = Tensor | slice
+Space = Literal["features", "logits", "image"]
 Knowledge = Literal["none", "oblivious", "feature-aware", "detector-aware", "transfer"]
 
 ALL: Rows = slice(None)
@@ -29,7 +30,8 @@ class Outputs:
     classifier was asked for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network, if there
     are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker who is not there yet asks a detector
     what it would say of his image once it is taken for the target. ``witness``, where the classifier was given one, is what a second network shows of
-    the same images.
+    the same images. Two fields stand for the image itself, which would take too much room, and are there only if the classifier was asked for them:
+    ``statistics`` (N, F), numbers computed from the image alone, and ``squeezed`` (N, Q, K), the logits of Q poorer versions of the image.
     """
 
     logits: Tensor
@@ -38,6 +40,8 @@ class Outputs:
     others: Tensor | None = None
     assumed: Tensor | None = None
     witness: "Outputs | None" = None
+    statistics: Tensor | None = None
+    squeezed: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -72,6 +76,8 @@ class Outputs:
             None if self.others is None else change(self.others),
             None if self.assumed is None else change(self.assumed),
             None if self.witness is None else self.witness._each(change),
+            None if self.statistics is None else change(self.statistics),
+            None if self.squeezed is None else change(self.squeezed),
         )
 
     @staticmethod
@@ -85,6 +91,8 @@ class Outputs:
             None if first.others is None else torch.cat([p.others for p in parts if p.others is not None]),
             None if first.assumed is None else torch.cat([p.assumed for p in parts if p.assumed is not None]),
             None if first.witness is None else Outputs.cat([p.witness for p in parts if p.witness is not None]),
+            None if first.statistics is None else torch.cat([p.statistics for p in parts if p.statistics is not None]),
+            None if first.squeezed is None else torch.cat([p.squeezed for p in parts if p.squeezed is not None]),
         )
 
 

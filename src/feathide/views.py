@@ -1,5 +1,7 @@
-"""Views and smoothing: what the network is shown of an iterate (DIM) and what becomes of its gradient (TIM), for any number of spatial axes."""
+"""Views and smoothing: what the network is shown of an iterate (DIM), what becomes of its gradient (TIM), and perturbations without high frequencies, for any
+number of spatial axes."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from feathide.errors import expected
 from feathide.geometry import Noise
 
-__all__ = ["GaussianSmooth", "ResizeAndPad"]
+__all__ = ["GaussianSmooth", "LowPass", "ResizeAndPad"]
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -69,3 +71,26 @@ class GaussianSmooth:
             weight = kernel.reshape(1, 1, *shape).expand(channels, 1, *shape)
             grad = CONV[axes](grad, weight, padding=padding, groups=channels)
         return grad
+
+
+@dataclass(frozen=True)
+class LowPass:
+    """The part of a perturbation (N, C, *S) in the lowest ``share`` of the frequencies of each spatial axis (cosine transform), as in Guo et al. 2020 and
+    Sharma et al. 2019: the orthogonal projection, at least one frequency an axis."""
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise expected("the share of frequencies must lie in (0, 1]", got=self.share, do="give 1 for all of them")
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        for axis in range(2, delta.ndim):
+            n = delta.shape[axis]
+            at = (torch.arange(n, dtype=delta.dtype, device=delta.device) + 0.5) * (math.pi / n)
+            k = torch.arange(max(1, math.ceil(self.share * n)), dtype=delta.dtype, device=delta.device)
+            waves = (
+                torch.cos(k[:, None] * at) * torch.where(k == 0, 1.0, 2.0)[:, None].sqrt() / n**0.5
+            )  # orthonormal rows
+            delta = (delta.movedim(axis, -1) @ (waves.T @ waves)).movedim(-1, axis)
+        return delta

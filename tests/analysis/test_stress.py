@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from feathide.analysis.stress import WAYS, drifts, stress_curve
+from feathide.analysis.stress import WAYS, drifts
 from feathide.geometry import L2, Linf
 from feathide.recipes import bim
+from feathide.report.curves import stress_curve
 from feathide.types import Goal
 
 from .small import SHAPES, images, linear

@@ -90,7 +90,7 @@ class Distance(Detector):
         ("no gradient", set()),
         ("wrong gradient", {"differentiable"}),
         ("float64", {"float32"}),
-        ("reads dropout", {"asks for what it reads"}),
+        ("reads dropout", {"asks for what it reads", "says where it looks"}),
         ("no checks", {"not a number"}),
     ],
 )

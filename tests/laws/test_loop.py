@@ -63,7 +63,7 @@ def test_the_best_iterate_is_kept_not_the_last() -> None:
 
 def test_success_counts_before_the_loss_and_the_whole_loss_among_successes() -> None:
     w = many((3, 7, 6), 3)
-    hide = HFC(w.bank)
+    hide = HFC(w.bank, floor="none")
     found = run(recipes.pgd(Linf(0.3), hide=0.3 * hide, steps=15), w)
     only = run(recipes.pgd(Linf(0.3), hide=0.3 * hide, steps=15, leave=when_fooled), w)
     assert torch.equal(found.fooled, only.fooled)

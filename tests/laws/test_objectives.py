@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
-from feathide.geometry import Noise
+from feathide.geometry import Linf, Noise
 from feathide.laws import OBJECTIVE_LAWS
 from feathide.laws.worlds import images
 from feathide.mixture import MixtureBank
 from feathide.objectives import DLR, HFC, AwayFrom, BoundLoss, CrossEntropy, Drift, Evade, Guide, Margin, Objective
+from feathide.recipes import bim, pgd, standard
+from feathide.study.plan import load_plan
 from feathide.types import Goal, Outputs
 from laws.worlds import World, fooling, objectives, world
 
@@ -90,6 +93,7 @@ def by_hand(wish: str, z: list[float], y: int, t: int, rank1: int) -> tuple[floa
     ratio = (z[y] - z[rank1 if wish == "dlr any" else t]) / (1.0 if len(z) < 4 else top[0] - (top[2] + top[3]) / 2)
     loss = {
         "cross-entropy": total - z[t],
+        "cross-entropy kappa": max(total - z[t], math.log(1 + math.exp(-0.5))),
         "margin": -towards,
         "margin kappa": max(-towards, -0.5),
         "dlr": ratio,
@@ -97,7 +101,13 @@ def by_hand(wish: str, z: list[float], y: int, t: int, rank1: int) -> tuple[floa
         "away": z[y] - total,
         "away margin": -away,
     }[wish]
-    return loss, towards if wish in ("cross-entropy", "margin", "margin kappa", "dlr") else away
+    return loss, towards if wish in (
+        "cross-entropy",
+        "cross-entropy kappa",
+        "margin",
+        "margin kappa",
+        "dlr",
+    ) else away
 
 
 @pytest.mark.parametrize("wish", fooling(W))
@@ -115,6 +125,27 @@ def test_o3_what_fools(wish: str, classes: int) -> None:
         value, margin = by_hand(wish, out.logits[i].tolist(), y, t, rank1)
         assert loss(out)[i].item() == pytest.approx(value, rel=1e-9)
         assert loss.margin(out, slice(None))[i].item() == pytest.approx(margin, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("wish", [CrossEntropy, Margin, DLR])
+def test_beyond_kappa_no_loss_has_a_slope_and_before_it_all_have_theirs(wish: Any, classes: int) -> None:
+    """kappa is the lead over one other class, over the source in DLR."""
+    kappa, z = 2.0, torch.randn(40, classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target, source = torch.arange(40) % classes, (torch.arange(40) + 1) % classes
+    z[::2] = z[::2].scatter(1, target[::2, None], 9.0)
+    out, goal = Outputs(z.requires_grad_(), {}), Goal(source, target)
+    capped, free = (o.bind(out, goal, Noise(0, tuple(map(str, range(40)))))(out) for o in (wish(kappa=kappa), wish()))
+    slopes, own = (torch.autograd.grad(v.sum(), z, retain_graph=True)[0] for v in (capped, free))
+    at = z.gather(1, target[:, None])
+    over = z.gather(1, source[:, None]) if wish is DLR else z.scatter(1, target[:, None], float("-inf"))
+    done = (at - over).amin(1) > kappa + math.log(classes)
+    early = (at - over).amin(1) < kappa
+    assert bool(done.any()) and bool(early.any())
+    assert not slopes[done].any() and torch.equal(slopes[early], own[early])
+    assert torch.equal(capped[early], free[early]) and bool((capped[done] >= free[done]).all())
+    with pytest.raises(InputError, match="kappa is the lead of a target, got an untargeted attack"):
+        standard(Linf(0.1), classes=3, kappa=1.0)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +171,107 @@ def test_hfc_in_a_plan_chooses_layers_by_name_and_width(options: dict, layers: s
 
 def test_o3_hfc_is_the_weighted_sum_of_energies_under_the_target_class() -> None:
     out = elsewhere()
-    value = bound(HFC(W.bank, layers=("relu#0", "relu#1"), weights=(2.0, 0.5)))(out)
+    value = bound(HFC(W.bank, layers=("relu#0", "relu#1"), weights=(2.0, 0.5), floor="none"))(out)
     for i in range(4):
         t = int(W.goal.target[i])
         energies = [W.bank.mixtures[n][t].energy(out.features[n][i : i + 1]).item() for n in ("relu#0", "relu#1")]
         assert value[i].item() == pytest.approx(2.0 * energies[0] + 0.5 * energies[1])
-    whole = bound(HFC(W.bank))(out)
-    torch.testing.assert_close(whole, W.bank.energy(out, W.goal.target).sum(1))
+    whole = bound(HFC(W.bank, floor="none"))(out)
+    assert torch.equal(
+        whole, W.bank.energy(out, W.goal.target).sum(1)
+    )  # to the last bit: the paper's form has no floor
+
+
+def test_without_a_floor_a_bank_need_not_know_the_clean_energies() -> None:
+    """Mixtures of an older file have none."""
+    old, out = MixtureBank(W.bank.mixtures), elsewhere()
+    assert torch.equal(bound(HFC(old, floor="none"))(out), bound(HFC(W.bank, floor="none"))(out))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("floor", "quantile"), [("median", 0.5), (0.25, 0.25), (0, 0.0), (1.0, 1.0)])
+def test_o3_the_floor_of_hfc_is_a_quantile_of_the_clean_energies(floor: Any, quantile: float, soft: bool) -> None:
+    out, names, weights = elsewhere(), ("relu#0", "relu#1"), (2.0, 0.5)
+    value = bound(HFC(W.bank, layers=names, weights=weights, soft=soft, floor=floor))(out)
+    for i in range(4):
+        t, total = int(W.goal.target[i]), 0.0
+        for name, weight in zip(names, weights, strict=True):
+            mixture, own = W.bank.mixtures[name][t], W.reference.features[name][W.labels == t]
+            least = mixture.energy(own, soft=soft).quantile(quantile)
+            total += weight * max(float(mixture.energy(out.features[name][i : i + 1], soft=soft) - least), 0.0)
+        assert value[i].item() == pytest.approx(total, rel=1e-9, abs=1e-12)
+
+
+def test_o3_a_layer_at_its_floor_is_left_alone() -> None:
+    out, names = elsewhere(), W.bank.layers
+    leaves = [out.features[n].clone().requires_grad_() for n in names]
+    loss = bound(HFC(W.bank))
+
+    def hide(*features: torch.Tensor) -> torch.Tensor:
+        return loss(replace(out, features=dict(zip(names, features, strict=True))))
+
+    assert torch.autograd.gradcheck(hide, leaves)
+    above = W.bank.energy(out, W.goal.target) > W.bank.usual(W.goal.target)
+    assert bool(above.any()) and not bool(above.all())
+    gradients = torch.autograd.grad(hide(*leaves).sum(), leaves)
+    moved = torch.stack([g.ne(0).any(1) for g in gradients], 1)
+    assert torch.equal(moved, above)
+
+
+def test_the_floor_of_an_image_depends_on_no_other() -> None:
+    out, loss = elsewhere(), bound(HFC(W.bank))
+    for i in range(4):
+        alone = HFC(W.bank).bind(out[[i]], Goal(W.goal.source[[i]], W.goal.target[[i]]), Noise(0, W.ids[i : i + 1]))
+        assert alone(out[[i]]).item() == pytest.approx(loss(out)[i].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_hfc_moves_no_image_that_is_at_its_floors_and_none_to_below_them(soft: bool) -> None:
+    """Descent of HFC alone: images whose layers all lie at or below their floors stay to the last bit; others come down to the floors and stop there."""
+    w = world((3, 7, 6), 2)
+    bank, x = MixtureBank.fit(w.reference, w.labels), images(60, (3, 7, 6), seed=9)
+    clean = w.classifier.extract(x)
+    goal, ids = Goal(1 - clean.predicted, clean.predicted), [str(i) for i in range(60)]  # the class that they are of
+    hfc, floor = HFC(bank, soft=soft, floor=0.9), bank.usual(goal.target, 0.9, soft=soft)
+    inside = (bank.energy(clean, goal.target, soft=soft) <= floor).all(1)
+    assert bool(inside.any()) and not bool(inside.all())
+    found = bim(Linf(0.1), steps=5, objective=hfc)(w.classifier, x, goal, ids=ids)
+    assert torch.equal(found.adversarial[inside], x[inside])
+    assert bool((found.adversarial != x).flatten(1).any(1)[~inside].all())
+
+    loss, features = hfc.bind(clean, goal, Noise(0, tuple(ids))), dict(clean.features)
+    for _ in range(400):  # a step takes a hundredth of the energy at most, since energies are convex
+        leaves = [f.clone().requires_grad_() for f in features.values()]
+        now = replace(clean, features=dict(zip(features, leaves, strict=True)))
+        gradients = torch.autograd.grad(loss(now).sum(), leaves)
+        energy = bank.energy(now, goal.target, soft=soft).detach().T[..., None]
+        steps = [
+            0.01 * e * g / g.square().sum(1, keepdim=True).clamp_min(1e-300)
+            for e, g in zip(energy, gradients, strict=True)
+        ]
+        features = {n: f - s for (n, f), s in zip(features.items(), steps, strict=True)}
+    before, after = (bank.energy(o, goal.target, soft=soft) for o in (clean, replace(clean, features=features)))
+    below = before <= floor
+    assert torch.equal(after[below], before[below])
+    assert bool((after >= 0.99 * floor)[~below].all())
+    assert float((after / floor)[~below].quantile(0.5)) < 1.02 < float((before / floor)[~below].quantile(0.5))
+
+
+def test_with_the_floor_hidden_images_are_as_normal_as_clean_ones_and_without_it_more_so() -> None:
+    w = world((3, 7, 6), 2)
+    x = images(60, (3, 7, 6), seed=9)
+    source = w.classifier.extract(x).predicted
+    goal, ids = Goal(source, 1 - source), [str(i) for i in range(60)]
+    usual = w.bank.usual(goal.target)
+
+    def ratios(floor: Any) -> torch.Tensor:
+        attack = pgd(Linf(0.1), steps=60, decay="cosine", hide=30.0 * HFC(w.bank, floor=floor))
+        seen = w.classifier.extract(attack(w.classifier, x, goal, ids=ids).adversarial)
+        return (w.bank.energy(seen, goal.target) / usual).median(0).values
+
+    with_floor, without = ratios("median"), ratios("none")
+    assert bool((with_floor > 0.7).all() and (with_floor < 1.1).all()), with_floor
+    assert bool((without < 0.3).all()), without
 
 
 @pytest.mark.parametrize("pick", ["random", "closest"])
@@ -218,6 +343,10 @@ def test_a_finding_is_attacked_while_the_others_stay() -> None:
         (Guide(W.reference, W.labels[:-1]), "two or more guides with one label each"),
         (Guide(W.reference, torch.zeros_like(W.labels)), "clean images of every target class as guides"),
         (Guide(replace(W.reference, features={}), W.labels), "unknown layer 'first'"),
+        (
+            HFC(MixtureBank(W.bank.mixtures)),
+            "must know the energies of the clean images that they were fitted to, got none; make them with MixtureBank.fit, or ask HFC for floor='none'",
+        ),
         (Drift("middle"), "unknown layer 'middle'"),
         (DLR(rank=5), "rank must be 1 to 4, got 5"),
     ],
@@ -242,6 +371,18 @@ def test_refused_targets_without_a_mixture() -> None:
     two = world((3, 7, 6), 2)
     with pytest.raises(InputError, match=r"targets of the mixtures' classes \[0, 1\], got"):
         HFC(two.bank).bind(W.classifier.extract(W.x), Goal(W.goal.source, torch.full((4,), 4)), Noise(0, W.ids))
+
+
+@pytest.mark.parametrize("floor", ["mean", "0.5", -0.1, 1.5, True, None, math.nan])
+def test_refused_floors(floor: Any) -> None:
+    message = (
+        "the floor of HFC must be median, none or a quantile in .0, 1., got .*; say floor: none for the paper's form"
+    )
+    with pytest.raises(InputError, match=message):
+        HFC(W.bank, floor=floor)
+    with pytest.raises(InputError, match=message):
+        load_plan({"data": "phantoms", "objectives": [{"name": "hfc-scheduled", "options": {"floor": floor}}]})
+    load_plan({"data": "phantoms", "objectives": [{"name": "hfc", "options": {"floor": 0.25}}]})
 
 
 def test_refused_evasion_of_nothing() -> None:

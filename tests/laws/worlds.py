@@ -96,6 +96,7 @@ def objectives(w: World) -> dict[str, Objective]:
             name: CrossEntropy() + 0.3 * hide
             for name, hide in {
                 "hfc": HFC(w.bank),
+                "hfc paper": HFC(w.bank, floor="none"),
                 "hfc soft": HFC(w.bank, layers=("relu#0", "relu#1"), weights=(1.0, 0.5), soft=True),
                 "random": Guide(w.reference, w.labels),
                 "closest": Guide(w.reference, w.labels, pick="closest"),
@@ -112,6 +113,7 @@ def fooling(w: World) -> dict[str, Objective]:
     """The objectives that only want the decision."""
     return {
         "cross-entropy": CrossEntropy(),
+        "cross-entropy kappa": CrossEntropy(kappa=0.5),
         "margin": Margin(),
         "margin kappa": Margin(kappa=0.5),
         "dlr": DLR(),

@@ -8,6 +8,8 @@ import pytest
 
 from feathide.errors import InputError
 from feathide.report import Run, render, verdict
+from feathide.report.card import card
+from feathide.report.tables import guards
 from feathide.report.verdict import by_budget, label
 from feathide.study.parts import ObjectivePlan
 
@@ -91,6 +93,16 @@ def test_who_knows_another_guard_proves_nothing_for_this_one(
     assert verdict(make(count=2, table=table_of(*rows))).word == word
 
 
+@pytest.mark.parametrize(("slips", "word"), [(0.0, "unproven"), (0.8, "fails")])
+def test_a_guard_through_which_no_gradient_leads_does_not_hold(
+    make: Callable[..., Run], slips: float, word: str
+) -> None:
+    table = table_of((*AWARE, slips, slips, slips + 0.02), (*AWARE[:3], "svm", 0.0, 0.0, 0.02))
+    found = {f.detector: f for f in verdict(make(count=2, table=table, masked={"kd": "it is flat"})).findings}
+    assert (found["kd"].word, found["svm"].word) == (word, "holds")
+    assert ("it is flat" in found["kd"].why) == (word == "unproven")
+
+
 def test_only_the_audited_budget_counts(make: Callable[..., Run]) -> None:
     whole_box = table_of((*AWARE, 1.0, 0.98, 1.0), eps=1.0)
     audited = table_of((*AWARE, 0.0, 0.0, 0.02))
@@ -105,6 +117,55 @@ def test_best_guard_first_and_named(make: Callable[..., Run]) -> None:
     assert [f.detector for f in found.findings] == ["svm", "kd"]
     assert found.headline == "1 of 2 guards holds: SVM."
     assert "1.0 % (0.0–3.0) at 10 % false alarms" in found.slipped
+
+
+@pytest.mark.parametrize(
+    ("reads", "kind"),
+    [
+        ({"kd": ("features",)}, ""),  # nobody knows what SVM reads
+        ({"kd": ("features",), "svm": ("features",)}, "feature-space "),
+        ({"kd": ("logits",), "svm": ("features", "logits")}, "feature- and logit-space "),
+        ({"kd": ("logits",), "svm": ("logits",)}, "logit-space "),
+        ({"kd": ("features",), "svm": ("image",)}, ""),
+    ],
+)
+def test_headline_speaks_of_the_guards_that_were_audited_only(
+    make: Callable[..., Run], reads: dict[str, tuple[str, ...]], kind: str
+) -> None:
+    def found(*values: float) -> str:
+        other = ("pgd", "evade", "detector-aware", "svm")
+        return verdict(make(count=2, table=table_of((*AWARE, *values), (*other, *values)), reads=reads)).headline
+
+    assert found(0.9, 0.8, 0.95) == f"No {kind}guard holds. All 2 fail."
+    assert found(0.2, 0.1, 0.3) == f"No {kind}guard holds. The best of 2, KD, leaks."
+    assert found(0.01, 0.0, 0.03) == f"2 of 2 {kind}guards hold: KD, SVM."
+    assert found(0.01, 0.0, 0.2) == f"No {kind}guard is shown to hold, and not every guard is shown to fail."
+    table = table_of((*PLAIN, 0.01, 0.0, 0.03), ("pgd", "plain", "oblivious", "svm", 0.01, 0.0, 0.03))
+    unproven = verdict(make(count=2, table=table, reads=reads)).headline
+    assert unproven.startswith("Not broken, not proven") and (f"Only {kind}guards" in unproven) == bool(kind)
+
+
+def test_page_and_card_say_what_each_guard_reads(make: Callable[..., Run]) -> None:
+    reads = {
+        d: ("image", "logits") if d == "svm" else ("features",)
+        for d in ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
+    }
+    page = render(make(count=2, reads=reads))
+    assert (
+        page.count('<td data-label="Reads">features</td>') == 6 and '<td data-label="Reads">image, logits</td>' in page
+    )
+    assert "space guards were audited" not in page
+    run = make(count=2, reads=dict.fromkeys(reads, ("features",)))
+    assert "Only feature-space guards were audited" in render(run)
+    assert card(run)["reads"]["svm"] == ["features"]
+    harmless = ("", "", "", "kd", 0.1, 0.05, 0.2)
+    table = pd.concat(
+        [table_of(harmless).replace("slips_through_fpr10", "false_alarms_fpr10"), table_of((*PLAIN, 0.1, 0.0, 0.2))]
+    )
+    known = guards(make(count=2, table=table, reads=reads))
+    assert known.columns[0] == "Reads" and [c.text for c in known.rows[0][1]] == ["features", "0.100"]
+    assert guards(make(count=2, table=table)).columns == known.columns[1:]
+    assert 'data-label="Reads"' not in render(make(count=2))
 
 
 def test_first_screen_says_what_was_attacked_and_how_strongly(run: Run) -> None:
@@ -162,3 +223,36 @@ def test_one_function_resolves_the_aim_of_an_objective() -> None:
     }
     aims = {key: plan.aimed_at(audited) for key, plan in plans.items()}
     assert aims == {"all": audited, "by name": ("maha",), "by option": ("dnn",), "built for": ("kd",), "nobody": ()}
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "word"),
+    [
+        ("false_alarms_fpr10_shifted_rotation", 0.98, "undecided"),
+        ("false_alarms_fpr10_noise", 0.98, "undecided"),
+        ("false_alarms_fpr10", 0.98, "undecided"),
+        ("false_alarms_fpr10_shifted_gamma", 0.29, "holds"),  # what many images leave possible
+        ("false_alarms_fpr10_jpeg-10", 0.98, "holds"),  # an archive that spoils images is not harmless
+        ("false_alarms_fpr5_noise", 0.98, "holds"),
+    ],
+)
+@pytest.mark.parametrize(("slips", "bad"), [(0.0, "undecided"), (0.8, "fails")])
+def test_a_guard_that_rejects_harmless_images_does_not_hold(
+    make: Callable[..., Run], metric: str, low: float, word: str, slips: float, bad: str
+) -> None:
+    row = (*AWARE, slips, slips, slips + 0.02)
+    table = table_of(row)
+    alarms = {
+        "knowledge": "none",
+        "attack": "",
+        "objective": "",
+        "metric": metric,
+        "value": 1.0,
+        "low": low,
+        "high": 1.0,
+    }
+    table = pd.concat([table, table.iloc[[-1]].assign(**alarms)])
+    finding = verdict(make(count=2, table=table)).findings[0]
+    assert finding.word == (bad if slips else word)
+    if (slips, word) == (0.0, "undecided"):
+        assert finding.why.startswith("it also rejects harmlessly changed images: 100.0 % (98.0–100.0) ")

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from feathide.detectors.base import Detector, Layers, features, fitted, layer_names, trials
 from feathide.errors import expected
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = ["PytorchOODDetector", "SklearnDetector"]
 
@@ -25,6 +25,7 @@ class SklearnDetector(Detector):
     score = its probability of 1. Scores have no gradient: such a detector can be audited, but not attacked through.
     """
 
+    differentiable: ClassVar[bool] = False
     estimator: Any
     name: str = ""
     layers: Layers = "last"
@@ -64,6 +65,7 @@ class PytorchOODDetector(Detector):
     labels, in float32. Higher is more suspicious there too. The gradient is whatever pytorch-ood passes on.
     """
 
+    differentiable: ClassVar[bool] = False  # not of all of them
     detector: Any
     name: str = ""
     layer: str = "last"
@@ -80,6 +82,10 @@ class PytorchOODDetector(Detector):
 
     def _reads(self, what: str) -> bool:
         return callable(getattr(self.detector, f"predict_{what}", None))
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("features",) if self._reads("features") else ("logits",)
 
     def fit(self, evidence: Evidence) -> "PytorchOODDetector":
         layer = layer_names(evidence.train, self.layer)[0] if self._reads("features") else None

@@ -71,6 +71,7 @@ class ArtFeatureDetector(Detector):
     twice, with both signs, since ART looks at large activations only. Scores have no gradient.
     """
 
+    differentiable: ClassVar[bool] = False
     kind: type
     name: str = ""
     layer: str = "last"

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from feathide.analysis.stress import stress_curve
-from feathide.analysis.transfer import transfer_curve
-from feathide.report.curves import features, transfer
+from feathide.report.curves import features, stress_curve, transfer, transfer_curve
 from feathide.report.drawing import Figure, Panel, Style, errors, looks, say
 from feathide.report.pictures import data_uri, view
 from feathide.report.results import Scale

@@ -27,7 +27,7 @@ from feathide.study.lab import Lab, lab_of
 from feathide.study.store import Store
 from feathide.types import Goal
 
-__all__ = ["WAYS", "drifts", "stress_curve", "stress_frame", "stress_tasks"]
+__all__ = ["WAYS", "drifts", "stress_frame", "stress_tasks"]
 
 Way = Literal["down", "up", "away"]
 WAYS: tuple[Way, ...] = ("down", "up", "away")
@@ -120,11 +120,3 @@ def stress_frame(lab: Lab) -> pd.DataFrame:
             entry(lab, "activation", bootstrap(np.mean, level, groups=patients, seed=lab.plan.seed), layer=layer)
         )
     return frame(entries)
-
-
-def stress_curve(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows ``drift_away`` of one or several studies as the report's curve "stress": one group for each data set, network and seed."""
-    away = table[table.metric == "drift_away"]
-    several = table.seed.nunique() > 1
-    group = away.dataset + ", " + away.classifier + (", seed " + away.seed.astype(str) if several else "")
-    return away.assign(group=group)[["group", "layer", "value", "low", "high"]].reset_index(drop=True)

@@ -38,7 +38,6 @@ __all__ = [
     "craft_tasks",
     "member_tasks",
     "members",
-    "transfer_curve",
     "transfer_frame",
     "trial_tasks",
 ]
@@ -272,10 +271,3 @@ def _judged(
         share = share_at(limit, slipping(through, score), groups=groups)
         found.append(entry(victim, "slips_through_fpr10", share, detector=detector, **more))
     return found
-
-
-def transfer_curve(table: pd.DataFrame) -> pd.DataFrame:
-    """The success of a ``transfer_frame`` as the report's curve "transfer"."""
-    part = table[table.metric == "success"]
-    named = {"condition": part.attack + "+" + part.objective, "substitute": part.versus, "victim": part.classifier}
-    return part.assign(**named)[["condition", "substitute", "victim", "value"]].reset_index(drop=True)

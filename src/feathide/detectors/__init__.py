@@ -6,6 +6,7 @@ from functools import partial
 from feathide.detectors.base import Detector
 from feathide.detectors.density import KernelDensity, MixtureEnergy, NearestNeighbours
 from feathide.detectors.guards import JointGaussian, RandomSubsets
+from feathide.detectors.image import FeatureSqueezing, PixelRegression, PixelStatistics
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
@@ -24,6 +25,7 @@ __all__ = [
     "DensityAndDropout",
     "Detector",
     "DropoutUncertainty",
+    "FeatureSqueezing",
     "FreeEnergy",
     "JointGaussian",
     "KernelDensity",
@@ -34,6 +36,8 @@ __all__ = [
     "MaxSoftmax",
     "MixtureEnergy",
     "NearestNeighbours",
+    "PixelRegression",
+    "PixelStatistics",
     "RandomSubsets",
     "SupportVectors",
     "TwoSided",
@@ -63,5 +67,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     TwoSided,
     partial(TwoSided, name="maha-two-sided", inner=Mahalanobis(combine="mean")),
     partial(TwoSided, name="energy-two-sided", inner=MixtureEnergy()),
+    PixelStatistics,
+    PixelRegression,
+    FeatureSqueezing,
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from feathide.errors import InputError, expected, first_line, unknown
 from feathide.memory import ran_out
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = [
     "Detector",
@@ -39,8 +39,10 @@ OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded`
 class Detector(ABC):
     """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
 
-    ``needs_dropout``, ``needs_witness``: whether ``score`` reads ``out.stochastic`` or ``out.witness``, so that whoever extracts outputs
-    knows to ask for it.
+    ``needs_dropout``, ``needs_witness``, ``needs_statistics``, ``needs_squeezed``: whether ``score`` reads ``out.stochastic``, ``out.witness``,
+    ``out.statistics`` or ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces in which it looks, which reports
+    say beside it; whoever asks the network about other images than the one that was sent reads "image" and "logits". The predicted class is read by all.
+    ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and hides it fails a gate.
 
     Every ``fit`` and ``score``, of whoever's detector, stands behind one border: what is not finite or not in floating point, scores that are no numbers
     or not one a row, and, of foreign code, whatever it raises are an ``InputError`` in one sentence.
@@ -54,6 +56,13 @@ class Detector(ABC):
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    needs_statistics: ClassVar[bool] = False
+    needs_squeezed: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("features",)
 
     @property
     @abstractmethod
@@ -162,6 +171,10 @@ def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"features of layer {name!r}", f) for name, f in out.features.items())
     if out.stochastic is not None:
         yield "logits of the dropout draws", out.stochastic
+    if out.statistics is not None:
+        yield "statistics of the image", out.statistics
+    if out.squeezed is not None:
+        yield "logits of the squeezed images", out.squeezed
     if out.witness is not None:
         yield from ((f"{name} of the witness", values) for name, values in _read(out.witness))
 

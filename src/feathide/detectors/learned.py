@@ -15,14 +15,13 @@ from feathide.detectors.distance import in_chunks, squared
 from feathide.detectors.head import standardise
 from feathide.types import Evidence, Outputs
 
-__all__ = ["LayerNetworks", "SupportVectors"]
+__all__ = ["LayerNetworks", "Machine", "Search", "SupportVectors"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A fitted support-vector machine of one layer: vectors (V, C) of standardised features, coefficients (V,)."""
+    """A fitted support-vector machine: vectors (V, C) of standardised columns, coefficients (V,)."""
 
-    layer: str
     centre: Tensor
     scale: Tensor
     vectors: Tensor
@@ -36,6 +35,35 @@ class Machine:
         return in_chunks(
             lambda part: torch.exp(-self.gamma * squared(part, vectors)) @ coefficients + self.bias, z, len(vectors)
         )
+
+    @staticmethod
+    def fit(parts: Sequence[Tensor], search: "Search") -> "Machine":
+        """From the negatives (2n, C), n images clean and then noisy, and the positives (n, C)."""
+        x = torch.cat([part.double() for part in parts])
+        centre, scale = standardise(x)
+        images = len(parts[1])
+        z, y, image = ((x - centre) / scale).cpu().numpy(), np.repeat([0, 0, 1], images), np.tile(np.arange(images), 3)
+        some = np.isin(image, np.random.default_rng(search.seed).permutation(images)[: search.most])
+        grid = {"C": search.costs, "gamma": [w / z.shape[1] for w in search.widths]}
+        machine = SVC(kernel="rbf", class_weight="balanced", random_state=0)  # nothing from the global generator
+        tried = GridSearchCV(machine, grid, scoring="roc_auc", cv=GroupKFold(3), refit=False)
+        best = tried.fit(z[some], y[some], groups=image[some]).best_params_
+        machine.set_params(**best).fit(z, y)
+        vectors, coefficients = (
+            torch.as_tensor(v).to(centre) for v in (machine.support_vectors_, machine.dual_coef_[0])
+        )
+        return Machine(centre, scale, vectors, coefficients, float(machine.intercept_[0]), best["gamma"])
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a support-vector machine is chosen from: costs C and widths, gamma = width / columns; the ones with the best AUC in three-fold cross-validation
+    over at most ``most`` images, drawn with ``seed``, all rows of an image in one fold."""
+
+    costs: tuple[float, ...] = (1.0, 10.0, 100.0)
+    widths: tuple[float, ...] = (0.3, 1.0, 3.0)
+    most: int = 500
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,31 +82,18 @@ class SupportVectors(Detector):
     widths: tuple[float, ...] = (0.3, 1.0, 3.0)
     search: int = 500
     seed: int = 0
-    machine_: Machine | None = field(default=None, repr=False, compare=False)
+    machine_: tuple[str, Machine] | None = field(default=None, repr=False, compare=False)
 
     def fit(self, evidence: Evidence) -> "SupportVectors":
         name = layer_names(evidence.clean, self.layer)[0]
-        parts = [features(part, [name])[0].double() for part in trials(evidence, least=3)]
-        x = torch.cat(parts)
-        spread(x, name)
-        centre, scale = standardise(x)
-        images = len(parts[1])
-        z, y, image = ((x - centre) / scale).cpu().numpy(), np.repeat([0, 0, 1], images), np.tile(np.arange(images), 3)
-        some = np.isin(image, np.random.default_rng(self.seed).permutation(images)[: self.search])
-        grid = {"C": self.costs, "gamma": [w / z.shape[1] for w in self.widths]}
-        machine = SVC(kernel="rbf", class_weight="balanced", random_state=0)  # nothing from the global generator
-        search = GridSearchCV(machine, grid, scoring="roc_auc", cv=GroupKFold(3), refit=False)
-        best = search.fit(z[some], y[some], groups=image[some]).best_params_
-        machine.set_params(**best).fit(z, y)
-        vectors, coefficients = (
-            torch.as_tensor(v).to(centre) for v in (machine.support_vectors_, machine.dual_coef_[0])
-        )
-        learnt = Machine(name, centre, scale, vectors, coefficients, float(machine.intercept_[0]), best["gamma"])
-        return replace(self, machine_=learnt)
+        parts = [features(part, [name])[0] for part in trials(evidence, least=3)]
+        spread(torch.cat(parts), name)
+        machine = Machine.fit(parts, Search(self.costs, self.widths, self.search, self.seed))
+        return replace(self, machine_=(name, machine))
 
     def score(self, out: Outputs) -> Tensor:
-        machine = fitted(self.machine_, self)
-        return machine(features(out, [machine.layer])[0])
+        name, machine = fitted(self.machine_, self)
+        return machine(features(out, [name])[0])
 
 
 def perceptron(z: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from feathide.detectors.base import Detector, fitted
 from feathide.detectors.density import KernelDensity
 from feathide.detectors.head import Head
 from feathide.errors import expected
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = ["DensityAndDropout", "DropoutUncertainty", "FreeEnergy", "LogitUncertainty", "MaxSoftmax"]
 
@@ -76,6 +76,10 @@ class DropoutUncertainty(Detector):
     name: str = "bu"
     head_: Head | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("logits",)
+
     def fit(self, evidence: Evidence) -> "DropoutUncertainty":
         must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
         return replace(self, head_=Head.fit("logistic", lambda out: log_variance(out)[:, None], evidence))
@@ -95,6 +99,10 @@ class LogitUncertainty(Detector):
     needs_dropout: ClassVar[bool] = True
     name: str = "bu-logit"
     learnt_: tuple[int, Head] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("logits",)
 
     def fit(self, evidence: Evidence) -> "LogitUncertainty":
         draws = dropout_draws(evidence.clean)
@@ -116,6 +124,10 @@ class DensityAndDropout(Detector):
     name: str = "kd+bu"
     density: KernelDensity = field(default_factory=KernelDensity)
     learnt_: tuple[KernelDensity, Head] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("features", "logits")
 
     def fit(self, evidence: Evidence) -> "DensityAndDropout":
         must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
@@ -141,6 +153,10 @@ class MaxSoftmax(Detector):
 
     name: str = "msp"
 
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("logits",)
+
     def fit(self, evidence: Evidence) -> "MaxSoftmax":
         return self
 
@@ -158,6 +174,10 @@ class FreeEnergy(Detector):
     """
 
     name: str = "energy"
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        return ("logits",)
 
     def fit(self, evidence: Evidence) -> "FreeEnergy":
         return self

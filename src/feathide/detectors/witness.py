@@ -8,7 +8,7 @@ from torch import Tensor
 from feathide.detectors.base import Detector
 from feathide.detectors.uncertainty import MaxSoftmax
 from feathide.errors import expected
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = ["Witness"]
 
@@ -25,6 +25,11 @@ class Witness(Detector):
     needs_witness: ClassVar[bool] = True
     name: str = "witness"
     inner: Detector = field(default_factory=MaxSoftmax)
+
+    @property
+    def reads(self) -> tuple[Space, ...]:
+        """Those of ``inner``, of the second network."""
+        return self.inner.reads
 
     def fit(self, evidence: Evidence) -> "Witness":
         train, *trials = map(testimony, (evidence.train, evidence.clean, evidence.noisy, evidence.adversarial))

@@ -1,6 +1,6 @@
 """Laws of detectors: what a score may depend on, which way it points, and what must raise. A law takes what makes the detector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
 from functools import wraps
@@ -12,13 +12,14 @@ from feathide.detectors import Detector
 from feathide.detectors.base import unguarded
 from feathide.errors import InputError
 from feathide.laws.law import Broken, NotApplicable, require, untouched_random_state
-from feathide.laws.worlds import evidence, mixed, with_witness
+from feathide.laws.worlds import evidence, mixed, sample, with_witness
 from feathide.metrics import auc
-from feathide.types import Evidence, Outputs
+from feathide.types import Evidence, Outputs, Space
 
 __all__ = ["DETECTOR_LAWS"]
 
 Make = Callable[[], Detector]
+IMAGE = ("statistics", "squeezed")
 PARTS = ("train", "clean", "noisy", "adversarial")
 
 
@@ -139,13 +140,17 @@ def untouched(make: Make) -> None:
 def differentiable(make: Make) -> None:
     """The gradient of a score is that of its formula (gradcheck in float64), and is not zero."""
     detector, out = make().fit(evidence()), mixed()[torch.tensor([0, 31])]
-    assert out.stochastic is not None
+    assert out.stochastic is not None and out.statistics is not None and out.squeezed is not None
     layers = list(out.features)
 
-    def scores(logits: Tensor, stochastic: Tensor, *features: Tensor) -> Tensor:
-        return detector.score(with_witness(Outputs(logits, dict(zip(layers, features, strict=True)), stochastic)))
+    def scores(logits: Tensor, stochastic: Tensor, statistics: Tensor, squeezed: Tensor, *features: Tensor) -> Tensor:
+        shown = dict(zip(layers, features, strict=True))
+        return detector.score(
+            with_witness(Outputs(logits, shown, stochastic, statistics=statistics, squeezed=squeezed))
+        )
 
-    leaves = [v.clone().requires_grad_() for v in (out.logits, out.stochastic, *out.features.values())]
+    given = (out.logits, out.stochastic, out.statistics, out.squeezed, *out.features.values())
+    leaves = [v.clone().requires_grad_() for v in given]
     found = scores(*leaves)
     if not found.requires_grad:
         raise NotApplicable("its scores have no gradient, so that attacks cannot aim at it; say so beside its numbers")
@@ -166,15 +171,32 @@ def dtype(make: Make) -> None:
 
 
 def asks_for_what_it_reads(make: Make) -> None:
-    """``needs_dropout`` and ``needs_witness`` say exactly what ``score`` reads; without it there is a message."""
+    """``needs_dropout``, ``needs_witness``, ``needs_statistics`` and ``needs_squeezed`` say exactly what ``score`` reads; without it there is a message."""
     detector, whole = make().fit(evidence()), mixed()
-    for word, field in (("dropout", "stochastic"), ("witness", "witness")):
+    for word, field in (("dropout", "stochastic"), ("witness", "witness"), *zip(IMAGE, IMAGE, strict=True)):
         out = replace(whole, **{field: None})  # type: ignore[arg-type]
         if getattr(detector, f"needs_{word}"):
             raises(lambda out=out: detector.score(out), word)  # type: ignore[misc]
         else:
             same = torch.equal(detector.score(out), detector.score(whole))
             require(same, f"needs_{word} = True, as the score depends on them", got=f"needs_{word} = False")
+
+
+def says_where_it_looks(make: Make) -> None:
+    """``reads`` names the spaces that ``score`` looks in: features, logits (beyond the predicted class), those of a witness alike, the image; no others."""
+    detector, whole = make().fit(evidence()), mixed()
+    other = sample(60, seed=8, strange=True)
+    other = with_witness(replace(other, logits=0.5 * whole.logits))  # the same predicted classes
+    changes: dict[Space, tuple[str, ...]] = {
+        "features": ("features",),
+        "logits": ("logits", "stochastic"),
+        "image": IMAGE,
+    }
+    for space, fields in changes.items():
+        moved = exchanged(whole, other, fields)
+        same = torch.equal(detector.score(moved), detector.score(whole))
+        wanted = f"the score to depend on {space} if and only if reads holds it"
+        require(same == (space not in detector.reads), wanted, got=f"reads = {detector.reads}")
 
 
 def one_class(make: Make) -> None:
@@ -204,8 +226,11 @@ def not_a_number(make: Make) -> None:
     for part in ("train", "clean", "adversarial"):
         bad = replace(e, **{part: changed(lambda f: f * torch.nan, getattr(e, part))})  # type: ignore[arg-type]
         raises_or_scores(make, bad, mixed(), "finite", "nan")
-    out = changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed())
-    raises_or_scores(make, e, out, "finite", "nan")
+    for out in (
+        changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()),
+        *(replace(mixed(), **{name: getattr(mixed(), name) * torch.nan}) for name in IMAGE),
+    ):
+        raises_or_scores(make, e, out, "finite", "nan")
 
 
 def missing_layer(make: Make) -> None:
@@ -245,6 +270,7 @@ LAWS: dict[str, Callable[[Make], None]] = {
     "differentiable": differentiable,
     "float32": dtype,
     "asks for what it reads": asks_for_what_it_reads,
+    "says where it looks": says_where_it_looks,
     "one class": one_class,
     "constant layer": constant_layer,
     "constant channel": constant_channel,
@@ -272,6 +298,15 @@ def every(change: Callable[[Tensor], Tensor]) -> Evidence:
 
 def changed(change: Callable[[Tensor], Tensor], out: Outputs, layer: str = "late") -> Outputs:
     return replace(out, features={**out.features, layer: change(out.features[layer])})
+
+
+def exchanged(out: Outputs, other: Outputs, fields: Iterable[str]) -> Outputs:
+    """``out`` and its witness with ``fields`` of another."""
+    moved = {name: getattr(other, name) for name in fields}
+    witness = None
+    if out.witness is not None and other.witness is not None:
+        witness = replace(out.witness, **{name: getattr(other.witness, name) for name in moved})
+    return replace(out, **moved, witness=witness)
 
 
 def raises_or_scores(make: Make, e: Evidence, out: Outputs, *words: str) -> None:

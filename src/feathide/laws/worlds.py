@@ -94,7 +94,7 @@ def linear(shape: tuple[int, ...]) -> tuple[World, Tensor]:
 
 
 def sample(n: int, *, seed: int, strange: bool = False) -> Outputs:
-    """Two classes, two layers; a strange sample is far off in features, unsure in logits, shaky under dropout."""
+    """Two classes, two layers; a strange sample is far off in features and pixels, unsure in logits, shaky under dropout and squeezing."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -109,7 +109,9 @@ def sample(n: int, *, seed: int, strange: bool = False) -> Outputs:
     logits = 0.1 * normal(n, 2)
     logits[torch.arange(n), label] += 1.0 if strange else 8.0
     stochastic = logits[:, None] + (2.0 if strange else 0.5) * normal(n, 20, 2)
-    return with_witness(Outputs(logits, features, stochastic))
+    rough = 0.5 * normal(n, 5) + 9.0 * strange
+    squeezed = (-logits if strange else logits)[:, None] + 0.1 * normal(n, 2, 2)
+    return with_witness(Outputs(logits, features, stochastic, statistics=rough, squeezed=squeezed))
 
 
 def with_witness(out: Outputs) -> Outputs:

@@ -20,7 +20,9 @@ from feathide.types import Outputs
 __all__ = ["MixtureBank"]
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
-FORMAT = "feathide mixtures 1"
+FORMAT = "feathide mixtures 2"
+PERCENT = 101  # quantiles of clean energies that are kept: the least, each percentile, the largest
+ROWS = 256  # samples at once
 TENSORS = tuple(f.name for f in fields(Mixture) if f.type is Tensor)
 VALUES = tuple(f.name for f in fields(Mixture) if f.init and f.type is not Tensor)
 
@@ -30,11 +32,13 @@ class MixtureBank:
     """One :class:`Mixture` for every layer and class; ``mixtures[layer][c]`` is that of class c.
 
     ``curves`` tells how the number of components was chosen: rows {layer, class, components, heldout, bic}, where "heldout" is the mean
-    log-likelihood of held-out samples in nats (None where none were held out).
+    log-likelihood of held-out samples in nats (None where none were held out). ``quantiles[layer][c]`` (2, 101) are the percentiles of the energy, and of
+    the soft one, of the samples that the mixture was fitted to: how far from the mixture clean images of the class lie (:meth:`usual`).
     """
 
     mixtures: Mapping[str, Mapping[int, Mixture]]
     curves: tuple[dict[str, Any], ...] = ()
+    quantiles: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     _ready: dict[tuple[Any, ...], Fields] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -70,16 +74,18 @@ class MixtureBank:
             return fit_mixture(x, components=m, covariance=covariance, shrinkage=shrinkage, rank=rank, seed=seed)
 
         mixtures: dict[str, dict[int, Mixture]] = {}
+        quantiles: dict[str, dict[int, Tensor]] = {}
         curves: list[dict[str, Any]] = []
         for name in outputs.features if layers is None else layers:
             features = choose("layer", name, outputs.features)
-            mixtures[name] = {}
+            mixtures[name], quantiles[name] = {}, {}
             for label in labels.unique().tolist():
                 x = features[labels.to(features.device) == label]
                 curve = _curve(x, candidates, fit, holdout=holdout, seed=seed) if len(candidates) > 1 else []
                 curves += [{"layer": name, "class": label, **row} for row in curve]
-                mixtures[name][label] = fit(x, _best(curve) if curve else candidates[0])
-        return cls(mixtures, tuple(curves))
+                mixture = fit(x, _best(curve) if curve else candidates[0])
+                mixtures[name][label], quantiles[name][label] = mixture, _quantiles(mixture, x)
+        return cls(mixtures, tuple(curves), quantiles)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -102,6 +108,24 @@ class MixtureBank:
         names, groups = self._layers(layers), self._groups(classes)
         features = [choose("layer", name, out.features) for name in names]
         return energies(features, {label: self._fields(label, names, features[0]) for label in groups.labels}, groups)
+
+    def usual(
+        self, classes: Tensor, quantile: float = 0.5, *, layers: Sequence[str] | None = None, soft: bool = False
+    ) -> Tensor:
+        """The energy (N, L) below which the share ``quantile`` of the clean samples of each class of ``classes`` (N,) lay in each layer, when the mixtures
+        were fitted; in between, the percentiles are interpolated."""
+        names, labels = self._layers(layers), self._groups(classes).labels
+        if any(label not in self.quantiles.get(name, {}) for name in names for label in labels):
+            raise expected(
+                "mixtures must know the energies of the clean images that they were fitted to",
+                got="none",
+                do="make them with MixtureBank.fit, or ask HFC for floor='none'",
+            )
+        below, share = divmod(quantile * (PERCENT - 1), 1)
+        first, last = int(below), min(int(below) + 1, PERCENT - 1)
+        rows = [[self.quantiles[name][label][int(soft)] for name in names] for label in labels]
+        table = torch.stack([torch.stack([q[first] + share * (q[last] - q[first]) for q in row]) for row in rows])
+        return table.to(classes.device)[torch.searchsorted(classes.new_tensor(labels), classes)]
 
     def log_prob(self, out: Outputs, classes: Tensor, *, layers: Sequence[str] | None = None) -> Tensor:
         """The log-density (N, L) of every sample under the mixtures of its own class ``classes`` (N,); differentiable."""
@@ -136,6 +160,8 @@ class MixtureBank:
         for name, by_class in self.mixtures.items():
             for label, m in by_class.items():
                 tensors |= {f"{len(rows)}.{t}": getattr(m, t).cpu().contiguous() for t in TENSORS}
+                if label in self.quantiles.get(name, {}):
+                    tensors[f"{len(rows)}.quantiles"] = self.quantiles[name][label].cpu().contiguous()
                 rows.append({"layer": name, "class": label, **{v: getattr(m, v) for v in VALUES}})
         return tensors, json.dumps({"mixtures": rows, "curves": self.curves})
 
@@ -144,11 +170,14 @@ class MixtureBank:
         """The inverse of :meth:`packed`."""
         content = json.loads(text)
         mixtures: dict[str, dict[int, Mixture]] = {}
+        quantiles: dict[str, dict[int, Tensor]] = {}
         for i, row in enumerate(content["mixtures"]):
             values = {v: row[v] for v in VALUES} | {t: tensors[f"{i}.{t}"] for t in TENSORS}
             mixture = Mixture(**values | {"notes": tuple(row["notes"])})
             mixtures.setdefault(row["layer"], {})[row["class"]] = mixture
-        return cls(mixtures, tuple(content["curves"]))
+            if f"{i}.quantiles" in tensors:
+                quantiles.setdefault(row["layer"], {})[row["class"]] = tensors[f"{i}.quantiles"]
+        return cls(mixtures, tuple(content["curves"]), quantiles)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file."""
@@ -203,6 +232,14 @@ class MixtureBank:
             mixtures = [self.mixtures[name][label] for label in groups.labels]
             columns.append(torch.cat([measure(m, part) for m, part in zip(mixtures, parts, strict=True)]))
         return torch.stack(columns, 1)[groups.back]
+
+
+def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
+    """The percentiles of the energy of the samples ``x`` (N, C), and of the soft one, (2, 101)."""
+    at = torch.linspace(0, 1, PERCENT, dtype=torch.float64, device=x.device)
+    parts = x.detach().double().split(ROWS)
+    kinds = [torch.cat([mixture.energy(part, soft=soft) for part in parts]) for soft in (False, True)]
+    return torch.stack([energy.quantile(at) for energy in kinds]).cpu()
 
 
 def _listed(components: int | Sequence[int] | str) -> Sequence[int]:

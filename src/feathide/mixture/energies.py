@@ -41,11 +41,13 @@ class Fields:
     centre: Tensor  # (D,)
     scale: Tensor  # (D,)
     slope: Tensor  # (D,) 2 / C_l times the scale: from half a gradient of a distance to the gradient of an energy
+    layer: Tensor  # (D,) the layer of each channel, as a number
 
     @classmethod
     def of(cls, parts: Sequence[Field]) -> "Fields":
         slopes = [part.scale * (2 / len(part.scale)) for part in parts]
-        columns = [[part.centre for part in parts], [part.scale for part in parts], slopes]
+        layers = [torch.full((len(part.scale),), i, device=part.scale.device) for i, part in enumerate(parts)]
+        columns = [[part.centre for part in parts], [part.scale for part in parts], slopes, layers]
         return cls(tuple(parts), *(torch.cat(values) for values in columns))
 
     def distances(self, f: Tensor, gradient: Tensor) -> Tensor:
@@ -106,16 +108,13 @@ class _Energies(torch.autograd.Function):
         values = torch.cat([fields[label].distances(rows, slopes) for label, rows, slopes in parts])
         values /= values.new_tensor(sizes)
         ctx.save_for_backward(gradient.index_select(0, groups.back) if several else gradient)
-        ctx.sizes = sizes
+        ctx.layer = fields[groups.labels[0]].layer
         return values.index_select(0, groups.back) if several else values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        if weight.stride(1) == 0:  # the gradient of a sum over layers
-            weight = weight[:, :1]
-        else:
-            sizes = torch.tensor(ctx.sizes, device=weight.device)
-            weight = weight.repeat_interleave(sizes, 1, output_size=gradient.shape[1])
+        summed = weight.stride(1) == 0  # the gradient of a sum over layers
+        weight = weight[:, :1] if summed else weight.index_select(1, ctx.layer)
         return gradient * weight, None, None, None

@@ -12,6 +12,7 @@ from feathide.errors import expected
 from feathide.geometry import Noise
 from feathide.mixture import MixtureBank
 from feathide.objectives.base import BoundLoss, Objective, Reads, need_layers
+from feathide.spelling import floor_of
 from feathide.types import Goal, Outputs, Rows
 
 __all__ = ["HFC", "Evade", "Guide", "Scorer"]
@@ -25,12 +26,20 @@ class HFC(Objective):
 
     k* without gradient. ``layers``: some of the bank's layers (all by default); ``weights``: one per layer; ``soft``: all components
     by log-sum-exp in place of the nearest one.
+
+    ``floor``: no layer is pushed below what is usual for the class, max(E_l - floor_l, 0) in place of E_l, so that the image does not look more normal than
+    clean ones, which a two-sided detector sees. "median": the median energy of the clean images that the mixture was fitted to; a number: another
+    quantile of them; "none": no floor, as in the paper.
     """
 
     bank: MixtureBank
     layers: Sequence[str] | None = None
     weights: Sequence[float] | None = None
     soft: bool = False
+    floor: Literal["median", "none"] | float = "median"
+
+    def __post_init__(self) -> None:
+        floor_of(self.floor)
 
     @property
     def reads(self) -> Reads:
@@ -53,9 +62,14 @@ class HFC(Objective):
                 do="give as many weights as layers",
             )
         weights = None if self.weights is None else torch.tensor(self.weights)
+        quantile, least = floor_of(self.floor), None
+        if quantile is not None:
+            least = self.bank.usual(goal.target, quantile, layers=names, soft=self.soft).to(clean.features[names[0]])
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             energy = self.bank.energy(out, goal.target[rows], layers=names, soft=self.soft)  # (N, L)
+            if least is not None:
+                energy = F.relu(energy - least[rows].to(energy))
             return (energy if weights is None else energy * weights.to(energy)).sum(1)
 
         return BoundLoss(hide=hide, name="HFC")

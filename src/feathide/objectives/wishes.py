@@ -1,5 +1,6 @@
 """What changes the decision: cross-entropy, margin and their untargeted forms."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,19 +18,25 @@ __all__ = ["DLR", "AwayFrom", "CrossEntropy", "Margin"]
 
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """J = -log softmax(z)_t, the cross-entropy to the target t.
+    """J = max(-log softmax(z)_t, log(1 + e^-kappa)), the cross-entropy to the target t: with ``kappa`` it stops pushing once the target is as probable as with
+    a lead of kappa over one other class.
 
     With several findings (``Outputs.others``) the other findings must stay: a hinge for each is added, and the wish counts as
     fulfilled only while none of them has changed sides.
     """
+
+    kappa: float = float("inf")
 
     @property
     def reads(self) -> Reads:
         return LOGITS
 
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        least = math.log1p(math.exp(-self.kappa))
+
         def fool(out: Outputs, rows: Rows) -> Tensor:
-            return F.cross_entropy(out.logits, goal.target[rows], reduction="none")
+            loss = F.cross_entropy(out.logits, goal.target[rows], reduction="none")
+            return loss.clamp_min(least) if least else loss
 
         return _keeping_others(BoundLoss(fool=fool, margin=_lead(goal), name="cross-entropy"), clean)
 
@@ -55,7 +62,7 @@ class Margin(Objective):
 
 @dataclass(frozen=True)
 class DLR(Objective):
-    """J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference-of-logits ratio (Croce & Hein 2020).
+    """J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference-of-logits ratio (Croce & Hein 2020); no slope once z_t leads z_y by ``kappa``.
 
     It needs K >= 4; with fewer classes the margin z_y - z_t takes its place, and the bound loss says so. With ``rank`` r the attack is
     untargeted: t is, in place of the goal's target, the class with the r-th largest clean logit of those that are not the source, and any class
@@ -63,6 +70,7 @@ class DLR(Objective):
     """
 
     rank: int | None = None
+    kappa: float = float("inf")
 
     @property
     def reads(self) -> Reads:
@@ -84,10 +92,12 @@ class DLR(Objective):
         def fool(out: Outputs, rows: Rows) -> Tensor:
             z = out.logits
             gap = _at(z, goal.source[rows]) - _at(z, target[rows])
+            done, gap = gap <= -self.kappa, gap.clamp_min(-self.kappa)
             if classes < 4:
                 return gap
             top = z.topk(4, dim=1).values
-            return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+            spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+            return gap / torch.where(done, spread.detach(), spread)
 
         return _keeping_others(BoundLoss(fool=fool, margin=margin, name=self.name(classes)), clean)
 

@@ -34,6 +34,7 @@ def card(run: Run) -> dict[str, Any]:
     return {
         "model-index": [{"name": classifier, "results": [result]}],
         "verdict": {d.detector: d.word for d in found.findings},
+        "reads": {d.detector: list(d.reads) for d in found.findings if d.reads},
         "headline": found.headline,
         "evidence": found.evidence,
         "tags": ["synthetic data"] if run.synthetic else [],

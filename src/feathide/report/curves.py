@@ -8,7 +8,7 @@ import pandas as pd
 from feathide.report.drawing import MARKERS, SHARE, Figure, Panel, Style, bars, errors, gap, line, looks, say, ticks
 from feathide.report.verdict import label
 
-__all__ = ["features", "search", "transfer"]
+__all__ = ["features", "search", "stress_curve", "transfer", "transfer_curve"]
 
 Curves = Mapping[str, pd.DataFrame]
 LAYERS: Style = {"tickangle": -35, "nticks": 24, "automargin": True, "type": "category"}
@@ -166,3 +166,18 @@ def transfer(curves: Curves) -> Figure | None:
         height=110 + 46 * frame["substitute"].nunique(),
         gap=gap(frame["substitute"]) + 14,
     )
+
+
+def stress_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows ``drift_away`` of one or several studies as the report's curve "stress": one group for each data set, network and seed."""
+    away = table[table.metric == "drift_away"]
+    several = table.seed.nunique() > 1
+    group = away.dataset + ", " + away.classifier + (", seed " + away.seed.astype(str) if several else "")
+    return away.assign(group=group)[["group", "layer", "value", "low", "high"]].reset_index(drop=True)
+
+
+def transfer_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """The success of a ``transfer_frame`` as the report's curve "transfer"."""
+    part = table[table.metric == "success"]
+    named = {"condition": part.attack + "+" + part.objective, "substitute": part.versus, "victim": part.classifier}
+    return part.assign(**named)[["condition", "substitute", "victim", "value"]].reset_index(drop=True)

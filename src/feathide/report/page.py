@@ -14,7 +14,20 @@ from feathide.report.figures import figures
 from feathide.report.pictures import Album, pairs
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
-from feathide.report.verdict import FAILS, HOLDS, INVALID, LEVELS, STRONG, WORDS, at_budget, by_budget, label, verdict
+from feathide.report.verdict import (
+    ALARMS,
+    FAILS,
+    HOLDS,
+    INVALID,
+    LEVELS,
+    STRONG,
+    WORDS,
+    at_budget,
+    by_budget,
+    kind_of,
+    label,
+    verdict,
+)
 
 __all__ = ["Case", "Run", "render"]
 
@@ -60,7 +73,8 @@ def render(run: Run) -> str:
         card=json.dumps(plain(made), indent=1, ensure_ascii=False),
         words={**WORDS, "invalid": INVALID},
         levels=LEVELS,
-        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG},
+        reads=bool(run.reads),
+        rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG, "alarms": ALARMS},
         browser=Markup(asset("browser.html")),
     )
 
@@ -82,6 +96,10 @@ def limits(run: Run) -> list[str]:
         out.append("One classifier, trained once: the intervals cover the choice of test images, not of networks.")
     if rows.loc[rows["detector"] != "", "detector"].nunique() > 1:
         out.append("The best guard was picked on the images that measure it; on new images it may look worse.")
+    if kind := kind_of(verdict(run).findings):
+        out.append(
+            f"Only {kind}guards were audited: what hides from them may still show in the image itself, where no guard looked."
+        )
     out.append("An attack that gets through is proof; that none got through would not prove that none can.")
     return out
 

@@ -92,7 +92,8 @@ class Run:
     run took, one row a stage. ``seeds`` has every number over the seeds of the classifier (``mean``, ``least``, ``greatest``, ``seeds`` in place of ``value``,
     ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
     audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
-    objective's name does (``spelling.aimed_at``).
+    objective's name does (``spelling.aimed_at``). ``reads`` maps a detector to the spaces in which it looks ("features", "logits", "image").
+    ``masked`` maps detectors through which no gradient leads to the reason: none of them is said to hold.
     ``counts`` says how many images stand where: ``counts["calibrate"]`` (images, patients) decides which thresholds can be trusted.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
@@ -117,6 +118,8 @@ class Run:
     budgets: Sequence[float] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
     aims: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    masked: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _needs("the results table", COLUMNS, self.table.columns)

@@ -69,6 +69,7 @@ UNITS = {
     "gradients_per_image": "Gradients per image",
     "forwards_per_image": "Forward passes per image",
     "linf_max": "Largest change",
+    "layers_constrained": "Layers constrained by HFC",
     "lost_on_disk": "Lost on reading back",
     "lost_if_rounded_afterwards": "Lost if rounded afterwards",
 }
@@ -188,11 +189,16 @@ def classifiers(table: pd.DataFrame) -> Matrix:
 
 
 def guards(run: Run) -> Matrix:
-    """What each detector does without an attack: the false alarms it really raises, the accuracy on what it accepts."""
+    """What each detector reads, and what it does without an attack: the false alarms it really raises, the accuracy on what it accepts."""
     rows = at_budget(run)
     rows = rows[(rows["detector"] != "") & (rows["attack"] == "")]
     rows = rows.assign(row=[label(str(d)) for d in rows["detector"]])
-    return _by_metric(rows, run, "guards", "The guards on clean test images")
+    table = _by_metric(rows, run, "guards", "The guards on clean test images")
+    if not run.reads:
+        return table
+    known = {label(d): Cell(", ".join(spaces)) for d, spaces in run.reads.items()}
+    body = tuple((name, (known.get(name, Cell("–")), *cells)) for name, cells in table.rows)
+    return Matrix(table.id, table.title, table.says, ("Reads", *table.columns), body)
 
 
 def _by_metric(rows: pd.DataFrame, run: Run, name: str, title: str) -> Matrix:

@@ -1,11 +1,11 @@
 """The verdict: what the table says about each guard, in the worst case over the attacks, in plain words.
 
 It is honest in both directions. A guard *holds* only if the upper end of the interval is low under every attack, if
-somebody who knows the guard attacked it, if the attacks do fool the unguarded classifier, and if no gate failed; a
-guard *fails* only if the lower end is high.
+somebody who knows the guard attacked it, if a gradient leads through it, if the attacks do fool the unguarded classifier, if it accepts images that
+nobody attacked, harmlessly changed ones too, and if no gate failed; a guard *fails* only if the lower end is high.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from feathide.report.results import Run
 from feathide.spelling import aimed_at
 
 __all__ = [
+    "ALARMS",
     "FAILS",
     "HOLDS",
     "INVALID",
@@ -28,6 +29,7 @@ __all__ = [
     "Verdict",
     "at_budget",
     "by_budget",
+    "kind_of",
     "label",
     "verdict",
 ]
@@ -36,6 +38,7 @@ LEVELS = (10, 5, 1)  # false alarms, per cent
 HOLDS = 0.05  # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every attack
 FAILS = 0.50  # and fails if the lower end is at least this, under one attack
 STRONG = 0.90  # attacks that fool the unguarded classifier less often than this say little about the guard
+ALARMS = 0.30  # a guard whose false alarms on harmlessly changed images lie above this, the lower end, does not hold: three times what was asked for
 INVALID = "no evidence"  # the word of a run in which a sanity check failed
 WORDS = {
     "holds": "holds",
@@ -46,9 +49,14 @@ WORDS = {
 }  # best first
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
-SPELT = {"worst+any": "the worst for each image", "pgd-one-sided": "PGD, one-sided start"}
+SPELT = {
+    "worst+any": "the worst for each image",
+    "pgd-one-sided": "PGD, one-sided start",
+    "pgd-smooth": "PGD, low frequencies",
+}
 SPELT |= {"bu-logit": "BU of the logit", "kd-two-sided": "KD, two-sided", "maha-two-sided": "MAHA, two-sided"}
-SPELT["energy-two-sided"] = "mixture energy, two-sided"
+SPELT |= {"energy-two-sided": "mixture energy, two-sided", "pixel": "pixel statistics"}
+SPELT |= {"pixel-linear": "pixel statistics, linear", "squeeze": "feature squeezing"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Finding:
-    """One guard: its worst rates of slipping through, the attack behind them, and what that amounts to."""
+    """One guard: its worst rates of slipping through, the attack behind them, what that amounts to, and the spaces that it reads, where they are known."""
 
     detector: str
     word: str
@@ -77,6 +85,7 @@ class Finding:
     plain: Rate | None
     worst: Mapping[int, Rate]
     aware: bool
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,9 +157,10 @@ def verdict(run: Run) -> Verdict:
     attacked images that fool the classifier and stay below the threshold at 10, 5 and 1 % false alarms. At 10 %:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
-    while no detector-aware attack was run against it, and *undecided* while the attacks fool the unguarded classifier
-    in less than ``STRONG`` of the cases, a gate failed, or the threshold comes from
-    fewer than 10 / 0.10 calibrate cases, of different patients. The word of the run is that of its best guard, or "invalid"
+    while no detector-aware attack was run against it or its gradient is ``run.masked``, and *undecided* while the attacks fool the unguarded classifier
+    in less than ``STRONG`` of the cases, a gate failed, it rejects more than
+    ``ALARMS`` of clean or harmlessly changed images, or the threshold comes from fewer than 10 / 0.10 calibrate cases,
+    of different patients. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
@@ -201,18 +211,32 @@ def _finding(
         k == "detector-aware" and a != "worst" and detector in run.aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
-    word, why = _word(rates[10], aware, success, failed, _few(run, 10))
+    alarms, masked = _alarms(rows), run.masked.get(detector, "")
+    word, why = _word(rates[10], aware, success, failed, alarms, masked, _few(run, 10))
     plain = worst(at[10][at[10]["objective"] == "plain"])
-    return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware)
+    reads = tuple(run.reads.get(detector, ()))
+    return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware, reads)
 
 
-def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], few: str) -> tuple[str, str]:
+def _alarms(rows: pd.DataFrame) -> str:
+    """What a guard makes of images that nobody attacked, where it rejects too many of them at 10 %: "" or the reason why it does not hold."""
+    named = {"false_alarms_fpr10": "as they are", "false_alarms_fpr10_noise": "under noise of the budget"}
+    shifted = "false_alarms_fpr10_shifted_"
+    named |= {m: f"under {m.removeprefix(shifted)}" for m in rows["metric"].unique() if m.startswith(shifted)}
+    found = {said: worst(rows[rows["metric"] == metric]) for metric, said in named.items()}
+    many = [f"{rate} {said}" for said, rate in found.items() if rate is not None and rate.low > ALARMS]
+    return f"it also rejects harmlessly changed images: {', '.join(many)}" if many else ""
+
+
+def _word(
+    rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str, masked: str, few: str
+) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
     if rate.low > HOLDS:
         return "leaks", f"at least {percent(rate.low)} % slip through"
-    if few:
-        return "undecided", few
+    if alarms or few:
+        return "undecided", alarms or few
     if rate.high > HOLDS:
         return (
             "undecided",
@@ -220,6 +244,8 @@ def _word(rate: Rate, aware: bool, success: Rate | None, failed: list[str], few:
         )
     if success is None or success.value < STRONG:
         return "undecided", "the attacks are too weak to test it"
+    if masked:
+        return "unproven", f"attacks through it prove nothing: {masked}"
     if failed:
         return "undecided", f"gate failed: {', '.join(failed)}"
     if not aware:
@@ -240,26 +266,35 @@ def _no_evidence(failed: list[str]) -> str:
     return f"Nothing can be concluded: these numbers are not evidence, since the {checks} failed: {', '.join(failed)}."
 
 
+def kind_of(findings: Sequence[Finding]) -> str:
+    """What kind of guards these are, with a space behind it: "feature-space ", "logit-space " or both; "" where one reads the image, or nobody knows."""
+    spaces = {space for f in findings for space in f.reads or ("unknown",)}
+    adjectives = {"features": "feature", "logits": "logit"}
+    if not spaces <= set(adjectives):
+        return ""
+    return "- and ".join(word for space, word in adjectives.items() if space in spaces) + "-space "
+
+
 def _headline(findings: list[Finding], success: Rate | None, thin: str) -> str:
-    best, n = findings[0], len(findings)
+    best, n, kind = findings[0], len(findings), kind_of(findings)
     name = label(best.detector)
     good = [label(f.detector) for f in findings if f.word == best.word]
     few = f"{', '.join(good)}" if len(good) > 1 else name
     match best.word:
         case "holds":
-            return f"{len(good)} of {n} guards hold{'s' if len(good) == 1 else ''}: {few}."
+            return f"{len(good)} of {n} {kind}guards hold{'s' if len(good) == 1 else ''}: {few}."
         case "unproven":
-            return f"Not broken, not proven: {few}."
+            return f"Not broken, not proven: {few}." + (f" Only {kind}guards were audited." if kind else "")
         case "undecided":
             if success is not None and success.value < STRONG:
-                return f"Little is learnt about the guards: the attacks fool the classifier in {success.value:.0%} of the cases."
+                return f"Little is learnt about the {kind}guards: the attacks fool the classifier in {success.value:.0%} of the cases."
             if thin:
-                return f"No guard can be shown to hold: {thin}."
-            return "No guard is shown to hold, and not every guard is shown to fail."
+                return f"No {kind}guard can be shown to hold: {thin}."
+            return f"No {kind}guard is shown to hold, and not every guard is shown to fail."
         case "leaks":
-            return f"No guard holds. The best of {n}, {name}, leaks."
+            return f"No {kind}guard holds. The best of {n}, {name}, leaks."
         case _:
-            return f"No guard holds. All {n} fail." if n > 1 else f"The guard {name} fails."
+            return f"No {kind}guard holds. All {n} fail." if n > 1 else f"The {kind}guard {name} fails."
 
 
 def _attacked(run: Run) -> str:

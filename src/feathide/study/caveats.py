@@ -6,6 +6,7 @@ import torch
 from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
 from feathide.data.eps import format_eps
 from feathide.metrics import cases_needed, enough, independent
+from feathide.study.coverage import coverage_of
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.stages import cells, plain_only
 
@@ -14,7 +15,7 @@ __all__ = ["calibrated", "caveats_of", "foreseen"]
 
 def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
     """The caveats that stand beside the numbers of a finished run."""
-    found = foreseen(lab) + _unmoved(lab)
+    found = foreseen(lab) + _unmoved(lab) + coverage_of(lab)
     success = table[table.metric == "success"]
     for eps in lab.budgets:
         found += _weak(success[success.eps == eps])

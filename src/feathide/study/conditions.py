@@ -25,7 +25,7 @@ METRICS = (
     *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),
     *(f"{m}_shifted_{shift}" for m in ("accuracy", "false_alarms_fpr10") for shift in HARMLESS),
     *("lost_on_disk", "lost_if_rounded_afterwards"),
-    *("linf_max", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
+    *("linf_max", "layers_constrained", "seconds_per_image", "gradients_per_image", "forwards_per_image"),
 )  # fmt: skip
 ARCHIVED = re.compile(
     r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+"

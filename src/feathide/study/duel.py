@@ -108,9 +108,9 @@ def _needs(lab: Lab) -> tuple[str, ...]:
 
 
 def _attack(lab: Lab, kind: str, hide: Objective) -> Attack:
-    plain = attack_of(lab, probe_cell(lab), None)
-    assert isinstance(plain, Attack)
-    return replace(plain, objective=plain.objective + OBJECTIVES[kind].weight * hide, blend=OBJECTIVES[kind].blend)
+    attack = attack_of(lab, _cell(lab, kind), OBJECTIVES[kind].weight, hide=hide)
+    assert isinstance(attack, Attack)
+    return attack
 
 
 def _attacked(lab: Lab, attack: Attack, part: str) -> tuple[Outputs, np.ndarray, np.ndarray]:

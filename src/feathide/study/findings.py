@@ -11,14 +11,13 @@ import pandas as pd
 import torch
 
 from feathide.analysis.outliers import curves as outlier_curves
-from feathide.analysis.stress import stress_curve
-from feathide.analysis.transfer import transfer_curve
-from feathide.catalog import OBJECTIVES
+from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.data.eps import format_eps
 from feathide.metrics import proportion
 from feathide.report import Case, Run
+from feathide.report.curves import stress_curve, transfer_curve
 from feathide.study.caveats import caveats_of
-from feathide.study.gates import effective_aims
+from feathide.study.gates import effective_aims, masked_in
 from feathide.study.lab import Lab, noisy_at
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Cell
@@ -69,6 +68,8 @@ def run_of(lab: Lab, table: pd.DataFrame, *, gates: Sequence[Mapping[str, str]] 
         budgets=lab.budgets,
         counts=counts(lab),
         aims=effective_aims(lab),
+        reads={d: DETECTORS[d]().reads for d in plan.detectors},
+        masked=masked_in(lab),
     )
 
 

@@ -71,7 +71,7 @@ def _without_features(lab: Lab, classes: int) -> None:
         )
     logits = torch.randn(30, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = logits[:, None] * torch.linspace(0.5, 1.5, 20).double()[:, None]
-    out = Outputs(logits, {}, draws, witness=Outputs(logits, {}))
+    out = Outputs(logits, {}, draws, witness=Outputs(logits, {}), statistics=logits, squeezed=draws[:, :2])
     for name in lab.plan.detectors:
         try:
             DETECTORS[name]().fit(Evidence(out, torch.arange(30) % classes, out, out, out)).score(out)

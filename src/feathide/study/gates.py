@@ -19,7 +19,19 @@ from feathide.study.stages import cells
 from feathide.study.subjects import PARTS
 from feathide.study.table import Found, found_in, negatives_in, scores_in, thresholds_of
 
-__all__ = ["GATES", "Evasion", "Gate", "effective_aims", "gates_of", "judge_probes", "judge_table"]
+__all__ = [
+    "CHECKS",
+    "GATES",
+    "Evasion",
+    "Gate",
+    "effective_aims",
+    "gates_of",
+    "judge_probes",
+    "judge_table",
+    "judged",
+    "masked",
+    "masked_in",
+]
 
 Status = Literal["pass", "warn", "fail"]
 Arrays = Mapping[str, np.ndarray]
@@ -45,73 +57,68 @@ GATES: dict[str, Gate] = {
              "check class_names, mean, std, window and weights, or train it longer"),
         Gate("deterministic network", "two passes over the same images differ", "an attack that sees one draw is judged by another",
              "audit the network with its randomness averaged or fixed"),
-        Gate("logits, not probabilities", "the outputs lie in [0, 1] whatever the image", "gradients vanish where the network is sure",
-             "let the network return its logits, or say network.output: probabilities"),
-        Gate("gradient", "the attack's loss has no slope at some images", "a gradient attack that cannot move proves nothing",
-             "use a differentiable stand-in for the step that hides the gradient, or attack with square"),
+        Gate("gradient", "the attack's loss has no slope at some images, or the outputs lie in [0, 1] whatever the image",
+             "a gradient attack that cannot move proves nothing, and gradients of probabilities vanish where the network is sure",
+             "let the network return its logits (or say network.output: probabilities); use a differentiable stand-in for the step that hides the gradient, "
+             "or attack with square"),
         Gate("unbounded attack", "a budget as large as the box does not reach every target", "any image can be made into any other: the attack is broken",
              "look for a wrong sign, masked gradients or too few steps"),
-        Gate("iterative beats one step", "the attack succeeds less often than one step of the same budget", "its steps or its gradient are wrong",
-             "raise step_size or steps; check the loss"),
-        Gate("white box beats noise", "random noise succeeds as often as the attack", "the attack makes no use of what it knows",
-             "check the loss, the target and the gradient"),
-        Gate("white box beats transfer", "an attack on another network fools this one more often than an attack on itself",
-             "he who sees all does worse than he who sees nothing: a gradient is masked", "attack with square; look for steps that hide the gradient"),
-        Gate("larger budgets", "a larger eps succeeds less often", "every smaller perturbation is allowed in the larger ball",
-             "raise the steps at the larger budgets"),
-        Gate("converged", "doubling the steps changes the success by a point or more", "the numbers are those of an unfinished attack",
-             "raise walk.steps until they no longer change"),
-        Gate("loss at rest", "the loss of unsuccessful images still falls at the end", "more steps might have succeeded",
-             "raise walk.steps or walk.step_size"),
-        Gate("stable success", "the decision changes in a small ball around the attacked image", "a success that a grey level undoes is luck",
-             "raise walk.confidence; look for randomness or rounding in the network"),
-        Gate("no silent success", "an image that fooled on the way is counted as a failure", "the attack is stronger than its number",
-             "keep the best iterate and judge it as it is stored"),
+        Gate("weaker attacks do worse", "one step, random noise, an attack on another network or a smaller budget fools more images than the attack",
+             "its steps or its gradient are wrong: whoever has more does at least as well",
+             "raise steps or step_size; check loss and target; attack with square, which sees through masked gradients"),
+        Gate("converged", "twice the steps change the success by a point or more, or the loss of unsuccessful images still falls at the end",
+             "the numbers are those of an unfinished attack", "raise walk.steps or walk.step_size until they no longer change"),
+        Gate("success as counted", "the decision changes in a small ball around the attacked image, or an image that fooled on the way counts as a failure",
+             "a success that a grey level undoes is luck, one that is not counted makes the attack look weaker",
+             "raise walk.confidence; look for randomness or rounding in the network; judge the best iterate as it is stored"),
         Gate("planted point", "the attack misses an accepted image that is known to be there", "an attack that cannot find it certifies nothing",
              "look for masked gradients in the network or in a detector"),
-        Gate("hiding loss", "the loss of an attacker who knows the guard falls while its score rises", "he pushes the wrong way",
-             "check the sign and the layers of the hiding term"),
+        Gate("gradients of the guards", "a search without a guard's gradient, or images made for other ends, lower its score more than its gradient does, or "
+             "a point planted behind this guard alone is missed",
+             "its gradient is flat, clipped, cut off or wrong: attacks through it fail whatever it is worth, so it cannot be said to hold",
+             "give the detector a gradient (a smooth stand-in for steps, floors and clips), or attack it with square"),
+        Gate("knowing the guard helps", "an attack that knows the guard lowers its own loss while the score rises, slips through less often than one that does "
+             "not, or lowers the score by less than a tenth of the spread of clean scores",
+             "it pushes the wrong way or not at all; an attack that does nothing is no evidence for the guard, and the verdict does not count it",
+             "check the sign and the layers of the hiding term; raise its steps; change its weight"),
         Gate("training attack", "the attack that the detectors learn from fools fewer than half of the images, or leaves features as they were",
              "detectors that learnt from clean images alone are judged as if they knew attacks", "choose another train_attack, or raise eps or its steps"),
         Gate("hiding keeps success", "HFC fools more than two points fewer images than the same attack without it",
              "an attack that hides by not attacking says nothing about the guard", "lower its weight (weight: auto), or raise the steps"),
-        Gate("adaptive attacks are effective", "an attack aimed at a detector does not lower its score by a tenth of the spread of clean scores",
-             "an attack that does nothing is no evidence for the guard: the verdict does not count it", "raise its weight or steps"),
-        Gate("detector-aware beats oblivious", "he who knows the guard slips through less often than he who does not", "he could have done the same",
-             "raise the steps or lower the weight of the hiding term"),
         Gate("scores of single images", "a score changes when its image stands alone", "a verdict must not depend on the other images of a batch",
              "use a stored reference in place of the batch"),
         Gate("noise is noise", "noisy negatives equal the clean images", "the guard would be spared its hardest negatives",
              "raise eps or store more grey levels"),
-        Gate("no patient twice", "a patient stands in two parts", "the guard would be tested on what it learnt from",
-             "give the patients' names; remove duplicates"),
-        Gate("test scores like calibrate scores", "clean test and clean calibrate images score differently", "thresholds then mean something else there",
-             "look for test images or labels that reached the detector or its threshold"),
-        Gate("thresholds of the calibrate part", "a threshold is not the one that the calibrate scores give", "it was chosen to look good on the test part",
-             "take thresholds from calibrate cases only"),
+        Gate("test part untouched", "a patient stands in two parts, clean test and calibrate images score differently, or a threshold is not that of the "
+             "calibrate scores",
+             "the guard would be tested on what it or its threshold learnt from",
+             "give the patients' names, remove duplicates; look for test images or labels that reached a detector; take thresholds from calibrate cases only"),
     )
 }  # fmt: skip
+CHECKS: dict[str, tuple[str, ...]] = {  # the checks that ask the question of one gate; the others are their own
+    "gradient": ("slope", "logits"),
+    "weaker attacks do worse": ("one step", "noise", "transfer", "budgets"),
+    "converged": ("steps", "loss at rest"),
+    "success as counted": ("stable", "silent"),
+    "knowing the guard helps": ("hiding loss", "aware and oblivious", "effect"),
+    "test part untouched": ("patients", "test and calibrate", "thresholds"),
+}
 LEAST_FALL = (
     0.1  # of the spread (interquartile range) of clean scores: what an effective attack lowers the score it aims at by
 )
 ACCEPTED = 0.9  # of the plain attack's images: where so many pass, there is nothing to lower
 LOST = 0.02  # success that hiding may cost
-ROOTS = (
-    "deterministic network",
-    "gradient",
-    "unbounded attack",
-)  # what makes the attacks' other gates meaningless, gravest first
-FOLLOWS = {
-    *(
-        "unbounded attack",
-        "iterative beats one step",
-        "white box beats noise",
-        "white box beats transfer",
-        "larger budgets",
-    ),
-    "converged",
-    *("loss at rest", "stable success", "planted point"),
+ATTACKS = {"unbounded attack", "weaker attacks do worse", "converged", "success as counted", "planted point"}
+ROOTS: dict[str, set[str]] = {  # what makes other gates meaningless, gravest first
+    **dict.fromkeys(("deterministic network", "gradient", "unbounded attack"), ATTACKS | {"gradients of the guards"}),
+    "gradients of the guards": {"planted point", "knowing the guard helps"},
 }
+BEATEN, SHARE = (
+    0.5,
+    0.25,
+)  # a search without the gradient beats it by so many spreads of clean scores and by such a share of its own fall
+BORDER = 0.25  # of the images: where it does so for more of them the gate warns, for more than half it fails
+SEARCHES = ("square", "standard")  # attacks that need no gradient, or that end with one
 
 
 def gates_of(lab: Lab) -> list[dict[str, str]]:
@@ -119,18 +126,32 @@ def gates_of(lab: Lab) -> list[dict[str, str]]:
     if lab.plan.gates == "off":
         status, detail = _learnt(learnt_stored(lab))
         return [asdict(replace(GATES["classifier has learnt"], status=status, detail=detail))] * (status == "fail")
-    judged = judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab))
-    gates = [replace(gate, status=judged[n][0], detail=judged[n][1]) for n, gate in GATES.items()]
-    return [asdict(g) for g in _rooted(gates)]
+    return [asdict(g) for g in judged(judge_probes(lab.store.load(probe_key(lab))) | judge_table(_evasion(lab)))]
+
+
+def judged(checks: Mapping[str, Judged]) -> list[Gate]:
+    """The gates, each as grave as the worst of its ``checks``."""
+    return _rooted(
+        [_merged(gate, {n: checks[n] for n in CHECKS.get(gate.name, (gate.name,))}) for gate in GATES.values()]
+    )
+
+
+def _merged(gate: Gate, checks: Mapping[str, Judged]) -> Gate:
+    """What the worst of its checks found, each by its name where there are several."""
+    order: tuple[Status, ...] = ("fail", "warn", "pass")
+    worst = next(s for s in order if any(status == s for status, _ in checks.values()))
+    said = [(name, detail) for name, (status, detail) in checks.items() if status == worst]
+    detail = said[0][1] if len(checks) == 1 else "; ".join(f"{name}: {detail}" for name, detail in said)
+    return replace(gate, status=worst, detail=detail)
 
 
 def _rooted(gates: Sequence[Gate]) -> list[Gate]:
     """A failure that follows from a graver one is a warning: the cause stands alone among the failures."""
     failed = {g.name for g in gates if g.status == "fail"}
-    root = next((n for n in ROOTS if n in failed), None)
+    cause = {name: root for root in reversed(ROOTS) if root in failed for name in ROOTS[root] - {root}}
     return [
-        replace(g, status="warn", detail=f"{g.detail}; may follow from the gate {root!r}")
-        if root and g.status == "fail" and g.name in FOLLOWS and g.name != root
+        replace(g, status="warn", detail=f"{g.detail}; may follow from the gate {cause[g.name]!r}")
+        if g.status == "fail" and g.name in cause
         else g
         for g in gates
     ]
@@ -140,29 +161,30 @@ def _rooted(gates: Sequence[Gate]) -> list[Gate]:
 
 
 def judge_probes(a: Arrays) -> dict[str, Judged]:
-    """The gates that rest on ``probes.measure``. With n images, one image more or less (1 / n) is a warning, more is a failure."""
+    """The checks that rest on ``probes.measure``. With n images, one image more or less (1 / n) is a warning, more is a failure."""
     n = len(a["base"])
     share = {name: float(a[name].mean()) for name in ("noise", "single", "base", "double", "whole", "transfer")}
     blind = float((a["gradient"] <= 0).mean())
     return {
-        "deterministic network": _flag(a, "random"),
-        "logits, not probabilities": _flag(a, "probabilities"),
-        "gradient": ("fail" if blind or a["flag/blind"] else "pass", f"{blind:.0%} of {n} images have no slope"),
+        "deterministic network": _flag(a, "random", "two passes agree", "two passes differ"),
+        "logits": _flag(a, "probabilities", "outputs leave [0, 1]", "outputs stay in [0, 1]"),
+        "slope": ("fail" if blind or a["flag/blind"] else "pass", f"{blind:.0%} of {n} images have no slope"),
         "unbounded attack": _least(share["whole"], 1.0, n, f"{share['whole']:.0%} of {n} images at eps = the whole box"),
-        "iterative beats one step": _least(share["base"], share["single"], n, f"{share['base']:.0%} against {share['single']:.0%} of {n} images"),
-        "white box beats noise": _above_noise(share["base"], share["noise"], n),
-        "white box beats transfer": _above_transfer(share["base"], share["transfer"], share["noise"], n),
-        "converged": _converged(a, n),
+        "one step": _least(share["base"], share["single"], n, f"{share['base']:.0%} against {share['single']:.0%} of {n} images"),
+        "noise": _above_noise(share["base"], share["noise"], n),
+        "transfer": _above_transfer(share["base"], share["transfer"], share["noise"], n),
+        "steps": _converged(a, n),
         "loss at rest": _at_rest(a),
-        "stable success": _stable(a),
+        "stable": _stable(a),
         "planted point": _found(a["planted"]),
+        "gradients of the guards": _steered(a),
         "hiding loss": _ranked(a),
         "scores of single images": _alone(a),
     }  # fmt: skip
 
 
-def _flag(a: Arrays, name: str) -> Judged:
-    return ("fail", "so it is") if a[f"flag/{name}"] else ("pass", "not so")
+def _flag(a: Arrays, name: str, fine: str, wrong: str) -> Judged:
+    return ("fail", wrong) if a[f"flag/{name}"] else ("pass", fine)
 
 
 def _least(value: float, least: float, n: int, detail: str) -> Judged:
@@ -223,6 +245,63 @@ def _found(planted: np.ndarray) -> Judged:
     return "pass" if found >= 0.9 else "warn" if found >= 0.75 else "fail", detail
 
 
+def _steered(a: Arrays) -> Judged:
+    """Fails where a guard hides its gradient that was made to have one; warns of those that say that they have none."""
+    shares = {name: _beaten(a, name) for name in _guards(a)}
+    if not shares:
+        return "pass", "no detector"
+    hidden = masked(a)
+    if hidden:
+        undeclared = [name for name in hidden if not a[f"undifferentiable/{name}"]]
+        return "fail" if undeclared else "warn", "; ".join(f"{name}: {why}" for name, why in hidden.items())
+    worst = max(shares, key=lambda name: shares[name])
+    n = a[f"lower/{worst}"].shape[1]
+    return (
+        "warn" if shares[worst] > BORDER else "pass",
+        f"{len(shares)} detectors; {worst}: beaten from {shares[worst]:.0%} of the clean or attacked images, {n // 2} each",
+    )
+
+
+def masked(a: Arrays) -> dict[str, str]:
+    """The detectors through which a gradient does not lead, each with the reason: attacks that use it say nothing of what they are worth."""
+    found = {}
+    for name in _guards(a):
+        points, beaten = a.get(f"planted/{name}", np.zeros(0)), _beaten(a, name)
+        if np.isnan(a[f"lower/{name}"][0]).all():
+            found[name] = "no gradient leads from its score to the image"
+        elif beaten > 0.5:
+            found[name] = (
+                f"a search without its gradient lowers its score further, from {beaten:.0%} of the clean or attacked images that can be changed so"
+            )
+        elif len(points) and points.mean() < 0.5:
+            found[name] = f"its gradient finds {points.mean():.0%} of {len(points)} points planted behind it"
+    return found
+
+
+def masked_in(lab: Lab) -> dict[str, str]:
+    """``masked`` of a finished run. One that says so, and was attacked by a search that needs no gradient, is not among them."""
+    if lab.plan.gates == "off":
+        return {}
+    a = lab.store.load(probe_key(lab))
+    searched = any(attack.name in SEARCHES for attack in lab.plan.attacks)
+    return {name: why for name, why in masked(a).items() if not (searched and a[f"undifferentiable/{name}"])}
+
+
+def _guards(a: Arrays) -> list[str]:
+    return [k.removeprefix("lower/") for k in a if k.startswith("lower/")]
+
+
+def _beaten(a: Arrays, name: str) -> float:
+    """The share of images from which others lower a detector's score clearly more than its gradient, of those from which anybody lowers it: of the clean or
+    of the attacked ones, the larger. Where fewer than half can be lowered, the share is of half of them."""
+    fall = a[f"lower/{name}"]
+    own, other = np.nan_to_num(fall[0]), fall[1:].max(0)
+    liable = other > BEATEN
+    lost = liable & (other - own > BEATEN + SHARE * other)
+    part, whole = (who.reshape(2, -1).sum(1) for who in (lost, liable))
+    return float((part / np.maximum(whole, fall.shape[1] / 4)).max())
+
+
 def _ranked(a: Arrays) -> Judged:
     """Over plain and hidden images: a detector whose score rises as the loss that hides from it falls."""
     ranks = {k[5:]: v[~np.isnan(v)] for k, v in a.items() if k.startswith("rank/")}
@@ -272,20 +351,20 @@ class Evasion:
 
 
 def judge_table(e: Evasion) -> dict[str, Judged]:
-    """The gates that rest on the stored results."""
+    """The checks that rest on the stored results."""
     shared = [f"{a} and {b}" for a in e.patients for b in e.patients if a < b and e.patients[a] & e.patients[b]]
     return {
         "classifier has learnt": _learnt(e.learnt),
-        "no silent success": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
-        "larger budgets": _growing(e),
+        "silent": ("fail" if e.silent else "pass", f"{e.silent} of {e.attacked} attacked images"),
+        "budgets": _growing(e),
         "training attack": _taught(e),
         "hiding keeps success": _hidden(e),
-        "adaptive attacks are effective": _lowered(e),
-        "detector-aware beats oblivious": _aware(e),
+        "effect": _lowered(e),
+        "aware and oblivious": _aware(e),
         "noise is noise": ("fail" if e.still else "pass", f"{e.still} noisy images equal clean ones"),
-        "no patient twice": ("fail" if shared else "pass", f"shared by {', '.join(shared)}" if shared else "none"),
-        "test scores like calibrate scores": _alike(e),
-        "thresholds of the calibrate part": _calibrated(e),
+        "patients": ("fail" if shared else "pass", f"shared by {', '.join(shared)}" if shared else "none"),
+        "test and calibrate": _alike(e),
+        "thresholds": _calibrated(e),
     }
 
 

@@ -39,14 +39,14 @@ class Lab(Networks):
         needs = OBJECTIVES[cell.objective.kind].needs
         parts = [self.base, cell, p.norm, p.walk, *self.division, p.batch_size]
         if needs == "bank":
-            parts.append(p.mixture)
+            parts += [p.mixture, "floor"]
         if ":" in cell.attack.name:
             parts.append(identity(cell.attack.name))
         if needs and ":" not in cell.attack.name:
             parts.append("unit of the logits")
         if needs == "detectors" or o.weight == "auto":
             parts += [p.detectors, p.learnt_from, *(identity(d) for d in p.detectors if ":" in d)]
-            parts += [self.witness_key] if self.needs("witness") else []
+            parts += self.beside()
         return f"{slug(cell.attack.name)}-{slug(o.name)}-{digest(parts)}"
 
     def outputs_key(self, condition: str, part: str, index: int) -> str:
@@ -83,7 +83,7 @@ class Lab(Networks):
             detector,
             *([identity(detector)] if ":" in detector else []),
         ]
-        guard = digest([*parts, *([self.witness_key] if self.needs("witness", [detector]) else [])])
+        guard = digest([*parts, *self.beside([detector])])
         return f"scores/{slug(detector)}-{guard}/{condition}-{part}"
 
     # --- what tasks have stored ---------------------------------------------------------------------------------------
@@ -106,11 +106,18 @@ class Lab(Networks):
     @lru_cache(maxsize=1)  # noqa: B019
     def typical_lead(self) -> float:
         """The median lead of the true class, in logits, on the clean training images that are right: as sure as usual. 1 if none is right."""
-        out, labels = self.train()
-        true = out.logits.gather(1, labels[:, None])[:, 0]
-        lead = true - out.logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-        right = lead[lead > 0]
+        right = _leads(*self.train())
         return float(right.median()) if len(right) else 1.0
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def enough(self) -> float:
+        """The lead at which an attacker who hides stops pushing, in typical leads: as planned, or the lower quartile over the clean images of the fit part that
+        are right. Surer, an image is harder to hide; less sure, it stands out among clean ones."""
+        if self.plan.walk.lead != "auto":
+            return self.plan.walk.lead
+        out, rows = self.outputs("clean", "fit")
+        right = _leads(out, torch.from_numpy(self.labels[rows].astype(np.int64)))
+        return float(right.quantile(0.25)) / self.typical_lead() if len(right) else 1.0
 
     @lru_cache(maxsize=1)  # noqa: B019
     def bank(self) -> MixtureBank:
@@ -120,7 +127,7 @@ class Lab(Networks):
 
     @cached_property
     def mixture_key(self) -> str:
-        return f"mixtures/{digest([self.base, self.plan.mixture, 'one file'])}"
+        return f"mixtures/{digest([self.base, self.plan.mixture, 'clean energies'])}"
 
     def evidence(self, eps: float) -> Evidence:
         """What the detectors learn from: rows of the fit part that the classifier gets right, as they are, noisy and attacked."""
@@ -171,6 +178,13 @@ class Attacker:
         found = [self.lab.detector(n, self.eps) for n in names]
         scores = [self.lab.calibration(n, self.eps) for n in names]
         return found, [threshold(s, 0.10) for s in scores], [float(max(np.std(s), 1e-12)) for s in scores]
+
+
+def _leads(out: Outputs, labels: Tensor) -> Tensor:
+    """By how much the true class leads, in logits, in the images that are right."""
+    true = out.logits.gather(1, labels[:, None])[:, 0]
+    lead = true - out.logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+    return lead[lead > 0].double()
 
 
 def of_attack(condition: str) -> bool:

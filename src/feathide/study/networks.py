@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from feathide.classifier import FeatureClassifier
 from feathide.data.eps import parse_eps
 from feathide.errors import expected, first_line
 from feathide.models import Stem, build, check_network, load_network
+from feathide.residuals import VERSION as OF_STATISTICS
+from feathide.residuals import statistics
+from feathide.squeezing import SQUEEZERS
+from feathide.squeezing import VERSION as OF_SQUEEZERS
 from feathide.study.digest import FORMAT, digest
 from feathide.study.plan import slug
 from feathide.study.store import Store
@@ -26,6 +30,8 @@ from feathide.weights import Taken, file_digest, load_weights, read_about, start
 __all__ = ["Networks"]
 
 TRIED, NUMBERS = 8, 2**24  # images that a network is tried on, and the most numbers in them
+Need = Literal["dropout", "witness", "statistics", "squeezed"]
+NEEDS: tuple[Need, ...] = get_args(Need)
 
 
 @dataclass(frozen=True)
@@ -229,20 +235,22 @@ class Networks(Subjects):
 
     @lru_cache(maxsize=16)  # noqa: B019
     def observing(self, detectors: tuple[str, ...]) -> FeatureClassifier:
-        """The classifier as these detectors read it: with dropout draws and a witness where one of them needs them."""
-        dropout, witness = (self.needs(what, detectors) for what in ("dropout", "witness"))
-        if not dropout and not witness:
+        """The classifier as these detectors read it: with dropout draws, a witness and readings of the image where one of them needs them."""
+        dropout, witness, image, squeezed = (self.needs(what, detectors) for what in NEEDS)
+        if not any((dropout, witness, image, squeezed)):
             return self.classifier
         return replace(
             self.classifier,
             dropout_samples=self.plan.dropout_samples if dropout else 0,
             witness=self.witness if witness else None,
+            statistics=statistics if image else None,
+            squeezers=SQUEEZERS if squeezed else (),
         )
 
-    def needs(self, what: Literal["dropout", "witness"], detectors: Sequence[str] | None = None) -> bool:
-        """Whether a detector, of the plan's unless said, reads dropout draws or a witness."""
+    def needs(self, what: Need, detectors: Sequence[str] | None = None) -> bool:
+        """Whether a detector, of the plan's unless said, reads dropout draws, a witness, statistics of the image or squeezed images."""
         made = [DETECTORS[d]() for d in (self.plan.detectors if detectors is None else detectors)]
-        return any(d.needs_dropout if what == "dropout" else d.needs_witness for d in made)
+        return any(getattr(d, f"needs_{what}") for d in made)
 
     # --- witness ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +287,13 @@ class Networks(Subjects):
     def sight(self) -> list[str]:
         """What the guards read beyond a forward pass with its dropout draws."""
         dropout = [] if self.needs("dropout") else ["no dropout"]
-        return [*dropout, *([self.witness_key] if self.needs("witness") else [])]
+        return [*dropout, *self.beside()]
+
+    def beside(self, detectors: Sequence[str] | None = None) -> list[str]:
+        """What decides that which detectors, of the plan's unless said, read beside the classifier's own outputs."""
+        kinds: Mapping[Need, str] = {"statistics": OF_STATISTICS, "squeezed": OF_SQUEEZERS}
+        witness = [self.witness_key] if self.needs("witness", detectors) else []
+        return [*witness, *(version for need, version in kinds.items() if self.needs(need, detectors))]
 
 
 def _check_in_training(model: nn.Module, x: Tensor) -> None:

@@ -11,6 +11,8 @@ from feathide.types import Outputs
 
 __all__ = ["change", "packed", "scored", "unpacked"]
 
+BESIDE = ("stochastic", "others", "statistics", "squeezed")
+
 
 def scored(detector: Detector, out: Outputs) -> np.ndarray:
     """Scores (N,) in float64, without gradient."""
@@ -22,7 +24,7 @@ def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs as arrays for the store."""
     arrays = {"rows": rows, "logits": out.logits.numpy(), "layers": np.array(list(out.features))}
     arrays |= {f"f{i:03d}": f.numpy() for i, f in enumerate(out.features.values())}
-    for name in ("stochastic", "others"):
+    for name in BESIDE:
         value = getattr(out, name)
         if value is not None:
             arrays[name] = value.numpy()
@@ -34,7 +36,7 @@ def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
 def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     """The inverse of ``packed``."""
     features = {str(n): torch.from_numpy(arrays[f"f{i:03d}"]) for i, n in enumerate(arrays["layers"])}
-    extra = {n: torch.from_numpy(arrays[n]) for n in ("stochastic", "others") if n in arrays}
+    extra = {n: torch.from_numpy(arrays[n]) for n in BESIDE if n in arrays}
     seen = {k.removeprefix("witness/"): v for k, v in arrays.items() if k.startswith("witness/")}
     return Outputs(torch.from_numpy(arrays["logits"]), features, **extra, witness=unpacked(seen) if seen else None)
 

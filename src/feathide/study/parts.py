@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from feathide.errors import expected, unknown
-from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, separated, spelled
+from feathide.spelling import BUILT_FOR, Layout, Tokens, aimed_at, floor_of, separated, spelled
 
 __all__ = [
     "AttackPlan",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 AIMED = ("evade", "selective", "orthogonal")
+FLOORED = ("hfc", "hfc-scheduled")
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1, le=2**15)]  # of an image: its square just fits into 4 GiB
@@ -219,13 +220,15 @@ class WitnessPlan(Part):
 
 class AttackPlan(Part):
     """An attack and its walk. ``name``: of the catalogue; or ``torchattacks:PGD``, ``foolbox:LinfPGD``, ``art:ProjectedGradientDescent`` or the user's own
-    ``package.module:callable``, with ``options`` as arguments, among which is their walk. ``step_size`` is a fraction of eps."""
+    ``package.module:callable``, with ``options`` as arguments, among which is their walk. ``step_size`` is a fraction of eps.
+    ``share``: of pgd-smooth, the lowest frequencies of each axis that it may use."""
 
     name: str
     steps: int | None = Field(None, ge=1)
     step_size: float | None = Field(None, gt=0)
     decay: Literal["constant", "linear", "cosine"] | None = None
     restarts: int | None = Field(None, ge=1)
+    share: float | None = Field(None, gt=0, le=1)
 
     @field_validator("name")
     @classmethod
@@ -243,6 +246,8 @@ class AttackPlan(Part):
             raise expected(
                 f"the walk of {self.name} stands in its options", got=", ".join(given), do="use options: {...}"
             )
+        if self.share is not None and self.name != "pgd-smooth":
+            raise expected("share belongs to pgd-smooth", got=f"share of {self.name}", do="leave it out")
         return self
 
 
@@ -266,6 +271,12 @@ class ObjectivePlan(Part):
         if detector and (kind not in AIMED or detector not in DETECTORS):
             raise unknown("objective", name, [f"{k}:{d}" for k in AIMED for d in DETECTORS])
         return name
+
+    @model_validator(mode="after")
+    def _floored(self) -> "ObjectivePlan":
+        if self.kind in FLOORED:
+            floor_of(self.options.get("floor", "median"))
+        return self
 
     @property
     def kind(self) -> str:
@@ -291,13 +302,19 @@ class MixturePlan(Part):
 
 
 class WalkPlan(Part):
-    """The walk that all iterative attacks share, so that they are compared at equal counts; an attack may say otherwise."""
+    """The walk that all iterative attacks share, so that they are compared at equal counts; an attack may say otherwise.
+
+    ``confidence``: the lead from which on an image counts as one that fools. ``lead``: how sure of the target an attacker who hides makes the classifier
+    before all of the step goes to hiding, in typical leads of clean images (``Lab.typical_lead``), the same for all of our attacks; "auto": as sure as it is
+    of a clean image, at the lower quartile of the fit part.
+    """
 
     steps: int = Field(60, ge=1)
     step_size: float = Field(0.25, gt=0)
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     restarts: int = Field(1, ge=1)
     confidence: float = Field(0.01, ge=0)
+    lead: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
 
 
 class SplitPlan(Part):

@@ -72,7 +72,7 @@ class Plan(Part):
     objectives: Objectives = Field(default_factory=lambda: _of(ObjectivePlan, "plain", "hfc"))
     walk: WalkPlan = WalkPlan()
     mixture: MixturePlan = MixturePlan()
-    detectors: Detectors = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
+    detectors: Detectors = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "kd-two-sided", "maha-two-sided")
     witness: WitnessPlan = WitnessPlan()
     train_attack: str = "pgd"
     held_out: bool = False

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feathide.attack import Attack, when_fooled, when_hidden
+from feathide.attack import Attack, never, when_fooled, when_hidden
 from feathide.catalog import ITERATIVE, OBJECTIVES
 from feathide.classifier import FeatureClassifier
 from feathide.detectors import Detector
 from feathide.geometry import Grid, Linf, Noise
 from feathide.metrics import spearman
 from feathide.models import check_network
-from feathide.objectives import BoundLoss, Objective
-from feathide.recipes import fgsm, noise
+from feathide.objectives import BoundLoss, Evade, Objective
+from feathide.recipes import fgsm, noise, pgd, square
 from feathide.rules import Selective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
@@ -35,6 +35,7 @@ from feathide.types import ALL, Goal, Outputs, Rows
 __all__ = ["FLAGS", "Guard", "Readout", "Trial", "measure", "planted", "probe_key", "probe_tasks", "trial_of"]
 
 CASES = 16
+LOOKED, WALK, QUERIES = 8, 12, 32  # images, steps and queries by which the gradient of each guard is tried
 SMALL = 0.05  # the ball of the stability probe, as a share of eps
 DRAWS = 4
 STRICT = 10.0  # how much more a standard deviation of suspicion costs than a unit of the readout
@@ -78,7 +79,10 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
     box, and the attack on the surrogate;
     ``trace`` (S + 1, n); ``kept`` (n,): the share of a small ball that keeps the attack's decision; ``base/<objective>`` and
     ``double/<objective>`` (n,); ``rank/<objective>`` (D,): rank correlation of the hiding loss with each detector's score;
-    ``planted`` (m,): who found it; ``batch/<detector>``: how far a score depends on its batch.
+    ``lower/<detector>`` (3, 2 k): by how many spreads of clean scores a score fell from the first k images, clean and attacked, by its own gradient, by a
+    search without gradients and in the images that were made for other ends; NaN for the first where no gradient leads from the score to the image;
+    ``undifferentiable/<detector>``: whether it says so;
+    ``planted`` (m,): who found it with all detectors in the loop, ``planted/<detector>`` with one; ``batch/<detector>``: how far a score depends on its batch.
     """
     arrays = {f"flag/{name}": np.asarray(raised) for name, raised in _flags(trial).items()}
     arrays["gradient"] = _slope(trial)
@@ -94,15 +98,18 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
         arrays[name] = _run(trial, attack, free=name == "whole")[1]
     arrays["transfer"] = _run(trial, plain, trial.surrogate)[1]
     arrays |= {"base": base[1], "trace": base[2], "kept": _kept(trial, base[0])}
+    others = [base[0]]
     for name, attack in trial.hidden.items():
         found = _run(trial, attack, trial.observer)
         arrays[f"base/{name}"] = found[1]
         arrays[f"double/{name}"] = _run(trial, replace(attack, steps=2 * attack.steps), trial.observer)[1]
         arrays[f"rank/{name}"] = _ranks(trial, attack, torch.cat([base[0], found[0]]))
+        others.append(found[0])
     with torch.no_grad():
         out = trial.observer(trial.x).to("cpu")
     arrays |= {f"batch/{name}": np.asarray(_batch_gap(g.detector, out)) for name, g in trial.guards.items()}
-    return arrays | {"planted": planted(trial)}
+    arrays |= {f"undifferentiable/{n}": np.asarray(not g.detector.differentiable) for n, g in trial.guards.items()}
+    return arrays | lowered(trial, base[0], others) | planted(trial)
 
 
 def _run(
@@ -178,6 +185,59 @@ def _batch_gap(detector: Detector, out: Outputs) -> float:
     return float((whole - alone).abs().max() / whole.std().clamp_min(1e-12))
 
 
+# --- the gradient of each guard ----------------------------------------------------------------------------------------
+
+
+def lowered(trial: Trial, attacked: Tensor, others: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """How far each detector's score falls within the budget, ``lower/<detector>`` (3, 2 k): from the clean images, and from the ``attacked`` ones, which
+    the detector may find so suspicious that it is flat there. Whoever has its gradient does at least as well as a search without one (Square), and as
+    ``others``: images of the same cases that were made for other ends; those made against the other detectors and the clean ones are among them."""
+    k, threat, box = min(LOOKED, len(trial.x)), trial.attack.threat, trial.classifier.box
+    x = torch.cat([trial.x[:k], attacked[:k]])
+    mask = trial.mask if trial.mask is None or len(trial.mask) == 1 else trial.mask[:k].repeat(2, *[1] * (x.ndim - 1))
+    goal = Goal(trial.goal.source[:k].repeat(2), trial.goal.target[:k].repeat(2))
+    ids = [f"{side} {name}" for side in ("clean", "attacked") for name in trial.ids[:k]]
+    few = replace(trial, x=x, goal=goal, ids=ids, mask=mask, grid=None)
+    own, blind = {}, {}
+    for name, guard in trial.guards.items():
+        aim, seen = Evade((guard.detector,), scales=(guard.scale,)), _watcher(few, guard)
+        if _leads(few, guard):
+            walk = pgd(threat, objective=aim, steps=WALK, step_size=0.25, decay="cosine")
+            own[name] = _run(few, walk, seen)[0]
+        blind[name] = _run(few, square(threat, objective=aim, queries=QUERIES, leave=never), seen)[0]
+    shared = [image[:k].repeat(2, *[1] * (x.ndim - 1)) for image in (trial.x, *others)]
+    found: dict[str, np.ndarray] = {}
+    for name, guard in trial.guards.items():
+        rest = shared + [image for n, image in own.items() if n != name]
+        near = [x + threat.project(image - x, x, box) for image in rest]  # what lies outside the ball, at its rim
+        least = np.min([_scores(few, guard, image) for image in near], axis=0)
+        first = _scores(few, guard, own[name]) if name in own else np.full(2 * k, np.nan)
+        found[f"lower/{name}"] = (
+            _scores(few, guard, x) - np.stack([first, _scores(few, guard, blind[name]), least])
+        ) / guard.scale
+    return found
+
+
+def _watcher(trial: Trial, guard: Guard) -> FeatureClassifier:
+    """The classifier as one guard reads it."""
+    whole = guard.detector.needs_dropout or guard.detector.needs_witness
+    return trial.observer if whole else trial.classifier
+
+
+def _scores(trial: Trial, guard: Guard, x: Tensor) -> np.ndarray:
+    """What a guard would say of ``x`` once it is taken for the target, (k,)."""
+    with torch.no_grad():
+        out = _watcher(trial, guard)(x)
+        return guard.detector.score(replace(out, assumed=trial.goal.target)).double().cpu().numpy()
+
+
+def _leads(trial: Trial, guard: Guard) -> bool:
+    """Whether a gradient leads from a guard's score back to the image at all."""
+    with torch.enable_grad():
+        out = _watcher(trial, guard)(trial.x.detach().clone().requires_grad_())
+        return guard.detector.score(replace(out, assumed=trial.goal.target)).requires_grad
+
+
 # --- a point that must be found ----------------------------------------------------------------------------------------
 
 
@@ -210,8 +270,9 @@ class Readout(Objective):
         )
 
 
-def planted(trial: Trial) -> np.ndarray:
-    """The binarisation test (Zimmermann et al. 2022) with the detectors in the loop: who found the planted point, (m,) of at most n images.
+def planted(trial: Trial) -> dict[str, np.ndarray]:
+    """The binarisation test (Zimmermann et al. 2022) with the detectors in the loop: who found the planted point, (m,) of at most n images, with all of
+    them, ``planted``, and, where there are several, with each of them on fewer images, ``planted/<detector>``.
 
     Of ``CORNERS`` random images at the rim of the ball the one is planted that a linear readout of the last layer tells best from ``INNER`` random
     images inside half of the ball. The attack must find an image that the readout calls planted and that no detector finds
@@ -237,24 +298,33 @@ def planted(trial: Trial) -> np.ndarray:
     best, k = gap.max(1)
     rows = (best > 0.1).nonzero().flatten()
     if not len(rows):
-        return np.zeros(0, bool)
+        return {"planted": np.zeros(0, bool)}
     at = torch.arange(n, device=k.device)
     weight = (way[at, k] / best[:, None] * 4)[rows]
     bias = (weight * centre[rows, 0]).sum(1) + (4 / best - 2)[rows]
-    guards = tuple(trial.guards.values())
-    with torch.no_grad():
-        scores = [torch.stack([g.detector.score(r) for r in rim], 1)[at, k][rows] for g in guards]
-    limits = torch.stack([s.clamp_min(g.limit) for s, g in zip(scores, guards, strict=True)]) if guards else bias[:0]
-    aim = Readout(weight, bias, guards, limits)
-    attack = replace(trial.attack, objective=aim, blend=Selective(), leave=when_hidden(0.0), confidence=0.0)
-    names, goal = [trial.ids[i] for i in rows.tolist()], trial.goal[rows]
-    found = attack(trial.observer, trial.x[rows], goal, ids=names, seed=trial.seed)
-    with torch.no_grad():
-        out = trial.observer(found.adversarial)
-        hit = aim.bind(out, goal, drawn).margin(out, ALL) > 0  # type: ignore[misc]
-        for g, limit in zip(guards, limits, strict=True):
-            hit &= g.detector.score(out) <= limit + SLACK * g.scale
-    return hit.cpu().numpy()
+
+    def hit(guards: Sequence[Guard], most: int) -> np.ndarray:
+        some = rows[:most]
+        with torch.no_grad():
+            scores = [torch.stack([g.detector.score(r) for r in rim], 1)[at, k][some] for g in guards]
+        limits = (
+            torch.stack([s.clamp_min(g.limit) for s, g in zip(scores, guards, strict=True)]) if guards else bias[:0]
+        )
+        aim = Readout(weight[:most], bias[:most], tuple(guards), limits)
+        attack = replace(trial.attack, objective=aim, blend=Selective(), leave=when_hidden(0.0), confidence=0.0)
+        names, goal = [trial.ids[i] for i in some.tolist()], trial.goal[some]
+        seen = _watcher(trial, guards[0]) if len(guards) == 1 else trial.observer
+        found = attack(seen, trial.x[some], goal, ids=names, seed=trial.seed)
+        with torch.no_grad():
+            out = seen(found.adversarial)
+            answered = aim.bind(out, goal, drawn).margin(out, ALL) > 0  # type: ignore[misc]
+            for g, limit in zip(guards, limits, strict=True):
+                answered &= g.detector.score(out) <= limit + SLACK * g.scale
+        return answered.cpu().numpy()
+
+    each = trial.guards if len(trial.guards) > 1 else {}
+    found = {f"planted/{name}": hit([guard], LOOKED) for name, guard in each.items()}
+    return {"planted": hit(list(trial.guards.values()), n)} | found
 
 
 # --- as a task of an audit ---------------------------------------------------------------------------------------------
@@ -270,7 +340,7 @@ def probe_key(lab: Lab) -> str:
     """Where the probes of a lab are stored."""
     p = lab.plan
     parts = [lab.condition(c) for c in (probe_cell(lab), *_hidden(lab))]
-    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, surrogate_key(lab), *lab.sight])}"
+    return f"gates/{digest([*parts, p.detectors, p.learnt_from, p.mixture, CASES, LOOKED, WALK, QUERIES, surrogate_key(lab), *lab.sight])}"
 
 
 def probe_tasks(lab: Lab) -> list[Task]:

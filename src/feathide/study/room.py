@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import prod
 
 from feathide.errors import expected
+from feathide.residuals import NAMES
+from feathide.squeezing import SQUEEZERS
 from feathide.study.engine import Task
 from feathide.study.lab import Lab
 from feathide.study.stages import encode
@@ -21,10 +23,11 @@ def bytes_ahead(lab: Lab, tasks: Sequence[Task]) -> int:
     model = lab.empty_network() if trained else lab.classifier.model
     x = lab.images(lab.rows("train")[:1])
     out = lab.shown(model, lab.plan.network.layers).extract(x)
-    draws = 1 + lab.plan.dropout_samples * lab.needs("dropout")
+    draws = 1 + lab.plan.dropout_samples * lab.needs("dropout") + len(SQUEEZERS) * lab.needs("squeezed")
+    read = len(NAMES) * lab.needs("statistics")
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     image = prod(x.shape) * encode(x, lab.grid, lab.cases.box).itemsize
-    features = 4 * (sum(f.shape[1] for f in out.features.values()) + out.logits.shape[1] * draws)
+    features = 4 * (sum(f.shape[1] for f in out.features.values()) + out.logits.shape[1] * draws + read)
     size = {"train": weights, "adversarial": image * lab.plan.batch_size, "outputs": features * lab.plan.batch_size}
     kinds = [t.key.partition("/")[0].replace("classifier", "train") for t in tasks if not lab.store.done(t.key)]
     return sum(size.get(kind, 0) for kind in kinds) + DOCUMENTS

@@ -25,7 +25,7 @@ from feathide.errors import InputError, expected
 from feathide.geometry import Grid
 from feathide.memory import in_halves
 from feathide.mixture import MixtureBank
-from feathide.objectives import CrossEntropy
+from feathide.objectives import CrossEntropy, Objective
 from feathide.ood import HARMLESS
 from feathide.recipes import noise
 from feathide.study.engine import Task, tell
@@ -186,41 +186,51 @@ def _evidence(lab: Lab, eps: float) -> tuple[str, ...]:
 
 def needed(lab: Lab, cell: Cell) -> tuple[str, ...]:
     """What an attacker must have before he starts."""
-    match OBJECTIVES[cell.objective.kind].needs:
+    hiding = OBJECTIVES[cell.objective.kind]
+    if hiding.make is None:
+        return ()
+    usual = (
+        *_outputs(lab, "clean", "train"),
+        *_outputs(lab, "clean", "fit"),
+    )  # how sure the classifier is of them, too
+    match hiding.needs:
         case "bank":
-            return (lab.mixture_key, *_outputs(lab, "clean", "train"))
-        case "train":
-            return _outputs(lab, "clean", "train")
+            return (lab.mixture_key, *usual)
         case "detectors":
             calibrate = (*_outputs(lab, "clean", "calibrate"), *_outputs(lab, noisy_at(cell.eps), "calibrate"))
             return (*_evidence(lab, cell.eps), *calibrate)
-    return ()
+    return usual
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def attack_of(lab: Lab, cell: Cell, weight: float | None) -> Attack | Ensemble | Foreign:
-    """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same)."""
+def attack_of(
+    lab: Lab, cell: Cell, weight: float | None, *, hide: Objective | None = None
+) -> Attack | Ensemble | Foreign:
+    """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the same). ``hide``: a hiding term in place of the cell's."""
     walk, a = lab.plan.walk, cell.attack
-    fields: dict[str, Any] = {"confidence": walk.confidence}
+    fields: dict[str, Any] = {"confidence": walk.confidence} | ({} if a.share is None else {"share": a.share})
     names = WALKS.get(a.name, ())
     fields |= {n: getattr(walk, n) if getattr(a, n) is None else getattr(a, n) for n in names}
     if a.name == "square" and a.steps is not None:
         fields["queries"] = a.steps
-    hiding, hide = OBJECTIVES[cell.objective.kind], None
+    hiding = OBJECTIVES[cell.objective.kind]
     if hiding.make is not None and weight is not None:
         options = dict(cell.objective.options)
         if hiding.needs == "detectors" and cell.objective.aim:
             options["detectors"] = cell.objective.aim
-        hide = weight * hiding.make(Attacker(lab, cell.eps), options)
+        hide = weight * (hiding.make(Attacker(lab, cell.eps), options) if hide is None else hide)
         fields["blend"] = hiding.blend
         if (
             ":" not in a.name
         ):  # a clean image leads by ``SURE`` units: an attacker who hides wants to look as sure, no surer
-            fields["unit"] = lab.typical_lead() / SURE
-        if a.name == "cw":
-            fields["kappa"] = SURE
+            kappa = lab.enough() * SURE
+            fields |= {
+                "unit": lab.typical_lead() / SURE,
+                "kappa": kappa,
+                "confidence": min(walk.confidence, kappa),
+            }
     return ATTACKS[a.name](lab.threat(cell.eps), hide=hide, **fields)
 
 

@@ -29,6 +29,7 @@ from feathide.metrics import (
     threshold,
 )
 from feathide.ood import HARMLESS
+from feathide.study.coverage import share_constrained
 from feathide.study.lab import FALSE_ALARMS, PLAIN, Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
@@ -259,6 +260,8 @@ def cell_rows(lab: Lab, cell: Cell) -> Iterator[Row]:
     fooled = found.fooled
     yield _row(cell, "success", proportion(fooled, groups=groups))
     yield _row(cell, "linf_max", _point(found.linf.max(), n))
+    if OBJECTIVES[cell.objective.kind].needs == "bank":
+        yield _row(cell, "layers_constrained", _point(*share_constrained(lab, cell.objective)))
     yield _row(cell, "seconds_per_image", _point(found.seconds / n, n))
     yield _row(cell, "gradients_per_image", _point(found.gradients.mean(), n))
     yield _row(cell, "forwards_per_image", _point(found.forwards.mean(), n))
