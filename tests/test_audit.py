@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from feathide.catalog import ITERATIVE
 from feathide.classifier import FeatureClassifier
 from feathide.cli import app
 from feathide.errors import InputError
+from feathide.metrics import Cut, proportion, threshold
 from feathide.models import Arch
 from feathide.report import verdict
+from feathide.study.caveats import caveats_of
 from feathide.study.check import check_plan
 from feathide.study.coverage import coverage_of, left_out, share_constrained
 from feathide.study.findings import run_of
@@ -153,11 +156,21 @@ def test_a_guard_that_memorised_held_out_images_does_not_hold(lab: Lab, monkeypa
         return score if detector != "kd" else np.full(len(score), float(condition not in known))
 
     monkeypatch.setattr("feathide.study.table.scores_in", memorised)
+    (few,) = (f for f in verdict(run_of(lab, table_of(lab))).findings if f.detector == "kd")
+    assert few.word == "undecided" and "are too few for a threshold" in few.why  # another threshold might accept them
+
+    def sure(scores: np.ndarray, rate: float, **_: Any) -> Cut:
+        limit = threshold(scores, rate)
+        return Cut(limit, np.array([limit]))
+
+    monkeypatch.setattr("feathide.study.table.cut", sure)  # as with many calibrate images
     table = table_of(lab)
     slips = table.metric.str.startswith("slips_through") & (table.detector == "kd")
     assert table[slips].value.max() == 0
     table.loc[slips, "high"] = 0.02  # as with many images
-    found = {f.detector: f for f in verdict(run_of(lab, table)).findings}
+    run = run_of(lab, table)
+    run = replace(run, counts={**run.counts, "calibrate": {"images": 1000, "patients": 1000, "correct": 1000}})
+    found = {f.detector: f for f in verdict(run).findings}
     assert found["kd"].word == "undecided"
     assert found["kd"].why.startswith("it also rejects harmlessly changed images: 100.0 %")
 
@@ -197,6 +210,26 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(lab: Lab, table: pd
     assert table[table.metric == "accuracy"].value.iloc[0] == pytest.approx(
         (out.predicted.numpy() == lab.labels[rows]).mean()
     )
+
+
+def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(lab: Lab) -> None:
+    """The interval of false alarms is wider than that of a share, and the verdict says how many images a threshold needs."""
+    n, table = len(lab.rows("calibrate")), pd.read_parquet(lab.store.folder / "results.parquet")
+    score, groups = scores_in(lab, "kd", EPS, "clean", "test"), lab.cases.patients[lab.rows("test")]
+    row = table[(table.metric == "false_alarms_fpr10") & (table.detector == "kd")].iloc[0]
+    hits = score > thresholds_of(lab, "kd", EPS)["fpr10"]
+    plain = proportion(hits, groups=groups)
+    assert float(row.value) == pytest.approx(hits.mean()) and row.n == len(hits)
+    assert float(row.high) - float(row.low) > plain.high - plain.low
+    rows = lab.rows("calibrate")
+    patients = len(set(lab.cases.patients[rows]))
+    assert patients < n  # the patients have two images and more
+    said, told = check_plan(lab.plan, lab.store.folder).says, f"{n} calibrate images of {patients} patients"
+    needs = "false alarms need 100 for 10%, 200 for 5%, 1000 for 1%"
+    assert any(s.startswith(f"thresholds: {told}; {needs}; with {patients} no guard") for s in said)
+    assert all(f.word != "holds" for f in verdict(run_of(lab, table)).findings)
+    few = f"{told} are few for 10% false alarms: a threshold there needs 100"
+    assert any(few in c for c in caveats_of(lab, table))
 
 
 def test_results_of_a_limit_are_not_taken_for_those_of_another(lab: Lab) -> None:

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, mahalanobis
 from scipy.special import expit, softmax
 from sklearn import neighbors
+from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from feathide.addon.foreign_detectors import SklearnDetector
+from feathide.catalog import DETECTORS
 from feathide.detectors import (
-    DETECTORS,
     DensityAndDropout,
+    Detector,
     DropoutUncertainty,
     FeatureSqueezing,
     FreeEnergy,
@@ -595,6 +598,109 @@ def test_a_class_without_training_images_is_named(evidence: Evidence) -> None:
     labels = LABELS.where(LABELS != 1, 2)
     with pytest.raises(InputError, match=r"none of class \[1\]"):
         KernelDensity().fit(Evidence(evidence.train, labels, evidence.clean, evidence.noisy, evidence.adversarial))
+
+
+# --- the border of every detector --------------------------------------------------------------------------------------
+
+
+class Own(Detector):
+    """Somebody's detector, which checks nothing."""
+
+    name = "own"
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+
+    def fit(self, evidence: Evidence) -> "Own":
+        if self.fault == "fit":
+            raise ZeroDivisionError("no spread")
+        return self
+
+    def score(self, out: Outputs) -> torch.Tensor:
+        if self.fault == "score":
+            raise KeyError("late")
+        if self.fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found = out.last.sum(1) + out.logits.sum(1)
+        return {"column": found[:, None], "nan": found * torch.nan}.get(self.fault, found)
+
+
+class Forest(IsolationForest):
+    """Somebody's estimator, which fails in its own way."""
+
+    def score_samples(self, X: Array) -> Array:
+        raise RuntimeError("the trees are gone\nand more")
+
+
+def with_nan(out: Outputs, where: str) -> Outputs:
+    """The same with one NaN in the fourth row."""
+
+    def hurt(values: torch.Tensor) -> torch.Tensor:
+        values = values.clone()
+        values[(3, *[1] * (values.ndim - 1))] = torch.nan
+        return values
+
+    if where == "features":
+        return replace(out, features={n: hurt(f) for n, f in out.features.items()})
+    return replace(out, **{where: hurt(getattr(out, where))})
+
+
+def seen_by_both(out: Outputs) -> Outputs:
+    """With a witness, the statistics of the image and the logits of poorer ones."""
+    image = {"statistics": torch.cat(list(out.features.values()), 1), "squeezed": out.logits[:, None] * 0.9}
+    return replace(out, witness=replace(out, witness=None), **image)
+
+
+def every_part(evidence: Evidence, change: Callable[[Outputs], Outputs]) -> Evidence:
+    parts = {n: change(getattr(evidence, n)) for n in ("train", "clean", "noisy", "adversarial")}
+    return replace(evidence, **parts)
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, "sklearn:IsolationForest", "sklearn:RandomForestClassifier"])
+def test_nan_and_floats_of_any_kind_meet_one_sentence_or_numbers(name: str, evidence: Evidence, out: Outputs) -> None:
+    whole, given = seen_by_both(out), every_part(evidence, seen_by_both)
+    detector = DETECTORS[name]().fit(given)
+    wanted = detector.score(whole)
+    late = {n: f.float() if n == "late" else f for n, f in out.features.items()}
+    for other in (out.to(torch.float32), replace(out, logits=out.logits.float()), replace(out, features=late)):
+        found = detector.score(seen_by_both(other)).double()
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)  # one type or two: the same numbers
+    single = DETECTORS[name]().fit(every_part(given, lambda o: o.to(torch.float32)))
+    assert single.score(whole).isfinite().all()
+    for where in ("features", "logits", "stochastic"):
+        bad = seen_by_both(with_nan(out, where))
+        try:
+            found = detector.score(bad)
+        except InputError as error:
+            assert "finite" in str(error) and "\n" not in str(error)
+        else:
+            assert found.isfinite().all() and torch.equal(found, wanted)  # it does not read them
+    whole_numbers = replace(out, features={n: f.round().long() for n, f in out.features.items()})
+    with pytest.raises(InputError, match="floating-point numbers, got int64"):
+        detector.score(seen_by_both(whole_numbers))
+
+
+def test_what_a_detector_of_anyones_raises_is_one_sentence(evidence: Evidence, out: Outputs) -> None:
+    sound = Own().fit(evidence)
+    assert sound.score(out).shape == (24,)
+    with pytest.raises(InputError, match=r"features of layer 'early' must be finite for own, got NaN or infinity"):
+        sound.score(with_nan(out, "features"))
+    with pytest.raises(InputError, match="logits must be finite for own"):
+        sound.score(with_nan(out, "logits"))
+    with pytest.raises(InputError, match=r"detector own must be able to learn.*got ZeroDivisionError: no spread"):
+        Own("fit").fit(evidence)
+    with pytest.raises(InputError, match=r"features of layer 'early' \(noisy\) must be finite"):
+        Own("fit").fit(replace(evidence, noisy=with_nan(evidence.noisy, "features")))
+    with pytest.raises(InputError, match=r"detector own must be able to score.*KeyError"):
+        Own("score").score(out)
+    with pytest.raises(InputError, match=r"a tensor of 24 scores, one a row, got Tensor \(24, 1\)"):
+        Own("column").score(out)
+    with pytest.raises(InputError, match="scores of own must be numbers, got NaN for 24 of 24 rows"):
+        Own("nan").score(out)
+    with pytest.raises(torch.OutOfMemoryError):  # what halves of the batch can mend
+        Own("memory").score(out)
+    with pytest.raises(InputError, match="RuntimeError: the trees are gone;"):
+        SklearnDetector(Forest(n_estimators=5, random_state=0)).fit(evidence).score(out)
 
 
 def pixels(n: int, seed: int, *, rough: float) -> tuple[Outputs, torch.Tensor]:

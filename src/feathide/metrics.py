@@ -14,16 +14,22 @@ from scipy.stats import norm, rankdata
 from feathide.errors import expected
 
 __all__ = [
+    "Cut",
     "Interval",
     "auc",
     "aupr",
     "bootstrap",
     "brier_score",
     "calibration_error",
+    "cases_needed",
+    "cut",
+    "difference_at",
     "enough",
     "fpr95",
+    "independent",
     "paired_difference",
     "proportion",
+    "share_at",
     "slips_through",
     "spearman",
     "success",
@@ -67,12 +73,24 @@ def threshold(negatives: ArrayLike, fpr: float) -> float:
 
 
 def enough(n: int, fpr: float) -> bool:
-    """True if ``n`` calibrate negatives are enough for the rate ``fpr``: n fpr >= 10.
+    """True if ``n`` independent calibrate negatives are enough for the rate ``fpr``: n fpr >= 10.
 
     The false alarms among new negatives then lie within a factor of two of ``fpr`` 19 times in 20 (the Beta law of
-    ``threshold``).
+    ``threshold``). The scores of one image as it is and with noise are not independent, nor are the images of a patient: count patients, not scores.
     """
     return n * fpr >= 10 - 1e-9
+
+
+def cases_needed(fpr: float) -> int:
+    """The smallest number of calibrate cases that is ``enough`` for the rate ``fpr``."""
+    return int(np.ceil(10 / fpr - 1e-9))
+
+
+def independent(part: str, images: int, patients: int) -> tuple[int, str]:
+    """How many independent cases ``images`` of so many ``patients`` are, for ``enough``, and what to call them: images of one patient are alike."""
+    if patients < images:
+        return patients, f"{images} {part} images of {patients} patients"
+    return images, f"{images} {part} images"
 
 
 def tpr_at(scores: ArrayLike, threshold: float) -> float:
@@ -177,15 +195,92 @@ def proportion(hits: ArrayLike, *, groups: ArrayLike | None = None, level: float
             got=f"values from {x.min():g} to {x.max():g}",
             do="use bootstrap(np.mean, ...)",
         )
-    (rows,), count = _patients([x], groups)
+    (rows,), _ = _patients([x], groups)
+    p, size = _effective(x, rows)
+    return Interval(p, *_wilson(p, size, level), len(x))
+
+
+def _effective(x: Floats, rows: Counts) -> tuple[float, float]:
+    """The share of ``x`` (N,) and the effective number of rows, those of patient g being where ``rows`` is g: see ``proportion``."""
+    _, rows = np.unique(rows, return_inverse=True)
     n, p, size = len(x), float(x.mean()), np.bincount(rows)
-    most = float((size**2).sum()) / n
+    count, most = len(size), float((size**2).sum()) / n
     if 0 < p < 1 and count > 1:
         spread = count / (count - 1) * ((np.bincount(rows, x) - p * size) ** 2).sum()
-        design = float(np.clip(spread / (n * p * (1 - p)), 1, most))
-    else:
-        design = most
-    return Interval(p, *_wilson(p, n / design, level), n)
+        return p, n / float(np.clip(spread / (n * p * (1 - p)), 1, most))
+    return p, n / most
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A threshold and those that other calibrate cases might have given: ``drawn`` (draws,); ``others`` (K,) are the different ones, each with its share."""
+
+    value: float
+    drawn: Floats
+
+    @property
+    def others(self) -> Floats:
+        return np.unique(self.drawn)
+
+    @property
+    def shares(self) -> Floats:
+        return np.unique(self.drawn, return_counts=True)[1] / len(self.drawn)
+
+
+def cut(negatives: ArrayLike, fpr: float, *, groups: ArrayLike | None = None, seed: int = 0, draws: int = 1000) -> Cut:
+    """The ``threshold`` of ``negatives``, with those of a bootstrap that draws the patients (``groups``) of the calibrate cases.
+
+    A draw may also take a patient who is not there and whose scores lie above all others: the largest of a few scores is not the largest that there is.
+    From ``enough`` patients on that hardly changes anything; of fewer it says that the true threshold may lie beyond all scores.
+    """
+    scores = _scores(negatives)
+    (rows,), count = _patients([scores], groups)
+    unseen = -(-len(scores) // count)
+    scores, rows = np.append(scores, np.full(unseen, np.inf)), np.append(rows, np.full(unseen, count))
+    picked = (
+        np.random.default_rng(seed).integers(count + 1, size=(draws, count)) + (count + 1) * np.arange(draws)[:, None]
+    )
+    weights = np.bincount(picked.ravel(), minlength=draws * (count + 1)).reshape(draws, count + 1)
+    order = np.argsort(-scores, kind="stable")
+    above = np.cumsum(weights[:, rows[order]], axis=1)
+    allowed = np.floor(fpr * above[:, -1:] + 1e-9)
+    return Cut(threshold(negatives, fpr), scores[order][(above > allowed).argmax(1)])
+
+
+def share_at(
+    limit: Cut, hits: Callable[[float], ArrayLike], *, groups: ArrayLike | None = None, level: float = 0.95
+) -> Interval:
+    """The share of true ``hits(threshold)`` (N,), at a threshold that has its own uncertainty. NaN: a row that does not count at this threshold.
+
+    With C(q; t) the confidence that Wilson's interval of ``proportion`` at the threshold t gives to shares up to q, the interval holds the middle
+    ``level`` of the mean of C over the thresholds of ``limit``: both the calibrate cases and these rows might have been others. It is that of
+    ``proportion`` where all thresholds agree. Simulated coverage of the share at the true threshold: 93 % and more for 16 to 200 calibrate cases.
+    """
+    at = [np.asarray(hits(t), dtype=np.float64).reshape(-1) for t in (limit.value, *limit.others)]
+    names = np.arange(len(at[0])) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    told = [~np.isnan(x) for x in at]
+    whole = proportion(at[0][told[0]], groups=names[told[0]], level=level)
+    parts = [(x[t], names[t], w) for x, t, w in zip(at[1:], told[1:], limit.shares, strict=True) if t.any()]
+    if not parts:
+        return whole
+    weights = np.array([w for *_, w in parts])
+    p, size = np.array([_effective(x, rows) for x, rows, _ in parts]).T
+
+    def confidence(q: float) -> float:
+        spread = np.sqrt(q * (1 - q) / size)
+        return float(weights @ norm.cdf((q - p) / spread)) / float(weights.sum())
+
+    low, high = (_crossing(confidence, (1 + side * level) / 2) for side in (-1, 1))
+    return Interval(whole.value, min(low, whole.value), max(high, whole.value), whole.n)
+
+
+def _crossing(rising: Callable[[float], float], level: float) -> float:
+    """Where a function that rises on (0, 1) reaches ``level``; the end where it does not."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < level else (low, middle)
+    return 0.0 if low == 0.0 else 1.0 if high == 1.0 else (low + high) / 2
 
 
 def bootstrap(
@@ -203,9 +298,15 @@ def bootstrap(
     groups each row is a patient of its own, the same one in arrays of equal length. Draws that leave an array empty are
     left out.
 
-    The interval holds the middle ``level`` of the draws (percentiles); for ``auc``, ``aupr`` and ``fpr95``, which crowd
-    at 0 and 1, it is Wilson's with the effective number v (1 - v) / variance of the draws, and with the number of
-    patients in the smaller array where all draws agree. Shares of cases have ``proportion``.
+    The interval holds the middle ``level`` of the draws (percentiles); for ``aupr`` and ``fpr95``, which crowd at 0 and 1, it is Wilson's with the
+    effective number v (1 - v) / variance of the draws, and with the number of patients in the smaller array where all draws agree. Shares of cases
+    have ``proportion``.
+
+    ``auc`` needs no draws. With a_g the sum over patient g of the placements of DeLong et al. (1988), less their mean and divided by their number, and G
+    patients, its variance is V = G / (G - 1) sum a_g^2 (Obuchowski 1997). Near 1 that rests on the few patients who overlap, nu = (sum a_g^2)^2 / sum a_g^4
+    of them, and is too small by chance too often. So V counts nu times and the largest variance that any scores can have, v (1 - v) / S, once; S: the
+    patients of the smaller array. The interval is Wilson's, corrected by half a case, with the effective number v (1 - v) / variance. Simulated
+    coverage: 94 % and more, for 20 to 300 patients, 1 to 10 rows a patient, AUCs from 0.5 to 0.99, scores of seven kinds.
 
     ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored at the value (Davison and Hinkley 1997, 5.2) and widened
     to hold it. Simulated coverage with 250 images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to 78 %), but 47 % of a
@@ -213,9 +314,13 @@ def bootstrap(
     """
     values = [np.asarray(a) for a in arrays]
     rows, count = _patients(values, groups)
-    found = _replicates(statistic, values, rows, _draw(rows, count, draws, seed))
     value, n = float(statistic(*values)), sum(map(len, values))
-    if statistic not in (auc, aupr, fpr95):
+    if statistic is auc:
+        size = _effective_auc(_scores(values[0]), _scores(values[1]), rows)
+        low, high = (_wilson(value + side / (2 * size), size, level) for side in (-1, 1))
+        return Interval(value, min(low[0], value), max(high[1], value), n)
+    found = _replicates(statistic, values, rows, _draw(rows, count, draws, seed))
+    if statistic not in (aupr, fpr95):
         low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
         if statistic is calibration_error:
             low, high = max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)
@@ -224,6 +329,24 @@ def bootstrap(
     if found.min() < found.max() and 0 < value < 1:
         size = value * (1 - value) / float(found.var())
     return Interval(value, *_wilson(value, size, level), n)
+
+
+def _effective_auc(neg: Floats, pos: Floats, rows: list[Counts]) -> float:
+    """The number of cases of which a share has the uncertainty of this AUC: see ``bootstrap``."""
+    placed = []
+    for own, other in ((neg, pos), (pos, neg)):
+        below = [np.searchsorted(np.sort(other), own, side) for side in ("left", "right")]
+        placed.append((below[0] + below[1]) / (2 * len(other)))
+    placed[0] = 1 - placed[0]
+    value, count = float(placed[1].mean()), int(max(r.max() for r in rows)) + 1
+    shares = [np.bincount(r, (p - value) / len(p), minlength=count) for r, p in zip(rows, placed, strict=True)]
+    least = min(len(r) ** 2 / float((np.bincount(r) ** 2).sum()) for r in rows)
+    moved = (shares[0] + shares[1]) ** 2
+    if not 0 < value < 1 or not moved.any():
+        return least
+    known = float(moved.sum() ** 2 / (moved**2).sum())
+    variance = known * count / max(count - 1, 1) * float(moved.sum()) + value * (1 - value) / least
+    return value * (1 - value) * (known + 1) / variance
 
 
 def paired_difference(
@@ -258,6 +381,37 @@ def paired_difference(
     value = float(statistic(*left)) - float(statistic(*right))
     centre, half = value * count / (count + 2), _z(level) * np.sqrt(spread * count**2 + 2) / (count + 2)
     return Interval(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), sum(map(len, left)))
+
+
+def difference_at(
+    limits: tuple[Cut, Cut],
+    a: Callable[[float], ArrayLike],
+    b: Callable[[float], ArrayLike],
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases, each at its own threshold: ``paired_difference``, averaged over
+    the thresholds of ``limits`` as in ``share_at``. Draw i of both belongs together: of the same calibrate cases, where the seeds agree."""
+    pairs, times = np.unique(np.stack([limit.drawn for limit in limits]), axis=1, return_counts=True)
+    tried = [(limits[0].value, limits[1].value), *pairs.T]
+    told = np.array([[_scores(a(left)), _scores(b(right))] for left, right in tried])
+    at, value = told[:, 0] - told[:, 1], float(told[0, 0].mean() - told[0, 1].mean())
+    rows, count = _patients([at[0]], groups)
+    weights = _draw(rows, count, draws, seed)[:, rows[0]].astype(np.float64)
+    spread = (at[1:] @ weights.T / weights.sum(1)).var(1)
+    centre, scale = at[1:].mean(1) * count / (count + 2), np.sqrt(spread * count**2 + 2) / (count + 2)
+    low, high = (
+        2
+        * _crossing(
+            lambda q: float(times / times.sum() @ norm.cdf((2 * q - 1 - centre) / scale)), (1 + side * level) / 2
+        )
+        - 1
+        for side in (-1, 1)
+    )
+    return Interval(value, min(low, value), max(high, value), len(at[0]))
 
 
 def _replicates(statistic: Statistic, values: Arrays, rows: list[Counts], drawn: Counts) -> Floats:
@@ -301,7 +455,7 @@ def _patients(values: Arrays, groups: tuple[ArrayLike, ...] | ArrayLike | None) 
 
 
 def _wilson(p: float, size: float, level: float) -> tuple[float, float]:
-    z2 = _z(level) ** 2
+    z2, p = _z(level) ** 2, min(max(p, 0.0), 1.0)
     half = np.sqrt(z2 * p * (1 - p) / size + (z2 / (2 * size)) ** 2)
     low, high = ((p + z2 / (2 * size) + sign * half) / (1 + z2 / size) for sign in (-1, 1))
     return max(0.0, float(low)), min(1.0, float(high))

@@ -1,17 +1,38 @@
 """Juries: one member is that member alone; the sum of objectives fools all; rates are over what both networks get right."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.transfer import Jury, Member, Of, against_all, heard, members
+from feathide.analysis.rows import with_needs
+from feathide.analysis.transfer import (
+    Jury,
+    Member,
+    Of,
+    against_all,
+    craft_tasks,
+    heard,
+    lab_with,
+    member_tasks,
+    members,
+    transfer_frame,
+    trial_tasks,
+)
 from feathide.classifier import FeatureClassifier
 from feathide.geometry import Linf
 from feathide.mixture import MixtureBank
 from feathide.objectives import HFC, CrossEntropy, Margin
 from feathide.recipes import pgd
+from feathide.study.engine import run
+from feathide.study.lab import lab_of
+from feathide.study.plan import load_plan
+from feathide.study.stages import tasks
+from feathide.study.store import Store
 from feathide.types import Goal
 
-from .small import SHAPES, images, linear
+from .small import PLAN, SHAPES, images, linear
 
 
 def pair(shape: tuple[int, ...]) -> tuple[FeatureClassifier, FeatureClassifier]:
@@ -78,3 +99,34 @@ def test_members_are_all_that_was_asked_for() -> None:
     found = members(["tiny", "resnet18"], [0, 1], halves=True)
     assert len(found) == len(set(found)) == len({m.name for m in found}) == 8
     assert Member("tiny", 0, 2) in found and members(["tiny"], [3]) == (Member("tiny", 3),)
+
+
+def test_substitutes_of_a_finding_learn_all_findings(tmp_path: Path) -> None:
+    """The same training as that of the classifier: of several findings, one output for each; of one, as its head says."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 60), ("val", 16), ("test", 60)):
+        labels = rng.integers(0, 2, (n, 3))
+        x = rng.normal(100, 10, (n, 16, 16))
+        x[:, :, :5] += 60 * labels[:, :1, None]
+        x[:, :, 6:11] += 60 * labels[:, 1:2, None]
+        x[:, :, 11:] += 60 * labels[:, 2:, None]
+        arrays |= {f"{split}_images": x.clip(0, 255).astype(np.uint8), f"{split}_labels": labels}
+    np.savez(tmp_path / "findings.npz", **arrays)
+    network = {**PLAN["network"], "head": "finding:1", "train": {"epochs": 2, "augment": False}}
+    plan = load_plan({**PLAN, "data": str(tmp_path / "findings.npz"), "network": network, "detectors": ["msp"], "gates": "off",
+                      "attacks": ["fgsm"], "objectives": ["plain"]})  # fmt: skip
+    store = Store(tmp_path / "out")
+    lab = lab_of(plan.model_dump_json(), store)
+    chosen = members(["tiny"], [0, 1])
+    run(member_tasks(lab, chosen), store)
+    for member in chosen:
+        substitute = lab_with(lab, member)
+        x = lab.images(lab.rows("test")[:4])
+        out = substitute.classifier.extract(x)
+        assert out.logits.shape == (4, 2) and out.others is not None and out.others.shape == (4, 2)
+    labs = [lab_with(lab, member) for member in chosen]
+    for other in labs:
+        run(with_needs(craft_tasks(other), tasks(other)), store)
+    run(trial_tasks(labs, jury=False), store)
+    table = transfer_frame([(m.name, other) for m, other in zip(chosen, labs, strict=True)], jury=False)
+    assert set(table.metric) == {"success", "slips_through_fpr10"} and set(table.versus) == {m.name for m in chosen}

@@ -1,6 +1,8 @@
 """Law M1 and the other laws of the reported numbers: they agree with references, and their intervals hold what they say."""
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,98 @@ def test_new_negatives_are_flagged_as_the_threshold_promises():
     assert np.mean((flagged > fpr / 2) & (flagged < 2 * fpr)) > 0.95
     law = beta(11, 90)
     assert np.quantile(flagged, [0.1, 0.9]) == pytest.approx(law.ppf([0.1, 0.9]), abs=0.005)
+
+
+def test_a_threshold_counts_images_and_not_their_scores():
+    for fpr, needed in ((0.1, 100), (0.05, 200), (0.01, 1000)):
+        assert metrics.cases_needed(fpr) == needed
+        assert metrics.enough(needed, fpr) and not metrics.enough(needed - 1, fpr)
+    assert metrics.independent("calibrate", 100, 100) == (100, "100 calibrate images")
+    assert metrics.independent("calibrate", 100, 20) == (20, "100 calibrate images of 20 patients")
+    scores = np.random.default_rng(0).normal(size=30)
+    twice, patients = np.tile(scores, 2), np.tile(np.arange(30), 2)
+    alone, grouped = metrics.cut(scores, 0.1), metrics.cut(twice, 0.1, groups=patients)
+    apart = metrics.cut(twice, 0.1)
+    assert alone.value == grouped.value == metrics.threshold(scores, 0.1)
+    assert (alone.others == grouped.others).all() and (alone.shares == grouped.shares).all()
+    assert apart.shares.max() > grouped.shares.max()  # sixty images would be surer
+
+
+def test_a_share_at_a_sure_threshold_has_the_interval_of_a_share():
+    rng = np.random.default_rng(1)
+    scores, patients = rng.normal(size=80), rng.integers(30, size=80)
+    sure = metrics.Cut(1.0, np.array([1.0]))
+    plain, found = (
+        metrics.proportion(scores > 1, groups=patients),
+        metrics.share_at(sure, lambda t: scores > t, groups=patients),
+    )
+    assert (found.value, found.n) == (plain.value, plain.n)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+    for hits in (np.zeros(20, bool), np.ones(20, bool)):
+        plain, found = metrics.proportion(hits), metrics.share_at(sure, lambda t, hits=hits: hits)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+
+
+def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
+    rng = np.random.default_rng(2)
+    test = rng.normal(size=400)
+
+    def interval(n, fpr):
+        return metrics.share_at(metrics.cut(rng.normal(size=n), fpr), lambda t: test > t)
+
+    plain = metrics.proportion(test > norm.isf(0.1))
+    few, many = interval(16, 0.1), interval(5000, 0.1)
+    assert few.high - few.low > 3 * (plain.high - plain.low)
+    assert many.high - many.low == pytest.approx(plain.high - plain.low, rel=0.1)
+    kept = metrics.share_at(metrics.cut([0.0, 1.0], 0.5), lambda t: np.where(test <= t, 1.0, np.nan))
+    assert (kept.value, kept.n, kept.high) == (1.0, int((test <= 0).sum()), 1.0)
+
+
+def test_a_difference_at_a_sure_threshold_is_the_paired_difference():
+    rng = np.random.default_rng(4)
+    a, b, patients = rng.normal(size=120), rng.normal(0.3, 1, 120), rng.integers(50, size=120)
+    sure = metrics.Cut(0.5, np.array([0.5]))
+    plain = metrics.paired_difference(np.mean, (a <= 0.5,), (b <= 0.5,), groups=patients)
+    found = metrics.difference_at((sure, sure), lambda t: a <= t, lambda t: b <= t, groups=patients)
+    assert (found.value, found.n) == (plain.value, plain.n)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
+    few = metrics.cut(a[:20], 0.1)
+    doubtful = metrics.difference_at((few, few), lambda t: a <= t, lambda t: b <= t - 1, groups=patients)
+    other = metrics.cut(a[:20], 0.1, seed=1)  # of other draws: what the two have in common is lost
+    apart = metrics.difference_at((few, other), lambda t: a <= t, lambda t: b <= t, groups=patients)
+    together = metrics.difference_at((few, few), lambda t: a <= t, lambda t: b <= t, groups=patients)
+    assert together.high - together.low < apart.high - apart.low
+    assert doubtful.high - doubtful.low > plain.high - plain.low
+    assert -1 <= doubtful.low <= doubtful.value <= doubtful.high <= 1
+
+
+@pytest.mark.parametrize(("n", "fpr"), [(16, 0.1), (40, 0.05), (100, 0.1)])
+def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
+    rng, limit, hits, alarms = np.random.default_rng(3), norm.isf(fpr), [], []
+    truth, patients = 0.9 * norm.cdf(limit - 2.0), np.tile(np.arange(n), 2)
+    for _ in range(200):
+        clean = rng.normal(size=n)
+        noisy = 0.9 * clean + np.sqrt(1 - 0.9**2) * rng.normal(size=n)
+        found = metrics.cut(np.concatenate([clean, noisy]), fpr, groups=patients, draws=300)
+        score, fooled, new = rng.normal(2, 1, 150), rng.random(150) < 0.9, rng.normal(size=150)
+        for truly, told, kept in (
+            (truth, metrics.share_at(found, lambda t, s=score, f=fooled: f & (s <= t)), hits),
+            (fpr, metrics.share_at(found, lambda t, s=new: s > t), alarms),
+        ):
+            kept.append(told.low <= truly <= told.high)
+    assert min(np.mean(hits), np.mean(alarms)) >= 0.93
+
+
+def test_intervals_of_differences_at_a_threshold_cover_the_truth():
+    rng, limit, held = np.random.default_rng(5), norm.isf(0.1), []
+    truth = norm.cdf(limit - 1) - norm.cdf(limit - 2)
+    for _ in range(200):
+        found = metrics.cut(rng.normal(size=40), 0.1, draws=200)
+        ease = rng.normal(size=100)
+        one, two = (m + np.sqrt(0.5) * (ease + rng.normal(size=100)) for m in (1, 2))
+        told = metrics.difference_at((found, found), lambda t, s=one: s <= t, lambda t, s=two: s <= t, draws=200)
+        held.append(told.low <= truth <= told.high)
+    assert np.mean(held) >= 0.93
 
 
 def test_slips_through_counts_all_attacked_images_and_the_score_at_the_threshold_passes():
@@ -186,24 +280,102 @@ def test_a_share_of_one_keeps_its_doubt():
         metrics.proportion(np.ones(20)).low
     )
     perfect = metrics.bootstrap(metrics.auc, np.arange(40), np.arange(50, 70), groups=(np.arange(40), np.arange(20)))
-    assert perfect.low == pytest.approx(metrics.proportion(np.ones(20)).low) and perfect.high == 1.0
+    assert perfect.low == pytest.approx(metrics._wilson(1 - 0.5 / 20, 20, 0.95)[0]) and perfect.high == 1.0
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("area", [0.8, 0.95])
-def test_intervals_of_auc_cover_the_truth_with_several_images_a_patient(area, shared):
+AREAS = (0.04, 0.7, 0.9, 0.95, 0.99)
+SCORES: dict[
+    str, Callable[[Any, float, int], Any]
+] = {  # of positives, whose AUC against standard normal negatives is known
+    "normal": lambda rng, area, n: norm.ppf(area) * np.sqrt(2) + rng.normal(size=n),
+    "wide": lambda rng, area, n: norm.ppf(area) * np.sqrt(10) + 3 * rng.normal(size=n),
+    "narrow": lambda rng, area, n: norm.ppf(area) * np.sqrt(1.16) + 0.4 * rng.normal(size=n),
+    "skewed": lambda rng, area, n: norm.isf(np.exp(-rng.exponential(area / (1 - area), size=n).clip(max=700))),
+    "all or nothing": lambda rng, area, n: np.where(rng.random(n) < area, 9.0, -9.0),
+    "few overlap": lambda rng, area, n: np.where(
+        rng.random(n) < 2 * min(area, 1 - area), rng.normal(size=n), np.sign(area - 0.5) * 9
+    ),
+}
+
+
+def covered(intervals: list[metrics.Interval], area: float) -> float:
+    assert all(0 <= i.low <= i.value <= i.high <= 1 for i in intervals)
+    return float(np.mean([i.low <= area <= i.high for i in intervals]))
+
+
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (100, 20), (60, 60)])
+def test_intervals_of_auc_cover_the_truth_of_few_cases_and_near_one(scores, n, m):
+    rng, held = np.random.default_rng(n + m), {}
+    for area in AREAS:
+        drawn = [(rng.normal(size=n), SCORES[scores](rng, area, m)) for _ in range(600)]
+        groups = (np.arange(n), n + np.arange(m))
+        held[area] = covered([metrics.bootstrap(metrics.auc, *d, groups=groups) for d in drawn], area)
+    assert min(held.values()) >= 0.93, held
+
+
+@pytest.mark.parametrize(("count", "each"), [(20, 1), (20, 3), (30, 10), (100, 3)])
+@pytest.mark.parametrize(("within", "with_clean"), [(0.3, 0.0), (0.8, 0.9), (0.8, 0.0)])
+def test_intervals_of_auc_cover_the_truth_of_clean_and_noisy_scores_by_patient(count, each, within, with_clean):
+    """As the audit has them: clean and noisy scores of a case are nearly the same, those of a patient alike, and some of the cases are not fooled."""
+    rng, held, patients = np.random.default_rng(each), {}, np.repeat(np.arange(count), each)
+    for area in AREAS:
+        found = []
+        for _ in range(300):
+            of_patient, of_case, noise = (rng.normal(size=(2, k)) for k in (count, count * each, count * each))
+            clean, attack = np.sqrt(within) * of_patient[:, patients] + np.sqrt(1 - within) * of_case
+            noisy = 0.97 * clean + np.sqrt(1 - 0.97**2) * noise[0]
+            fooled = rng.random(len(clean)) < 0.9
+            hidden = norm.ppf(area) * np.sqrt(2) + with_clean * clean + np.sqrt(1 - with_clean**2) * attack
+            groups = (np.tile(patients, 2), patients[fooled])
+            found.append(metrics.bootstrap(metrics.auc, np.append(clean, noisy), hidden[fooled], groups=groups))
+        held[area] = covered(found, area)
+    assert min(held.values()) >= 0.93, held
+
+
+def test_intervals_of_auc_are_no_wider_than_they_must_be():
+    rng = np.random.default_rng(6)
+    for area in (0.6, 0.8, 0.95):
+        drawn = [(rng.normal(size=300), SCORES["normal"](rng, area, 300)) for _ in range(100)]
+        width = np.mean(
+            [
+                i.high - i.low
+                for i in (
+                    metrics.bootstrap(metrics.auc, *d, groups=(np.arange(300), 300 + np.arange(300))) for d in drawn
+                )
+            ]
+        )
+        assert width < 1.15 * 2 * norm.ppf(0.975) * np.std([metrics.auc(*d) for d in drawn])
+
+
+def test_patients_who_have_both_scores_make_the_auc_surer():
     rng = np.random.default_rng(2)
-    patients, shift, found, wrong = np.arange(300) // 3, norm.ppf(area) * np.sqrt(2), [], []
-    for _ in range(300):
+    patients, widths = np.arange(300) // 3, {True: [], False: []}
+    for shared, apart in ((True, False), (True, True), (False, True), (False, False)):
         own = np.sqrt(0.7) * rng.normal(size=(2, 100))
         drift = own[[0, 0 if shared else 1]][:, patients]
-        negatives, positives = drift + np.sqrt(0.3) * rng.normal(size=(2, 300)) + np.array([[0], [shift]])
-        together, apart = (patients, patients), (patients, patients + 100)
-        for groups, intervals in ((together, found), (apart, wrong)) if shared else ((apart, found), (together, wrong)):
-            intervals.append(metrics.bootstrap(metrics.auc, negatives, positives, groups=groups, draws=200))
-    assert 0.92 <= np.mean([i.low <= area <= i.high for i in found]) <= 0.98
-    width, wrong_width = (np.mean([i.high - i.low for i in intervals]) for intervals in (found, wrong))
-    assert width < 0.95 * wrong_width if shared else abs(width / wrong_width - 1) < 0.1
+        negatives, positives = drift + np.sqrt(0.3) * rng.normal(size=(2, 300)) + np.array([[0], [1.2]])
+        groups = (patients, patients + 100 * apart)
+        found = metrics.bootstrap(metrics.auc, negatives, positives, groups=groups)
+        widths[shared].append(found.high - found.low)
+    assert widths[True][0] < 0.95 * widths[True][1]
+    assert widths[False][0] == pytest.approx(widths[False][1], rel=0.15)
+
+
+def test_the_variance_of_auc_is_that_of_its_draws():
+    rng = np.random.default_rng(7)
+    patients = np.sort(rng.integers(1000, size=2000))
+    neg, pos = rng.normal(size=2000), rng.normal(1, 1, 1500)
+    groups = (patients, patients[500:])
+    rows, count = metrics._patients([neg, pos], groups)
+    drawn = metrics._replicates(metrics.auc, [neg, pos], rows, metrics._draw(rows, count, 1000, 0))
+    value = metrics.auc(neg, pos)
+    assert value * (1 - value) / metrics._effective_auc(neg, pos, rows) == pytest.approx(drawn.var(), rel=0.15)
+    few = metrics._effective_auc(
+        np.arange(20.0), np.append(np.arange(20.0, 39.0), 18.5), [np.arange(20), np.arange(20, 40)]
+    )
+    assert 20 < few < 60  # one image overlaps: hardly more is known than of twenty shares
+    assert metrics._effective_auc(np.arange(20.0), np.arange(20.0, 26.0), [np.arange(20), np.repeat(20, 6)]) == 1.0
 
 
 @pytest.mark.parametrize("size", [1, 3])

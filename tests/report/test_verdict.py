@@ -175,6 +175,28 @@ def test_first_screen_says_what_was_attacked_and_how_strongly(run: Run) -> None:
     assert found.gates.startswith("3 of 4 gates passed, 1 warn, 0 fail")
 
 
+def test_images_of_few_patients_are_few_calibrate_cases(make: Callable[..., Run]) -> None:
+    table = table_of((*AWARE, 0.0, 0.0, 0.02))
+    for patients, word in ((99, "undecided"), (100, "holds")):
+        counts = {"calibrate": {"images": 990, "patients": patients, "correct": 990}}
+        found = verdict(make(count=2, table=table, counts=counts))
+        assert found.findings[0].word == word
+        assert ("990 calibrate images of 99 patients are too few" in found.headline) == (word == "undecided")
+
+
+@pytest.mark.parametrize(("images", "word"), [(99, "undecided"), (100, "holds")])
+def test_a_threshold_from_few_calibrate_images_forbids_holds(make: Callable[..., Run], images: int, word: str) -> None:
+    counts = {"calibrate": {"images": images, "patients": images, "correct": images}}
+    table = table_of((*AWARE, 0.0, 0.0, 0.02))
+    found = verdict(make(count=2, table=table, counts=counts))
+    assert found.word == found.findings[0].word == word
+    if word == "undecided":
+        assert "99 calibrate images are too few" in found.headline and "needs 100" in found.headline
+        assert "From 99 calibrate images a threshold is uncertain" in found.slipped
+    bad = verdict(make(count=2, table=table_of((*AWARE, 0.9, 0.8, 0.95)), counts=counts))
+    assert bad.word == "fails"  # that it fails is known all the same
+
+
 def test_labels() -> None:
     assert [label(n) for n in ("pgd+plain", "pgd+hfc", "kd+bu", "my_guard")] == [
         "PGD",

@@ -20,7 +20,7 @@ from feathide.analysis.rows import entry, first_cells, frame
 from feathide.detectors.base import per_class
 from feathide.detectors.distance import in_chunks, squared
 from feathide.errors import expected
-from feathide.metrics import Interval, auc, bootstrap, proportion, threshold
+from feathide.metrics import Interval, auc, bootstrap, cut, proportion, share_at
 from feathide.mixture import MixtureBank
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, noisy_at
@@ -192,8 +192,9 @@ def _caught(
             negatives = np.concatenate([sign * h.measures[kind][:, i] for h in harmless])
             positives = sign * s.measures[kind][:, i]
             yield metric, layer, bootstrap(auc, negatives, positives, groups=(names, groups), seed=lab.plan.seed)
-        flagged = -s.measures["log_density"][:, i] > threshold(calibrate[:, i], 0.10)
-        yield "caught_fpr10", layer, proportion(flagged, groups=groups)
+        held, suspicion = np.tile(lab.cases.patients[lab.rows("calibrate")], 2), -s.measures["log_density"][:, i]
+        limit = cut(calibrate[:, i], 0.10, groups=held, seed=lab.plan.seed)
+        yield "caught_fpr10", layer, share_at(limit, lambda t, s=suspicion: s > t, groups=groups)  # type: ignore[misc]
         yield "most_suspicious", layer, proportion(worst == i, groups=groups)
 
 

@@ -19,17 +19,16 @@ from feathide.analysis.rows import entry, first_cells, frame
 from feathide.attack import Attack, Classifier
 from feathide.catalog import OBJECTIVES
 from feathide.geometry import Noise
-from feathide.metrics import proportion
+from feathide.metrics import Cut, proportion, share_at
 from feathide.objectives import BoundLoss, Loss, Objective, Weighted
 from feathide.study.digest import digest
 from feathide.study.engine import Task
 from feathide.study.lab import Lab, lab_of, noisy_at
 from feathide.study.packing import packed, scored, unpacked
 from feathide.study.plan import Cell, Plan, slug
-from feathide.study.stages import attack_of, decode, encode, observe, tasks, weight_of
+from feathide.study.stages import attack_of, decode, encode, observe, tasks, trained, weight_of
 from feathide.study.store import Store
-from feathide.study.table import thresholds_of
-from feathide.train import train_classifier
+from feathide.study.table import cuts_of, slipping
 from feathide.types import Box, Goal, Outputs
 
 __all__ = [
@@ -135,10 +134,7 @@ def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.nd
     cases, t = lab.cases, lab.plan.network.train
     if member.half:
         cases = cases.take(np.flatnonzero((cases.splits != "train") | (_halves(cases.patients) == member.half)))
-    result = train_classifier(
-        cases, member.arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment, stem=t.stem,
-        head=None if lab.plan.network.head == "softmax" else "sigmoid", window=lab.plan.network.window, seed=member.seed, out=_weights(lab, member),
-    )  # fmt: skip
+    result = trained(lab, member.arch, t, cases=cases, seed=member.seed, out=_weights(lab, member))
     return {"val_accuracy": np.asarray(result.val_accuracy)}
 
 
@@ -245,7 +241,7 @@ def transfer_frame(labs: Sequence[tuple[str, Lab]], *, jury: bool) -> pd.DataFra
     entries = []
     for name, victim in labs:
         others = [lab for _, lab in labs if lab is not victim]
-        limits = {d: thresholds_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors}
+        limits = {d: cuts_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors}
         for cell in followed(victim):
             sources: list[tuple[str, Sequence[str]]] = [(n, images_keys(lab, cell)) for n, lab in labs]
             if jury and len(others) > 1:
@@ -258,7 +254,7 @@ def transfer_frame(labs: Sequence[tuple[str, Lab]], *, jury: bool) -> pd.DataFra
 
 
 def _judged(
-    victim: Lab, cell: Cell, keys: Sequence[str], limits: Mapping[str, float], *, victim_name: str, substitute: str
+    victim: Lab, cell: Cell, keys: Sequence[str], limits: Mapping[str, Cut], *, victim_name: str, substitute: str
 ) -> list[dict[str, Any]]:
     loaded = [a for a in (victim.store.load(_trial_key(victim, k)) for k in keys) if len(a["rows"])]
     if not loaded:
@@ -271,7 +267,7 @@ def _judged(
     more: dict[str, Any] = {"cell": cell, "knowledge": knowledge, "classifier": victim_name, "versus": substitute}
     found = [entry(victim, "success", proportion(fooled[right], groups=groups), **more)]
     for detector, limit in limits.items():
-        passes = scored(victim.detector(detector, cell.eps), out) <= limit
-        share = proportion((fooled & passes)[right], groups=groups)
+        score, through = scored(victim.detector(detector, cell.eps), out)[right], fooled[right]
+        share = share_at(limit, slipping(through, score), groups=groups)
         found.append(entry(victim, "slips_through_fpr10", share, detector=detector, **more))
     return found

@@ -4,13 +4,17 @@ A detector is a frozen recipe; ``fit`` returns a copy that holds what was learnt
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from feathide.errors import expected, unknown
+from feathide.errors import InputError, expected, first_line, unknown
+from feathide.memory import lacks_memory
 from feathide.types import Evidence, Outputs, Space
 
 __all__ = [
@@ -24,10 +28,12 @@ __all__ = [
     "per_class",
     "spread",
     "trials",
+    "unguarded",
 ]
 
 Layers = str | Sequence[str]  # "last", "all", a name, several names
 T = TypeVar("T")
+OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded``
 
 
 class Detector(ABC):
@@ -37,7 +43,16 @@ class Detector(ABC):
     ``out.statistics`` or ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces in which it looks, which reports
     say beside it; whoever asks the network about other images than the one that was sent reads "image" and "logits". The predicted class is read by all.
     ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and hides it fails a gate.
+
+    Every ``fit`` and ``score``, of whoever's detector, stands behind one border: what is not finite or not in floating point, scores that are no numbers
+    or not one a row, and, of foreign code, whatever it raises are an ``InputError`` in one sentence.
     """
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        for name, border in (("fit", _fitting), ("score", _scoring)):
+            if name in cls.__dict__:
+                setattr(cls, name, border(cls.__dict__[name]))
 
     needs_dropout: ClassVar[bool] = False
     needs_witness: ClassVar[bool] = False
@@ -69,6 +84,103 @@ class Detector(ABC):
         Raises:
             InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not finite.
         """
+
+
+def _fitting(fit: Callable[[Any, Evidence], Any]) -> Callable[[Any, Evidence], Any]:
+    @wraps(fit)
+    def behind(self: Detector, evidence: Evidence) -> Any:
+        if OPEN.get():
+            return fit(self, evidence)
+        parts = ("train", "clean", "noisy", "adversarial")
+        return _behind(
+            self, "learn from the evidence", {p: getattr(evidence, p) for p in parts}, lambda: fit(self, evidence)
+        )
+
+    return behind
+
+
+def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs], Tensor]:
+    @wraps(score)
+    def behind(self: Detector, out: Outputs) -> Tensor:
+        if OPEN.get():
+            return score(self, out)
+        found = _behind(self, "score the outputs", {"": out}, lambda: score(self, out))
+        if not isinstance(found, Tensor) or found.shape != (len(out),):
+            got = f"{type(found).__name__} {tuple(getattr(found, 'shape', ()))}"
+            raise expected(
+                f"detector {self.name} must give a tensor of {len(out)} scores, one a row", got=got, do="flatten it"
+            )
+        if bool(found.detach().isnan().any()):
+            _refuse(self, {"": out})
+            bad = int(found.detach().isnan().sum())
+            do = "leave this detector out, or look at what it divides by"
+            raise expected(f"scores of {self.name} must be numbers", got=f"NaN for {bad} of {len(out)} rows", do=do)
+        return found
+
+    return behind
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Detectors without their border: what their own code does, for laws that judge it."""
+    token = OPEN.set(True)
+    try:
+        yield
+    finally:
+        OPEN.reset(token)
+
+
+def _behind(detector: Detector, act: str, given: Mapping[str, Outputs], work: Callable[[], T]) -> T:
+    """``work()``, with whatever it raises as one sentence; errors of our own detectors on sound input are ours and stay as they are."""
+    for part, out in given.items():
+        if bool(out.logits.detach().isnan().any()):  # whose largest would be taken for the prediction
+            _refuse(detector, given)
+        for name, values in _read(out):
+            if not values.is_floating_point():
+                got = str(values.dtype).removeprefix("torch.")
+                raise expected(
+                    f"{_of(name, part)} must be floating-point numbers", got=got, do="convert them with .float()"
+                )
+    try:
+        return work()
+    except InputError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        _refuse(detector, given)
+        module = type(detector).__module__
+        if module.startswith("feathide.") and not module.startswith("feathide.addon."):
+            raise
+        do = "look into its code, or leave it out"
+        got = f"{type(error).__name__}: {first_line(error)}"
+        raise expected(f"detector {detector.name} must be able to {act}", got=got, do=do) from error
+
+
+def _refuse(detector: Detector, given: Mapping[str, Outputs]) -> None:
+    """Say which of the values that a detector was given are not finite, if any are."""
+    for part, out in given.items():
+        for name, values in _read(out):
+            if not values.detach().isfinite().all():
+                do = "check the images and weights"
+                raise expected(f"{_of(name, part)} must be finite for {detector.name}", got="NaN or infinity", do=do)
+
+
+def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
+    yield "logits", out.logits
+    yield from ((f"features of layer {name!r}", f) for name, f in out.features.items())
+    if out.stochastic is not None:
+        yield "logits of the dropout draws", out.stochastic
+    if out.statistics is not None:
+        yield "statistics of the image", out.statistics
+    if out.squeezed is not None:
+        yield "logits of the squeezed images", out.squeezed
+    if out.witness is not None:
+        yield from ((f"{name} of the witness", values) for name, values in _read(out.witness))
+
+
+def _of(name: str, part: str) -> str:
+    return f"{name} ({part})" if part else name
 
 
 class Layered(Detector):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
+from feathide.metrics import independent
 
 __all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
 
@@ -93,6 +94,7 @@ class Run:
     audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
     objective's name does (``spelling.aimed_at``). ``reads`` maps a detector to the spaces in which it looks ("features", "logits", "image").
     ``masked`` maps detectors through which no gradient leads to the reason: none of them is said to hold.
+    ``counts`` says how many images stand where: ``counts["calibrate"]`` (images, patients) decides which thresholds can be trusted.
 
     Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
     """
@@ -134,6 +136,15 @@ class Run:
         for gate in self.gates:
             if gate["status"] not in ("pass", "warn", "fail"):
                 raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))
+
+    @property
+    def calibrated(self) -> tuple[int, str] | None:
+        """How many independent calibrate cases the thresholds come from, and what to call them, as ``counts`` says; None where it does not."""
+        part = self.counts.get("calibrate")
+        if not isinstance(part, Mapping):
+            return None
+        images = int(part["images"])
+        return independent("calibrate", images, int(part.get("patients", images)))
 
     @property
     def scale(self) -> Scale:

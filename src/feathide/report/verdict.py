@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected
+from feathide.metrics import cases_needed, enough
 from feathide.report.results import Run
 from feathide.spelling import aimed_at
 
@@ -157,8 +158,9 @@ def verdict(run: Run) -> Verdict:
     *fails* if the lower end is at least ``FAILS``, *leaks* if it is above ``HOLDS``, *undecided* if only the upper end
     is above ``HOLDS``, otherwise *holds*. A guard that would hold is *unproven*
     while no detector-aware attack was run against it or its gradient is ``run.masked``, and *undecided* while the attacks fool the unguarded classifier
-    in less than ``STRONG`` of the cases, a gate failed, or it rejects more than
-    ``ALARMS`` of clean or harmlessly changed images. The word of the run is that of its best guard, or "invalid"
+    in less than ``STRONG`` of the cases, a gate failed, it rejects more than
+    ``ALARMS`` of clean or harmlessly changed images, or the threshold comes from fewer than 10 / 0.10 calibrate cases,
+    of different patients. The word of the run is that of its best guard, or "invalid"
     where a gate failed: headline and colour then say that the numbers are not evidence.
     """
     rows = at_budget(run)
@@ -176,10 +178,10 @@ def verdict(run: Run) -> Verdict:
         )
     return Verdict(
         word="invalid" if failed else findings[0].word,
-        headline=_no_evidence(failed) if failed else _headline(findings, success),
+        headline=_no_evidence(failed) if failed else _headline(findings, success, _few(run, 10)),
         attacked=_attacked(run),
         strength=_strength(run, rows, success),
-        slipped=_slipped(findings),
+        slipped=_slipped(findings, run),
         gates=_gates(run, failed),
         findings=tuple(findings),
         success=success,
@@ -209,7 +211,8 @@ def _finding(
         k == "detector-aware" and a != "worst" and detector in run.aims.get(str(o), aimed_at(str(o), {}, (detector,)))
         for k, a, o in zip(at[10]["knowledge"], at[10]["attack"], at[10]["objective"], strict=True)
     )
-    word, why = _word(rates[10], aware, success, failed, _alarms(rows), run.masked.get(detector, ""))
+    alarms, masked = _alarms(rows), run.masked.get(detector, "")
+    word, why = _word(rates[10], aware, success, failed, alarms, masked, _few(run, 10))
     plain = worst(at[10][at[10]["objective"] == "plain"])
     reads = tuple(run.reads.get(detector, ()))
     return Finding(detector, word, why, f"{top['attack']}+{top['objective']}", plain, rates, aware, reads)
@@ -226,19 +229,19 @@ def _alarms(rows: pd.DataFrame) -> str:
 
 
 def _word(
-    rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str, masked: str
+    rate: Rate, aware: bool, success: Rate | None, failed: list[str], alarms: str, masked: str, few: str
 ) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
     if rate.low > HOLDS:
         return "leaks", f"at least {percent(rate.low)} % slip through"
+    if alarms or few:
+        return "undecided", alarms or few
     if rate.high > HOLDS:
         return (
             "undecided",
             f"{rate.n} images leave everything from {percent(rate.low)} to {percent(rate.high)} % possible",
         )
-    if alarms:
-        return "undecided", alarms
     if success is None or success.value < STRONG:
         return "undecided", "the attacks are too weak to test it"
     if masked:
@@ -248,6 +251,14 @@ def _word(
     if not aware:
         return "unproven", "no effective attack by somebody who knows this guard was run"
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
+
+
+def _few(run: Run, level: int) -> str:
+    """Why the threshold at a level (per cent) cannot be trusted; "" where it can, or where the run does not say how many images it comes from."""
+    if run.calibrated is None or enough(run.calibrated[0], level / 100):
+        return ""
+    needed = cases_needed(level / 100)
+    return f"{run.calibrated[1]} are too few for a threshold at {level} % false alarms, which needs {needed}"
 
 
 def _no_evidence(failed: list[str]) -> str:
@@ -264,7 +275,7 @@ def kind_of(findings: Sequence[Finding]) -> str:
     return "- and ".join(word for space, word in adjectives.items() if space in spaces) + "-space "
 
 
-def _headline(findings: list[Finding], success: Rate | None) -> str:
+def _headline(findings: list[Finding], success: Rate | None, thin: str) -> str:
     best, n, kind = findings[0], len(findings), kind_of(findings)
     name = label(best.detector)
     good = [label(f.detector) for f in findings if f.word == best.word]
@@ -277,6 +288,8 @@ def _headline(findings: list[Finding], success: Rate | None) -> str:
         case "undecided":
             if success is not None and success.value < STRONG:
                 return f"Little is learnt about the {kind}guards: the attacks fool the classifier in {success.value:.0%} of the cases."
+            if thin:
+                return f"No {kind}guard can be shown to hold: {thin}."
             return f"No {kind}guard is shown to hold, and not every guard is shown to fail."
         case "leaks":
             return f"No {kind}guard holds. The best of {n}, {name}, leaks."
@@ -314,12 +327,15 @@ def _others(run: Run) -> str:
     return f" (the budget at which the best guard does worst; also audited: {', '.join(others)})" if others else ""
 
 
-def _slipped(findings: list[Finding]) -> str:
+def _slipped(findings: list[Finding], run: Run) -> str:
     best = findings[0]
     rates = "; ".join(f"{best.worst[k]} at {k} % false alarms" for k in LEVELS if k in best.worst)
     text = f"Past the best guard, {label(best.detector)}, under its worst attack ({label(best.attack)}): {rates}."
     if best.plain is not None and best.plain.value < best.worst[10].value:
         text += f" Attacks that do not hide get {best.plain} past it at 10 %."
+    if run.calibrated and (few := [k for k in LEVELS if k in best.worst and _few(run, k)]):
+        needs = ", ".join(f"{cases_needed(k / 100)} at {k} %" for k in few)
+        text += f" From {run.calibrated[1]} a threshold is uncertain, and the intervals allow for it: it needs {needs}."
     return f"{text} {best.why[0].upper()}{best.why[1:]}."
 
 

@@ -5,12 +5,12 @@ import torch
 
 from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
 from feathide.data.eps import format_eps
-from feathide.metrics import enough
+from feathide.metrics import cases_needed, enough, independent
 from feathide.study.coverage import coverage_of
 from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.stages import cells, plain_only
 
-__all__ = ["caveats_of", "foreseen"]
+__all__ = ["calibrated", "caveats_of", "foreseen"]
 
 
 def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
@@ -25,14 +25,21 @@ def caveats_of(lab: Lab, table: pd.DataFrame) -> list[str]:
     return found
 
 
+def calibrated(lab: Lab) -> tuple[int, str]:
+    """How many independent cases the thresholds come from, and what to call them."""
+    rows = lab.rows("calibrate")
+    return independent("calibrate", len(rows), len(set(map(str, lab.cases.patients[rows]))))
+
+
 def foreseen(lab: Lab) -> list[str]:
     """The caveats that are known before anything is attacked."""
     found = [] if lab.trains else lab.check_classifier()
-    n = 2 * len(lab.rows("calibrate"))
+    n, said = calibrated(lab)
     for name, rate in FALSE_ALARMS.items():
         if not enough(n, rate):
             found.append(
-                f"{n} calibrate scores are few for {rate:.0%} false alarms: the threshold at {name} is close to their largest; add calibrate cases"
+                f"{said} are few for {rate:.0%} false alarms: a threshold there needs {cases_needed(rate)}; the intervals at {name}"
+                " allow for it, and no guard is said to hold at this level"
             )
     found += _budgets(lab) + _plainly(lab)
     if bad := lab.cases.skipped:

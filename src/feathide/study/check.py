@@ -8,12 +8,13 @@ from pathlib import Path
 
 from feathide.classifier import FeatureClassifier
 from feathide.memory import activations, peak
+from feathide.metrics import cases_needed, enough
 from feathide.packaged import ChannelsLast
 from feathide.recipes import pgd
-from feathide.study.caveats import foreseen
+from feathide.study.caveats import calibrated, foreseen
 from feathide.study.engine import Task
 from feathide.study.fitness import without_slope
-from feathide.study.lab import Lab
+from feathide.study.lab import FALSE_ALARMS, Lab
 from feathide.study.learnt import has_network, learnt_of
 from feathide.study.order import audit_tasks
 from feathide.study.plan import Plan
@@ -58,6 +59,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         f"data: {len(lab.cases)} images of {lab.cases.channels} x {' x '.join(map(str, lab.cases.shape))} in {lab.cases.box}",
         *(f"assumed: {note}" for note in lab.cases.notes),
         "held out: " + ", ".join(f"{part} {len(rows)}" for part, rows in lab.parts.items()) + _attacked(lab),
+        _thresholds(lab),
         f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes {step * 1000:.1f} ms an image",
         *(
             ["network: it takes its channels last; the images are turned for it"]
@@ -83,6 +85,17 @@ def _attacked(lab: Lab) -> str:
     limited = lab.plan.split.most is not None
     told = ", ".join(f"{len(lab.attacked(part))} of the {part} part" for part in ("fit", "test"))
     return f"; attacked are at most {told}, and clean accuracy and false alarms are of all" if limited else ""
+
+
+def _thresholds(lab: Lab) -> str:
+    """How many calibrate cases each threshold needs, how many there are, and what is missing."""
+    n, said = calibrated(lab)
+    needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in FALSE_ALARMS.values())
+    few = [f"{rate:.0%}" for rate in FALSE_ALARMS.values() if not enough(n, rate)]
+    missing = (
+        f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or raise split.calibrate"
+    )
+    return f"thresholds: {said}; false alarms need {needs}{missing if few else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -11,9 +11,8 @@ import pandas as pd
 
 from feathide.attack import Attack
 from feathide.catalog import OBJECTIVES
-from feathide.detectors import Detector
 from feathide.errors import expected
-from feathide.metrics import proportion, threshold
+from feathide.metrics import cut, share_at, threshold
 from feathide.objectives import HFC, Evade, Objective
 from feathide.study.digest import digest
 from feathide.study.engine import Task
@@ -24,6 +23,7 @@ from feathide.study.plan import Cell
 from feathide.study.probes import probe_cell
 from feathide.study.stages import Arrays, attack_of, needed, observe
 from feathide.study.store import Store
+from feathide.study.table import slipping
 from feathide.types import Evidence, Outputs
 
 __all__ = ["DUEL", "duel"]
@@ -56,11 +56,13 @@ def duel(lab: Lab, *, rounds: int, work_off: Callable[[Sequence[Task]], None]) -
         now = {}
         for name in lab.plan.detectors:
             found = lab.store.load(_key(lab, name, number))
-            slips = {"hfc": found["slips/hfc"], "evade": found["slips/evade"]}
-            slips["worst"] = slips["hfc"] | slips["evade"]
-            now[name] = np.stack(list(slips.values()))
+            slips = {o: slipping(found[f"fooled/{o}"], found[f"score/{o}"]) for o in ("hfc", "evade")}
+            slips["worst"] = partial(_any, tuple(slips.values()))
+            held = np.tile(lab.cases.patients[lab.rows("calibrate")], 2)
+            limit = cut(found["negatives"], 0.10, groups=held, seed=lab.plan.seed)
+            now[name] = np.stack([hit(limit.value) for hit in slips.values()])
             for objective, hit in slips.items():
-                share = proportion(hit, groups=lab.cases.patients[found["tested"]])
+                share = share_at(limit, hit, groups=lab.cases.patients[found["tested"]])
                 knowledge = AIMS.get(objective, "detector-aware")
                 head = (number, name, objective, knowledge, "slips_through_fpr10")
                 rows.append((*head, share.value, share.low, share.high, share.n))
@@ -68,6 +70,11 @@ def duel(lab: Lab, *, rounds: int, work_off: Callable[[Sequence[Task]], None]) -
             break
         before = now
     return pd.DataFrame(rows, columns=list(DUEL))
+
+
+def _any(slips: Sequence[Callable[[float], np.ndarray]], t: float) -> np.ndarray:
+    """Who slips through by any of them, at a threshold."""
+    return np.any([hit(t) for hit in slips], axis=0)
 
 
 def _task(lab: Lab, detector: str, number: int) -> Task:
@@ -87,7 +94,7 @@ def _oblivious_key(lab: Lab, part: str) -> str:
 
 def _folder(lab: Lab) -> str:
     p = lab.plan
-    return f"duel/{digest([lab.condition(_cell(lab, 'hfc')), lab.condition(_cell(lab, 'evade')), p.learnt_from, p.mixture])}"
+    return f"duel/{digest([lab.condition(_cell(lab, 'hfc')), lab.condition(_cell(lab, 'evade')), p.learnt_from, p.mixture, 'scores'])}"
 
 
 def _cell(lab: Lab, objective: str) -> Cell:
@@ -139,13 +146,12 @@ def _round(json: str, detector: str, number: int, store: Store) -> Arrays:
     return {
         **packed(fit, fit_rows),
         "tested": rows,
-        "slips/evade": fooled & _accepts(guard, test, limit),
-        "slips/hfc": oblivious["fooled"] & _accepts(guard, unpacked(oblivious), limit),
+        "negatives": negatives,
+        "fooled/evade": fooled,
+        "score/evade": scored(guard, test),
+        "fooled/hfc": oblivious["fooled"],
+        "score/hfc": scored(guard, unpacked(oblivious)),
     }
-
-
-def _accepts(guard: Detector, out: Outputs, limit: float) -> np.ndarray:
-    return scored(guard, out) <= limit
 
 
 def _evidence(lab: Lab, detector: str, number: int) -> Evidence:

@@ -13,7 +13,7 @@ import yaml
 
 from feathide.data.guard import guarded
 from feathide.errors import expected
-from feathide.metrics import Interval, auc, paired_difference
+from feathide.metrics import Interval, auc, difference_at, paired_difference
 from feathide.report import render
 from feathide.study.export import finished
 from feathide.study.findings import run_of
@@ -21,7 +21,7 @@ from feathide.study.lab import Lab, noisy_at
 from feathide.study.plan import Cell
 from feathide.study.stages import cells
 from feathide.study.store import write_whole
-from feathide.study.table import COLUMNS, Found, found_in, scores_in, slips_in, stored_table
+from feathide.study.table import COLUMNS, Found, cuts_of, found_in, scores_in, slipping, stored_table
 
 __all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again"]
 
@@ -155,10 +155,16 @@ def _paired(labs: tuple[Lab, Lab], found: tuple[Found, Found], detector: str, me
     groups = labs[0].cases.patients[rows]
     fooled = [f.fooled[o] for f, o in zip(found, order, strict=True)]
     if metric != "auc":
-        hits = fooled
-        if metric != "success":
-            hits = [slips_in(lab, detector, f)[o] for lab, f, o in zip(labs, found, order, strict=True)]
-        return paired_difference(np.mean, (hits[1],), (hits[0],), groups=groups, seed=labs[0].plan.seed)
+        seed = labs[0].plan.seed
+        if metric == "success":
+            return paired_difference(np.mean, (fooled[1],), (fooled[0],), groups=groups, seed=seed)
+        cuts = [cuts_of(lab, detector, f.cell.eps, seed=seed)["fpr10"] for lab, f in zip(labs, found, strict=True)]
+        scores = [
+            scores_in(lab, detector, f.cell.eps, lab.condition(f.cell), "test", rows)
+            for lab, f in zip(labs, found, strict=True)
+        ]
+        slips = [slipping(*each) for each in zip(fooled, scores, strict=True)]
+        return difference_at((cuts[1], cuts[0]), slips[1], slips[0], groups=groups, seed=seed)
     both = fooled[0] & fooled[1]
     if not both.any():
         return None

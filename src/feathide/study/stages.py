@@ -19,6 +19,7 @@ from feathide.addon import Foreign
 from feathide.attack import Attack
 from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, OUR_ATTACKS, WALKS
 from feathide.classifier import FeatureClassifier
+from feathide.data import Cases
 from feathide.ensemble import Ensemble
 from feathide.errors import InputError, expected
 from feathide.geometry import Grid
@@ -49,6 +50,7 @@ __all__ = [
     "right_in",
     "score_tasks",
     "tasks",
+    "trained",
     "weight_of",
 ]
 
@@ -243,22 +245,23 @@ def weight_of(lab: Lab, cell: Cell) -> float:
 def _train(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
     n = lab.plan.network
-    return _trained(lab, n.arch, n.train, seed=lab.network_seed, weights=n.start_from, rename=n.rename)
+    return packed_network(trained(lab, n.arch, n.train, seed=lab.network_seed, weights=n.start_from, rename=n.rename))
 
 
 def _train_witness(json: str, store: Store) -> Arrays:
     lab = lab_of(json, store)
-    return _trained(lab, lab.witness_arch, lab.plan.witness.train, seed=lab.plan.seed, adversary=lab.adversary)
+    t = lab.plan.witness.train
+    return packed_network(trained(lab, lab.witness_arch, t, seed=lab.plan.seed, adversary=lab.adversary))
 
 
-def _trained(lab: Lab, arch: str, t: TrainPlan, **how: Any) -> Arrays:
+def trained(lab: Lab, arch: str, t: TrainPlan, *, cases: Cases | None = None, **how: Any) -> TrainResult:
+    """A network of the lab's decision, trained on its images or on ``cases``: the classifier, a witness, a substitute all learn the same."""
     n = lab.plan.network
     head: Head | None = None if n.head == "softmax" else "findings" if lab.finding is not None else "sigmoid"
-    result = train_classifier(
-        lab.cases, arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
+    return train_classifier(
+        cases or lab.cases, arch, epochs=t.epochs, batch_size=t.batch_size, lr=t.lr, patience=t.patience, augment=t.augment,
         stem=t.stem, head=head, window=lab.window, progress=tell, **how,
     )  # fmt: skip
-    return packed_network(result)
 
 
 def packed_network(result: TrainResult) -> Arrays:

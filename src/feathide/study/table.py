@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,16 @@ from feathide.catalog import OBJECTIVES
 from feathide.data.guard import guarded
 from feathide.errors import InputError
 from feathide.metrics import (
+    Cut,
     Interval,
     auc,
     bootstrap,
     brier_score,
     calibration_error,
-    paired_difference,
+    cut,
+    difference_at,
     proportion,
+    share_at,
     threshold,
 )
 from feathide.ood import HARMLESS
@@ -37,9 +40,11 @@ __all__ = [
     "COMPARED",
     "Found",
     "comparisons_of",
+    "cuts_of",
     "found_in",
     "negatives_in",
     "seconds_of",
+    "slipping",
     "slips_in",
     "stored_table",
     "table_of",
@@ -117,6 +122,13 @@ def thresholds_of(lab: Lab, detector: str, eps: float) -> dict[str, float]:
     return {name: threshold(negatives_in(lab, detector, eps), rate) for name, rate in FALSE_ALARMS.items()}
 
 
+def cuts_of(lab: Lab, detector: str, eps: float, *, seed: int | None = None) -> dict[str, Cut]:
+    """``thresholds_of`` with those that other calibrate cases might have given: the scores of a patient, clean and noisy, are drawn together."""
+    scores, patients = negatives_in(lab, detector, eps), np.tile(lab.cases.patients[lab.rows("calibrate")], 2)
+    seed = lab.plan.seed if seed is None else seed
+    return {name: cut(scores, rate, groups=patients, seed=seed) for name, rate in FALSE_ALARMS.items()}
+
+
 def negatives_in(lab: Lab, detector: str, eps: float) -> np.ndarray:
     """The stored scores of the calibrate part, clean and noisy."""
     return np.concatenate([scores_in(lab, detector, eps, c, "calibrate") for c in ("clean", noisy_at(eps))])
@@ -157,10 +169,12 @@ def comparisons_of(lab: Lab) -> pd.DataFrame:
                 continue
             a, b = found_in(lab, ours), found_in(lab, other)
             for detector in lab.plan.detectors if len(a.rows) else ():
-                slips = (slips_in(lab, detector, a), slips_in(lab, detector, b))
-                d = paired_difference(
-                    np.mean, *((s,) for s in slips), groups=lab.cases.patients[a.rows], seed=lab.plan.seed
-                )
+                slips = [
+                    slipping(f.fooled, scores_in(lab, detector, f.cell.eps, lab.condition(f.cell), "test", f.rows))
+                    for f in (a, b)
+                ]
+                limit, groups = cuts_of(lab, detector, ours.eps)["fpr10"], lab.cases.patients[a.rows]
+                d = difference_at((limit, limit), *slips, groups=groups, seed=lab.plan.seed)
                 names = (ours.objective.name, other.objective.name)
                 head = (lab.cases.name, lab.plan.network.arch, ours.attack.name, ours.eps, detector)
                 rows.append((*head, "slips_through_fpr10", *names, d.value, d.low, d.high, d.n, lab.plan.seed))
@@ -203,27 +217,38 @@ def _accuracy(lab: Lab) -> Iterator[Row]:
 
 def _guards(lab: Lab, eps: float) -> Iterator[Row]:
     """False alarms of each detector on clean test cases, all of them, at the thresholds of the calibrate part: as they are, noisy and harmlessly shifted."""
+    out, rows = lab.outputs("clean", "test")
+    right, groups = out.predicted.numpy() == lab.labels[rows], lab.cases.patients[rows]
+
+    def alarms(limit: Cut, score: np.ndarray) -> Interval:
+        return share_at(limit, lambda t: score > t, groups=groups)
+
     for detector in lab.plan.detectors:
-        out, rows = lab.outputs("clean", "test")
         score = scores_in(lab, detector, eps, "clean", "test")
-        right = out.predicted.numpy() == lab.labels[rows]
-        groups = lab.cases.patients[rows]
-        for name, t in thresholds_of(lab, detector, eps).items():
-            yield _row(None, f"false_alarms_{name}", proportion(score > t, groups=groups), detector=detector, eps=eps)
-            alarms = proportion(scores_in(lab, detector, eps, noisy_at(eps), "test", rows) > t, groups=groups)
-            yield _row(None, f"false_alarms_{name}_noise", alarms, detector=detector, eps=eps)
-            if name == "fpr10":
-                for codec in archives(lab):
-                    alarms = proportion(
-                        scores_in(lab, detector, eps, archived("clean", codec), "test") > t, groups=groups
-                    )
-                    yield _row(None, f"false_alarms_fpr10_{codec.name}", alarms, detector=detector, eps=eps)
-            for shift in HARMLESS if name == "fpr10" else ():
-                alarms = proportion(scores_in(lab, detector, eps, f"shifted-{shift}", "test", rows) > t, groups=groups)
-                yield _row(None, f"false_alarms_fpr10_shifted_{shift}", alarms, detector=detector, eps=eps)
-            if name == "fpr10" and (kept := score <= t).any():
-                accuracy = proportion(right[kept], groups=groups[kept])
+        noisy = scores_in(lab, detector, eps, noisy_at(eps), "test", rows)
+        for name, limit in cuts_of(lab, detector, eps).items():
+            yield _row(None, f"false_alarms_{name}", alarms(limit, score), detector=detector, eps=eps)
+            yield _row(None, f"false_alarms_{name}_noise", alarms(limit, noisy), detector=detector, eps=eps)
+            if name != "fpr10":
+                continue
+            others = {codec.name: archived("clean", codec) for codec in archives(lab)}
+            others |= {f"shifted_{shift}": f"shifted-{shift}" for shift in HARMLESS}
+            for other, condition in others.items():
+                changed = scores_in(lab, detector, eps, condition, "test", rows)
+                yield _row(None, f"false_alarms_fpr10_{other}", alarms(limit, changed), detector=detector, eps=eps)
+            if (score <= limit.value).any():
+                accuracy = share_at(limit, _accepted(right, score), groups=groups)
                 yield _row(None, "accuracy_accepted_fpr10", accuracy, detector=detector, eps=eps)
+
+
+def _accepted(right: np.ndarray, score: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Who of the accepted is classified rightly, at a threshold; NaN where a score is above it."""
+    return lambda t: np.where(score <= t, right, np.nan)
+
+
+def slipping(fooled: np.ndarray, score: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Who fools the classifier and passes, at a threshold."""
+    return lambda t: fooled & (score <= t)
 
 
 def cell_rows(lab: Lab, cell: Cell) -> Iterator[Row]:
@@ -242,7 +267,7 @@ def cell_rows(lab: Lab, cell: Cell) -> Iterator[Row]:
     yield _row(cell, "forwards_per_image", _point(found.forwards.mean(), n))
     for detector in lab.plan.detectors:
         score = scores_in(lab, detector, cell.eps, lab.condition(cell), "test", found.rows)
-        limits = thresholds_of(lab, detector, cell.eps)
+        limits = cuts_of(lab, detector, cell.eps)
         negatives = np.concatenate(
             [scores_in(lab, detector, cell.eps, c, "test", found.rows) for c in ("clean", noisy_at(cell.eps))]
         )
@@ -255,13 +280,14 @@ def cell_rows(lab: Lab, cell: Cell) -> Iterator[Row]:
                 seed=lab.plan.seed,
             )
             yield _row(cell, "auc", interval, detector=detector)
-            hit = proportion(score[fooled] > limits["fpr10"], groups=groups[fooled])
+            caught = score[fooled]
+            hit = share_at(limits["fpr10"], lambda t, caught=caught: caught > t, groups=groups[fooled])  # type: ignore[misc]
             yield _row(cell, "tpr_at_fpr10", hit, detector=detector)
-        for name, t in limits.items():
-            slips = proportion(fooled & (score <= t), groups=groups)
+        for name, limit in limits.items():
+            slips = share_at(limit, slipping(fooled, score), groups=groups)
             yield _row(cell, f"slips_through_{name}", slips, detector=detector)
             if name == "fpr10":
-                whole = _slips_of_all(lab, found, detector, t)
+                whole = _slips_of_all(lab, found, detector, limit)
                 yield _row(cell, "slips_through_fpr10_all", whole, detector=detector)
 
 
@@ -289,13 +315,9 @@ def _survivors(lab: Lab, cell: Cell) -> Iterator[Row]:
         fooled = lab.outputs(condition, "test")[0].predicted.numpy() == found.target
         yield _row(cell, f"success_{codec.name}", proportion(fooled, groups=groups))
         for detector in lab.plan.detectors:
-            passed = (
-                scores_in(lab, detector, cell.eps, condition, "test", found.rows)
-                <= thresholds_of(lab, detector, cell.eps)["fpr10"]
-            )
-            yield _row(
-                cell, f"slips_through_fpr10_{codec.name}", proportion(fooled & passed, groups=groups), detector=detector
-            )
+            score = scores_in(lab, detector, cell.eps, condition, "test", found.rows)
+            slips = share_at(cuts_of(lab, detector, cell.eps)["fpr10"], slipping(fooled, score), groups=groups)
+            yield _row(cell, f"slips_through_fpr10_{codec.name}", slips, detector=detector)
 
 
 def slips_in(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.ndarray:
@@ -305,13 +327,17 @@ def slips_in(lab: Lab, detector: str, found: Found, level: str = "fpr10") -> np.
     return found.fooled & (score <= thresholds_of(lab, detector, eps)[level])
 
 
-def _slips_of_all(lab: Lab, found: Found, detector: str, limit: float) -> Interval:
+def _slips_of_all(lab: Lab, found: Found, detector: str, limit: Cut) -> Interval:
     """The share of *all* test images that were chosen for attack which are misread and pass: by the attack, or as they are where the classifier is wrong."""
     eps, rows = found.cell.eps, lab.attacked("test")
-    predicted = lab.at("clean", "test", rows).predicted.numpy()
-    wrong = (predicted != lab.labels[rows]) & (scores_in(lab, detector, eps, "clean", "test", rows) <= limit)
-    slipped = np.isin(rows, found.rows[slips_in(lab, detector, found)])
-    return proportion(wrong | slipped, groups=lab.cases.patients[rows])
+    wrong = lab.at("clean", "test", rows).predicted.numpy() != lab.labels[rows]
+    before = scores_in(lab, detector, eps, "clean", "test", rows)
+    after = scores_in(lab, detector, eps, lab.condition(found.cell), "test", found.rows)
+
+    def slips(t: float) -> np.ndarray:
+        return (wrong & (before <= t)) | np.isin(rows, found.rows[found.fooled & (after <= t)])
+
+    return share_at(limit, slips, groups=lab.cases.patients[rows])
 
 
 def _worst(lab: Lab, eps: float) -> Iterator[Row]:
@@ -323,11 +349,23 @@ def _worst(lab: Lab, eps: float) -> Iterator[Row]:
     rows = found[0].rows
     groups = lab.cases.patients[rows]
     for detector in lab.plan.detectors:
-        for name in FALSE_ALARMS:
-            slipped = [f.rows[slips_in(lab, detector, f, name)] for f in found]
-            share = proportion(np.isin(rows, np.concatenate(slipped)), groups=groups)
+        scores = [scores_in(lab, detector, eps, lab.condition(f.cell), "test", f.rows) for f in found]
+        for name, limit in cuts_of(lab, detector, eps).items():
+            share = share_at(limit, _slipping_anyhow(rows, found, scores), groups=groups)
             head = ("worst", "any", knowledge, eps, detector, f"slips_through_{name}")
             yield (*head, share.value, share.low, share.high, share.n)
+
+
+def _slipping_anyhow(
+    rows: np.ndarray, found: Sequence[Found], scores: Sequence[np.ndarray]
+) -> Callable[[float], np.ndarray]:
+    """Which of ``rows`` slip through under any of the attacks, at a threshold."""
+
+    def slips(t: float) -> np.ndarray:
+        through = [f.rows[f.fooled & (score <= t)] for f, score in zip(found, scores, strict=True)]
+        return np.isin(rows, np.concatenate(through))
+
+    return slips
 
 
 def stored_table(path: Path) -> pd.DataFrame:
