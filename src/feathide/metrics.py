@@ -306,7 +306,7 @@ def bootstrap(
     patients, its variance is V = G / (G - 1) sum a_g^2 (Obuchowski 1997). Near 1 that rests on the few patients who overlap, nu = (sum a_g^2)^2 / sum a_g^4
     of them, and is too small by chance too often. So V counts nu times and the largest variance that any scores can have, v (1 - v) / S, once; S: the
     patients of the smaller array. The interval is Wilson's, corrected by half a case, with the effective number v (1 - v) / variance. Simulated
-    coverage: 94 % and more, for 20 to 300 patients, 1 to 10 rows a patient, AUCs from 0.5 to 0.99, scores of seven kinds.
+    coverage: 93 % and more, 98 % on average, for 20 to 300 patients, 1 to 30 rows a patient, AUCs from 0.5 to 0.995, scores of seven kinds.
 
     ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored at the value (Davison and Hinkley 1997, 5.2) and widened
     to hold it. Simulated coverage with 250 images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to 78 %), but 47 % of a
