@@ -341,7 +341,7 @@ def test_every_number_of_the_table_is_what_the_files_say(run: Run) -> None:
 
 
 def test_the_intervals_of_shares_are_wilsons(run: Run) -> None:
-    """Every image is a patient of its own, so the interval is that of SciPy; those of other numbers hold them."""
+    """Every image is a patient of its own, so the interval is that of SciPy; a share at a threshold is less certain, and other numbers lie in theirs."""
     for r in run.table.itertuples():
         if r.low == "":
             continue
@@ -349,7 +349,10 @@ def test_the_intervals_of_shares_are_wilsons(run: Run) -> None:
         assert low - 1e-9 <= value <= high + 1e-9
         if r.metric not in NO_SHARE:
             wilson = binomtest(round(value * n), n).proportion_ci(0.95, method="wilson")
-            assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-6), r.metric
+            if "_fpr" in r.metric:
+                assert low <= wilson.low + 1e-6 and high >= wilson.high - 1e-6, r.metric
+            else:
+                assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-6), r.metric
 
 
 def test_the_runs_can_tell(run: Run) -> None:

@@ -152,7 +152,7 @@ def _behind(detector: Detector, act: str, given: Mapping[str, Outputs], work: Ca
         module = type(detector).__module__
         if module.startswith("feathide.") and not module.startswith("feathide.addon."):
             raise
-        do = "look into its code, or leave it out"
+        do = "correct its options or its code, or leave it out"
         got = f"{type(error).__name__}: {first_line(error)}"
         raise expected(f"detector {detector.name} must be able to {act}", got=got, do=do) from error
 

@@ -1,53 +1,30 @@
-"""Outputs as arrays for the store, and back; scores as an array, also those of other people's detectors."""
+"""Outputs as arrays for the store, and back; scores as an array."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from feathide.catalog import DETECTORS
-from feathide.detectors import DETECTORS as OUR_DETECTORS
 from feathide.detectors import Detector
-from feathide.errors import InputError, expected, first_line
 from feathide.geometry import Grid
-from feathide.memory import lacks_memory
 from feathide.types import Evidence, Outputs
 
 __all__ = ["change", "packed", "scored", "taught", "unpacked"]
 
 
+BESIDE = ("stochastic", "others", "statistics", "squeezed")
+
+
 def taught(name: str, evidence: Evidence) -> Detector:
     """The detector of this name, fitted."""
-    made = DETECTORS[name]()
-    with _told(name, name in OUR_DETECTORS, "learn from the features"):
-        return made.fit(evidence)
-
-
-BESIDE = ("stochastic", "others", "statistics", "squeezed")
+    return DETECTORS[name]().fit(evidence)
 
 
 def scored(detector: Detector, out: Outputs) -> np.ndarray:
     """Scores (N,) in float64, without gradient."""
-    ours = type(detector).__module__.startswith("feathide.detectors")
-    with torch.no_grad(), _told(detector.name, ours, "score outputs"):
+    with torch.no_grad():
         return detector.score(out.to(torch.float64)).numpy().astype(np.float64)
-
-
-@contextmanager
-def _told(name: str, ours: bool, does: str) -> Iterator[None]:
-    """What other people's code raises inside becomes one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if ours or lacks_memory(error):
-            raise
-        got = f"{type(error).__name__}: {first_line(error)}"
-        raise expected(
-            f"the detector {name} must {does}", got=got, do="correct its options, or leave it out"
-        ) from error
 
 
 def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
