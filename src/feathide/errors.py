@@ -3,11 +3,14 @@
 ``InputError`` is the only exception that the command line turns into one sentence and exit code 2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["InputError", "choose", "expected", "first_line", "unknown"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["InputError", "choose", "expected", "few", "first_line", "unknown"]
 
 LONGEST = 3000  # characters of a sentence
 
@@ -48,3 +51,9 @@ def first_line(error: BaseException) -> str:
     """An exception as part of a sentence."""
     text = str(error).strip().splitlines()
     return text[0][:300].rstrip(".") if text else type(error).__name__
+
+
+def few(values: "Sequence[Any] | np.ndarray", n: int = 5) -> str:
+    """The first ``n`` values for a message, and how many there are."""
+    more = f", ... ({len(values)} in all)" if len(values) > n else ""
+    return ", ".join(map(str, values[:n])) + more

@@ -161,7 +161,7 @@ def test_success_is_measured_not_believed_and_the_worse_image_is_not_kept() -> N
 
 def test_suspicion_is_reported_for_an_objective_that_hides() -> None:
     world = small(SHAPES[0])
-    hiding = CrossEntropy() + 0.5 * HFC(world.bank)
+    hiding = CrossEntropy() + 0.5 * HFC(world.bank, floor="none")
     found = Foreign(lambda classifier, x, goal, ids, seed: x, Linf(0.1), hiding)(
         world.classifier, world.x, world.goal, ids=world.ids
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import expected, first_line
+from ..errors import expected, few, first_line
 from ..types import Box
-from .cases import SPLITS, Cases, few
+from .cases import SPLITS, Cases
 from .guard import check_not_one_hot, guarded, load_arrays, names_up_to
 from .reading import (
     NEAR,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import expected
+from ..errors import expected, few
 from ..types import Box
 
 __all__ = ["SPLITS", "Cases", "Pixels", "Skipped", "check_rows", "few"]
@@ -149,9 +149,3 @@ def _check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
         raise expected(
             what, got=few(np.unique(wrong)), do=f"correct the labels or name all classes (now {', '.join(class_names)})"
         )
-
-
-def few(values: Sequence[object] | np.ndarray, n: int = 5) -> str:
-    """The first ``n`` values for a message, and how many there are."""
-    more = f", ... ({len(values)} in all)" if len(values) > n else ""
-    return ", ".join(map(str, values[:n])) + more

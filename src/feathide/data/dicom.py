@@ -17,8 +17,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ..errors import InputError, expected, first_line
-from .cases import few
+from ..errors import InputError, expected, few, first_line
 from .guard import LARGEST, check_size, guarded
 from .stored import StoredImage
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, expected, first_line
+from ..errors import InputError, expected, few, first_line
 from ..types import Box
-from .cases import SPLITS, Cases, Skipped, check_rows, few
+from .cases import SPLITS, Cases, Skipped, check_rows
 from .dicom import is_dicom, patient_of, read_dicom, read_series
 from .guard import guarded
 from .nifti import is_nifti, read_nifti

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import expected, unknown
-from .cases import Cases, Skipped, few
+from ..errors import expected, few, unknown
+from .cases import Cases, Skipped
 from .dicom import is_series
 from .files import Entry, cases_of_files, is_image, is_picture, load
 from .nifti import is_nifti

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import expected, unknown
-from .cases import Cases, few
+from ..errors import expected, few, unknown
+from .cases import Cases
 from .files import Entry, cases_of_files
 from .guard import check_not_one_hot, names_up_to
 from .reading import Reading, check_names, near, patient_in, read_table

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import choose, expected
+from ..errors import choose, expected, few
 from .arrays import read_npz
-from .cases import Cases, few
+from .cases import Cases
 from .files import Entry, cases_of_files, is_image
 from .reading import Reading, patient_in, read_table
 from .split import by_hash, thin

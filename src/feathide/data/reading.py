@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 
-from ..errors import expected, first_line, unknown
+from ..errors import expected, few, first_line, unknown
 from ..types import Box
-from .cases import few
 from .guard import guarded
 
 __all__ = [

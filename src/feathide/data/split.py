@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..errors import expected
-from .cases import SPLITS, Cases, Skipped, few
+from ..errors import expected, few
+from .cases import SPLITS, Cases, Skipped
 
 __all__ = ["by_hash", "check_classes", "check_patients", "check_split", "thin", "three_way", "without_copies"]
 
