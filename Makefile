@@ -14,14 +14,14 @@ test: .venv/installed lint
 test-integrations: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[test,art,foolbox,ood,timm,onnx,ray]'
 	$(BIN)/python -m pip install --quiet --no-deps 'torchattacks>=3.5'
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integrations
 
 # The fast tests with the oldest versions that pyproject.toml promises (Python 3.11). Needs uv, which resolves to the lowest.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test]'
-	.venv-lowest/bin/python -m pytest tests/laws tests/test_models.py tests/test_detectors.py tests/test_mixture.py
+	.venv-lowest/bin/python -m pytest tests/checks tests/models/test_models.py tests/detectors/test_detectors.py tests/mixtures/test_mixtures.py
 
 lint: .venv/installed
 	$(BIN)/ruff check src tests
@@ -41,7 +41,7 @@ study: .venv/installed  # the paper's experiments: make study DATA=images SCALE=
 	$(BIN)/feathide study paper --scale $(or $(SCALE),small) --data $(or $(DATA),data) --out runs/study-$(or $(SCALE),small) --workers $(or $(WORKERS),2)
 
 survive: .venv/installed
-	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/test_endurance.py
+	OMP_NUM_THREADS=1 FEATHIDE_KILLS=20 $(BIN)/python -m pytest tests/execution/test_endurance.py
 
 fuzz: .venv/installed  # led by the code that is reached: make fuzz ENGINE=atheris
 	$(if $(ENGINE),$(BIN)/python -m pip install --quiet $(ENGINE))

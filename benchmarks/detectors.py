@@ -20,21 +20,32 @@ from feathide.types import Evidence, Outputs
 
 
 def sample(n: int, channels: int, *, seed: int, shift: float = 0.0) -> Outputs:
-    """``n`` samples of two classes with twenty dropout draws and a witness."""
+    """``n`` samples of two classes with twenty dropout draws and a reference network."""
     random = torch.Generator().manual_seed(seed)
-    mix = torch.randn(channels, channels, generator=torch.Generator().manual_seed(0)) / channels**0.5
+    mix = (
+        torch.randn(channels, channels, generator=torch.Generator().manual_seed(0))
+        / channels**0.5
+    )
     label = torch.arange(n) % 2
     features = torch.randn(n, channels, generator=random) @ mix + label[:, None] + shift
     logits = torch.randn(n, 2, generator=random)
     draws = logits[:, None] + torch.randn(n, 20, 2, generator=random)
     return Outputs(
-        logits, {"last": features}, draws, witness=Outputs(torch.randn(n, 2, generator=random), {"last": features})
+        logits,
+        {"last": features},
+        draws,
+        reference_network=Outputs(torch.randn(n, 2, generator=random), {"last": features}),
     )
 
 
-def measure(name: str, train: int, queries: int, channels: int) -> tuple[float, float, float]:
+def measure(
+    name: str, train: int, queries: int, channels: int
+) -> tuple[float, float, float]:
     """Seconds to fit, seconds to score, and the growth of the peak memory in MiB."""
-    fit = [sample(500, channels, seed=seed, shift=shift) for seed, shift in ((2, 0.0), (3, 0.05), (4, 0.5))]
+    fit = [
+        sample(500, channels, seed=seed, shift=shift)
+        for seed, shift in ((2, 0.0), (3, 0.05), (4, 0.5))
+    ]
     evidence = Evidence(sample(train, channels, seed=0), torch.arange(train) % 2, *fit)
     out = sample(queries, channels, seed=1)
     recipe = DETECTORS[name]()
@@ -53,7 +64,9 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--channels", type=int, default=512)
@@ -62,7 +75,9 @@ def main() -> None:
     rows = []
     for name in DETECTORS:
         with multiprocessing.get_context("fork").Pool(1) as pool:
-            fit, score, memory = pool.apply(measure, (name, options.train, options.queries, options.channels))
+            fit, score, memory = pool.apply(
+                measure, (name, options.train, options.queries, options.channels)
+            )
         rows.append(f"| {name} | {fit:.2f} | {score:.2f} | {memory:.0f} |")
         print(rows[-1], flush=True)
     page = [

@@ -27,9 +27,26 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 LAYERS = {64: "relu", 256: "layer1.2", 512: "layer2.3", 1024: "layer3.5", 2048: "layer4.2"}
-METHODS = ("ours full", "ours lowrank", "sklearn GaussianMixture", "sklearn BayesianGaussianMixture")
-QUICK = [(64, 1), (64, 16), (64, 64), (256, 4), (512, 1), (512, 4), (512, 16), (1024, 4), (2048, 1)]
-ALL = [(c, m) for c in (64, 512) for m in (1, 4, 16, 64)] + [(c, m) for c in (256, 1024, 2048) for m in (1, 4, 16)]
+METHODS = (
+    "ours full",
+    "ours lowrank",
+    "sklearn GaussianMixture",
+    "sklearn BayesianGaussianMixture",
+)
+QUICK = [
+    (64, 1),
+    (64, 16),
+    (64, 64),
+    (256, 4),
+    (512, 1),
+    (512, 4),
+    (512, 16),
+    (1024, 4),
+    (2048, 1),
+]
+ALL = [(c, m) for c in (64, 512) for m in (1, 4, 16, 64)] + [
+    (c, m) for c in (256, 1024, 2048) for m in (1, 4, 16)
+]
 SAMPLES = 2000
 
 
@@ -41,7 +58,7 @@ def extract(data: Path, path: Path, steps: int) -> None:
     from torch.nn import functional as F
     from torchvision.models import resnet50
 
-    from feathide.classifier import FeatureClassifier
+    from feathide.models.classifier import FeatureClassifier
 
     torch.manual_seed(0)
     with np.load(data, allow_pickle=False) as arrays:
@@ -56,20 +73,26 @@ def extract(data: Path, path: Path, steps: int) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    classifier = FeatureClassifier(net.eval(), list(LAYERS.values()), mean=(0.5,), std=(1.0,))
+    classifier = FeatureClassifier(
+        net.eval(), list(LAYERS.values()), mean=(0.5,), std=(1.0,)
+    )
     out = classifier.extract(x[y == y.bincount().argmax()][:2500])
     save_file({str(c): out.features[name].contiguous() for c, name in LAYERS.items()}, path)
 
 
-def measure(features: Path, method: str, channels: int, components: int) -> dict[str, float]:
+def measure(
+    features: Path, method: str, channels: int, components: int
+) -> dict[str, float]:
     """One fit, in this process."""
     from safetensors.torch import load_file
 
-    from feathide.heap import keep_freed_memory
+    from feathide.models.heap import keep_freed_memory
 
     x = load_file(features)[str(channels)].double()
     train, test = x[:SAMPLES], x[SAMPLES:]
-    fitted(method, train[:100, :16], 1)  # what is loaded or started at the first use is in no method's time
+    fitted(
+        method, train[:100, :16], 1
+    )  # what is loaded or started at the first use is in no method's time
     before, times = peak(), list[float]()
     keep_freed_memory()
     now = time.process_time if os.environ["OMP_NUM_THREADS"] == "1" else time.perf_counter
@@ -84,13 +107,18 @@ def measure(features: Path, method: str, channels: int, components: int) -> dict
         heldout, iterations = float(mixture.log_prob(test).mean()), mixture.n_iter
     else:
         heldout, iterations = float(mixture.score(test.numpy())), mixture.n_iter_
-    return {"seconds": seconds, "heldout": heldout, "peak": peak() - before, "iterations": iterations}
+    return {
+        "seconds": seconds,
+        "heldout": heldout,
+        "peak": peak() - before,
+        "iterations": iterations,
+    }
 
 
 def fitted(method: str, x: "Tensor", components: int) -> Any:
     from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
-    from feathide.mixture import fit_mixture
+    from feathide.mixtures import fit_mixture
 
     if method.startswith("ours"):
         return fit_mixture(x, components=components, covariance=method.split()[1])
@@ -112,7 +140,10 @@ def table(features: Path, grid: list[tuple[int, int]], children: Pool) -> list[s
         "|" + "---:|" * 13,
     ]
     for channels, components in grid:
-        found = [children.apply(measure, (features, method, channels, components)) for method in METHODS]
+        found = [
+            children.apply(measure, (features, method, channels, components))
+            for method in METHODS
+        ]
         seconds = [f["seconds"] for f in found]
         cells = [
             str(channels),
@@ -142,12 +173,23 @@ def kernel() -> str:
 
 def bank_size(components: int = 64, rank: int = 8) -> str:
     """What lowrank mixtures of all 49 conv layers of a ResNet-50 hold for one class."""
-    from feathide.mixture.factors import COMMON, WIDE
+    from feathide.mixtures.factor_analysis import COMMON, WIDE
 
-    widths = [64] + 3 * [64, 64, 256] + 4 * [128, 128, 512] + 6 * [256, 256, 1024] + 3 * [512, 512, 2048]
+    widths = (
+        [64]
+        + 3 * [64, 64, 256]
+        + 4 * [128, 128, 512]
+        + 6 * [256, 256, 1024]
+        + 3 * [512, 512, 2048]
+    )
     shared = [c * (c if c <= WIDE else COMMON + 1) + c for c in widths]
-    stored = sum(8 * (s + components * (c + c * rank + rank + 2)) for s, c in zip(shared, widths, strict=True))
-    working = sum(4 * (s + components * c * (rank + 2)) for s, c in zip(shared, widths, strict=True))
+    stored = sum(
+        8 * (s + components * (c + c * rank + rank + 2))
+        for s, c in zip(shared, widths, strict=True)
+    )
+    working = sum(
+        4 * (s + components * c * (rank + 2)) for s, c in zip(shared, widths, strict=True)
+    )
     return (
         f"All {len(widths)} conv layers of a ResNet-50 at M = {components}, lowrank of rank {rank}, one class: "
         f"{stored / 2**20:.0f} MiB of float64 statistics and {working / 2**20:.0f} MiB of float32 copies during an attack."
@@ -155,36 +197,54 @@ def bank_size(components: int = 64, rank: int = 8) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, about three minutes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer sizes, about three minutes"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "cxr_pneumonia_64.npz")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=HERE.parents[1] / "shared" / "data" / "cxr_pneumonia_64.npz",
+    )
     parser.add_argument("--out", type=Path, help="write a page here")
-    parser.add_argument("--features", type=Path, help="keep the features here, or take them from here")
+    parser.add_argument(
+        "--features", type=Path, help="keep the features here, or take them from here"
+    )
     options = parser.parse_args()
     if not options.data.exists() and not (options.features and options.features.exists()):
         print(
             f"no mixtures: {options.data} is not there; give --data FILE.npz with train_images (N, 64, 64) and train_labels"
         )
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy and torch come in
+    for name in (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    ):  # before numpy and torch come in
         os.environ[name] = str(options.threads)
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         os.environ.pop(name, None)
     import sklearn.mixture  # noqa: F401  once, for all children
 
-    import feathide.mixture  # noqa: F401
+    import feathide.mixtures  # noqa: F401
 
     features = options.features or HERE / "mixture_features.safetensors"
     try:
         with get_context("fork").Pool(1, maxtasksperchild=1) as children:
             if not features.exists():
-                children.apply(extract, (options.data, features, 20 if options.quick else 100))
+                children.apply(
+                    extract, (options.data, features, 20 if options.quick else 100)
+                )
             lines = table(features, QUICK if options.quick else ALL, children)
     finally:
         if options.features is None:
             features.unlink(missing_ok=True)
-    command = " ".join(["python benchmarks/mixture.py", *(["--quick"] if options.quick else [])])
+    command = " ".join(
+        ["python benchmarks/mixture.py", *(["--quick"] if options.quick else [])]
+    )
     head = f"{SAMPLES} training samples, {options.threads} thread(s), {platform.processor() or platform.machine()}, BLAS: {kernel()}."
     page = [
         "# Fitting mixtures",

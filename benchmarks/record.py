@@ -14,26 +14,41 @@ def share(row: pd.Series) -> str:
 def matrix(table: pd.DataFrame, metric: str, eps: float) -> list[str]:
     """One metric at one budget, detectors by attacks, with intervals, in Markdown."""
     rows = table[(table.metric == metric) & (table.eps == eps) & (table.detector != "")]
-    rows = rows.assign(attacked=rows.attack + "+" + rows.objective, text=rows.apply(share, axis=1))
-    wide = rows.pivot_table(index="detector", columns="attacked", values="text", aggfunc="first", sort=False)
-    head = ["| guard | " + " | ".join(wide.columns) + " |", "|---" * (len(wide.columns) + 1) + "|"]
+    rows = rows.assign(
+        attacked=rows.attack + "+" + rows.objective, text=rows.apply(share, axis=1)
+    )
+    wide = rows.pivot_table(
+        index="detector", columns="attacked", values="text", aggfunc="first", sort=False
+    )
+    head = [
+        "| guard | " + " | ".join(wide.columns) + " |",
+        "|---" * (len(wide.columns) + 1) + "|",
+    ]
     return head + [
-        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(wide.index, wide.values, strict=True)
+        f"| {name} | " + " | ".join(map(str, row)) + " |"
+        for name, row in zip(wide.index, wide.values, strict=True)
     ]
 
 
 def page(run: Path, command: str) -> str:
     table = pd.read_csv(
-        run / "results.csv", keep_default_na=False, na_values={c: [""] for c in ("eps", "value", "low", "high")}
+        run / "results.csv",
+        keep_default_na=False,
+        na_values={c: [""] for c in ("eps", "value", "low", "high")},
     )
     plan = yaml.safe_load((run / "plan.yaml").read_text())
     record = plan.pop("record")
     accuracy = table[table.metric == "accuracy"].iloc[0]
     lines = [
-        f"# {accuracy.classifier} on {accuracy.dataset}", "", f"    {command}", "",
+        f"# {accuracy.classifier} on {accuracy.dataset}",
+        "",
+        f"    {command}",
+        "",
         f"Test accuracy {share(accuracy)} (n = {accuracy.n}); seed {accuracy.seed}; "
-        + ", ".join(f"{k} {v}" for k, v in record["versions"].items()) + ". In square brackets: 95 % intervals, by patient where known.", "",
-    ]  # fmt: skip
+        + ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+        + ". In square brackets: 95 % intervals, by patient where known.",
+        "",
+    ]
     for eps in sorted(set(table.eps[table.metric == "success"])):
         lines += [
             f"## eps {eps:.5f}",
@@ -41,7 +56,9 @@ def page(run: Path, command: str) -> str:
             "| attack | knowledge | success | largest change | gradients an image | seconds an image |",
             "|---|---|---|---|---|---|",
         ]
-        for (attack, objective), rows in table[table.eps == eps].groupby(["attack", "objective"], sort=False):
+        for (attack, objective), rows in table[table.eps == eps].groupby(
+            ["attack", "objective"], sort=False
+        ):
             at = rows[rows.detector == ""].set_index("metric")
             if "success" not in at.index or "linf_max" not in at.index:
                 continue
@@ -57,7 +74,15 @@ def page(run: Path, command: str) -> str:
         ):
             lines += [f"### {title}", "", *matrix(table, metric, eps), ""]
     return "\n".join(
-        [*lines, "## Plan as run", "", "```yaml", yaml.safe_dump(plan, sort_keys=False).strip(), "```", ""]
+        [
+            *lines,
+            "## Plan as run",
+            "",
+            "```yaml",
+            yaml.safe_dump(plan, sort_keys=False).strip(),
+            "```",
+            "",
+        ]
     )
 
 

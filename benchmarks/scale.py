@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feathide.study.engine import Frontier, Task, ordered, run
-from feathide.study.ray_engine import run_on_ray
-from feathide.study.store import Store
+from feathide.execution.engine import Frontier, Task, ordered, run
+from feathide.execution.ray import run_on_ray
+from feathide.execution.store import Store
 
 ON_RAY = "empty task, Ray with two workers"
 IMAGES, BATCH, CELLS, DETECTORS, GPUS = 10_000_000, 256, 4, 7, 1000
@@ -52,19 +52,37 @@ def per_task(folder, use_ray):
     """(what, seconds by the clock, seconds of CPU time of this process), each a task."""
     one = Store(folder / "one")
     yield ("empty task", *timed(lambda: run(flat(1000, nothing), one), 1000))
-    yield ("finished task, looked at again", *timed(lambda: run(flat(1000, nothing), one), 1000))
+    yield (
+        "finished task, looked at again",
+        *timed(lambda: run(flat(1000, nothing), one), 1000),
+    )
     for mib in (1, 16):
         store, count = Store(folder / f"b{mib}"), 64 // mib
         tasks = flat(count, partial(nothing, size=mib * 2**20))
-        yield (f"task that stores {mib} MiB", *timed(lambda store=store, tasks=tasks: run(tasks, store), count))
-        yield ("the same, looked at again", *timed(lambda store=store, tasks=tasks: run(tasks, store), count))
+        yield (
+            f"task that stores {mib} MiB",
+            *timed(lambda store=store, tasks=tasks: run(tasks, store), count),
+        )
+        yield (
+            "the same, looked at again",
+            *timed(lambda store=store, tasks=tasks: run(tasks, store), count),
+        )
     if use_ray:
         import ray
 
         memory = 100 * 2**20
-        ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=memory, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=memory,
+            log_to_driver=False,
+        )
         run_on_ray(flat(50, nothing), Store(folder / "warm"))
-        yield (ON_RAY, *timed(lambda: run_on_ray(flat(1000, nothing), Store(folder / "ray")), 1000))
+        yield (
+            ON_RAY,
+            *timed(lambda: run_on_ray(flat(1000, nothing), Store(folder / "ray")), 1000),
+        )
         ray.shutdown()
 
 
@@ -72,7 +90,12 @@ def speed_up(folder):
     """Tasks that wait for 0.25 s on one and on two processes, so that other load counts little; starting up is counted."""
     for workers in (1, 2):
         store = Store(folder / f"workers{workers}")
-        yield timed(lambda store=store, workers=workers: run(flat(160, waiting), store, workers=workers), 1)[0]
+        yield timed(
+            lambda store=store, workers=workers: run(
+                flat(160, waiting), store, workers=workers
+            ),
+            1,
+        )[0]
 
 
 def growth(folder):
@@ -87,29 +110,40 @@ def growth(folder):
 def audit_plan(limit, steps):
     """A whole audit of phantoms whose work is the attack on ``limit`` held-out images, in batches of 8."""
     return {
-        "data": {"path": "phantoms", "limit": limit}, "network": {"arch": "resnet18", "layers": "stages", "train": {"epochs": 1, "augment": False}},
-        "attacks": ["pgd"], "objectives": ["plain"], "walk": {"steps": steps}, "detectors": ["msp", "maha"], "eps": "4/255", "batch_size": 8, "gates": "off",
-    }  # fmt: skip
+        "data": {"path": "phantoms", "limit": limit},
+        "network": {
+            "arch": "resnet18",
+            "layers": "stages",
+            "train": {"epochs": 1, "augment": False},
+        },
+        "attacks": ["pgd"],
+        "objectives": ["plain"],
+        "schedule": {"steps": steps},
+        "detectors": ["msp", "maha"],
+        "eps": "4/255",
+        "batch_size": 8,
+        "sanity_checks": "off",
+    }
 
 
 def measured(limit, steps, workers, pipe, folder):
     """Send (images attacked, seconds, peak MiB) of one whole audit; its classifier is trained before the clock starts."""
-    from feathide.study.digest import digest
-    from feathide.study.lab import lab_of
-    from feathide.study.plan import load_plan
-    from feathide.study.run import audit
-    from feathide.study.stages import tasks
-    from feathide.study.store import open_folder
+    from feathide.execution.digests import digest
+    from feathide.pipeline.context import context_of
+    from feathide.plans.plan import load_plan
+    from feathide.auditing.run import audit
+    from feathide.pipeline.steps import tasks
+    from feathide.execution.store import open_folder
 
     torch.set_num_threads(1)
     plan = load_plan(audit_plan(limit, steps))
-    lab = lab_of(plan.model_dump_json(), Store(folder))
-    open_folder(folder, digest([lab.plan, lab.cases.digest]))
-    run([t for t in tasks(lab) if t.key == lab.classifier_key], lab.store)
+    context = context_of(plan.model_dump_json(), Store(folder))
+    open_folder(folder, digest([context.plan, context.cases.digest]))
+    run([t for t in tasks(context) if t.key == context.classifier_key], context.store)
     began = time.perf_counter()
     audit(plan, folder, workers=workers, reuse=True)
     seconds = time.perf_counter() - began
-    images = len(lab.attacked("fit")) + len(lab.attacked("test"))
+    images = len(context.attacked("detector-training")) + len(context.attacked("test"))
     pipe.send((images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
@@ -126,7 +160,8 @@ def whole_audits(folder):
     ):
         ours, theirs = get_context("spawn").Pipe()
         child = get_context("spawn").Process(
-            target=measured, args=(limit, steps, workers, theirs, folder / f"{limit}-{steps}-{workers}")
+            target=measured,
+            args=(limit, steps, workers, theirs, folder / f"{limit}-{steps}-{workers}"),
         )
         child.start()
         theirs.close()  # so that a child that fails ends the wait
@@ -139,13 +174,21 @@ def audit_graph(images):
     batches, tasks = -(-images // BATCH), []
     clean = [f"clean/{i:06}" for i in range(batches)]
     tasks += [Task(key, (), nothing, "extract") for key in clean]
-    tasks += [Task("fit/0", tuple(clean[: batches // 10]), nothing, "fit")]
+    tasks += [Task("fit/0", tuple(clean[: batches // 10]), nothing, "detector-training")]
     for cell in range(CELLS):
         attacked = [f"attack{cell}/{i:06}" for i in range(batches)]
-        tasks += [Task(key, ("fit/0", clean[i]), nothing, "attack") for i, key in enumerate(attacked)]
-        tasks += [Task(f"outputs{cell}/{i:06}", (key,), nothing, "extract") for i, key in enumerate(attacked)]
+        tasks += [
+            Task(key, ("fit/0", clean[i]), nothing, "attack")
+            for i, key in enumerate(attacked)
+        ]
+        tasks += [
+            Task(f"outputs{cell}/{i:06}", (key,), nothing, "extract")
+            for i, key in enumerate(attacked)
+        ]
         needs = tuple(f"outputs{cell}/{i:06}" for i in range(batches))
-        tasks += [Task(f"score{cell}/{d}", needs, nothing, "score") for d in range(DETECTORS)]
+        tasks += [
+            Task(f"score{cell}/{d}", needs, nothing, "score") for d in range(DETECTORS)
+        ]
     return tasks
 
 
@@ -174,14 +217,18 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--ray", action="store_true", help="measure Ray too")
     arguments.add_argument(
-        "--workers", action="store_true", help="measure whole audits on one and two processes instead"
+        "--workers",
+        action="store_true",
+        help="measure whole audits on one and two processes instead",
     )
     given = arguments.parse_args()
     use_ray = given.ray
     torch.set_num_threads(1)
     if given.workers:
         print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
-        print("| processes | steps | images attacked | s | ms an image | peak MiB |\n|---|---|---|---|---|---|")
+        print(
+            "| processes | steps | images attacked | s | ms an image | peak MiB |\n|---|---|---|---|---|---|"
+        )
         with tempfile.TemporaryDirectory() as name:
             for workers, steps, images, seconds, peak in whole_audits(Path(name)):
                 print(
@@ -197,15 +244,21 @@ def main():
             costs[what] = wall, cpu
             print(f"| {what} | {1000 * wall:.2f} | {1000 * cpu:.2f} |", flush=True)
         one, two = speed_up(Path(name))
-        print(f"\n160 waiting tasks of 0.25 s: one process {one:.1f} s, two {two:.1f} s, {one / two:.2f}x")
-        print(f"peak memory grows by {growth(Path(name)):.0f} MiB from 8 to 64 tasks of 16 MiB")
+        print(
+            f"\n160 waiting tasks of 0.25 s: one process {one:.1f} s, two {two:.1f} s, {one / two:.2f}x"
+        )
+        print(
+            f"peak memory grows by {growth(Path(name)):.0f} MiB from 8 to 64 tasks of 16 MiB"
+        )
     start = time.process_time()
     order = ordered(audit_graph(IMAGES))
     print(
         f"\ngraph of {IMAGES:,} images: {len(order):,} tasks, made and ordered in {time.process_time() - start:.1f} s CPU, ",
         end="",
     )
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    )
     driver = costs.get(ON_RAY, costs["empty task"])[1]
     print(
         f"\n| attack, s a batch of {BATCH} | driver, ms a task | hours on {GPUS} GPUs | GPUs at work |\n|---|---|---|---|"
@@ -214,7 +267,10 @@ def main():
         for hand_out in (0.0, driver):
             seconds = {"extract": 0.5, "attack": attack, "fit": 600, "score": 60}
             hours, share = simulate(order, seconds, hand_out, costs["empty task"][0])
-            print(f"| {attack} | {1000 * hand_out:.2f} | {hours:.2f} | {share:.0%} |", flush=True)
+            print(
+                f"| {attack} | {1000 * hand_out:.2f} | {hours:.2f} | {share:.0%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feathide.attack import when_fooled
-from feathide.classifier import FeatureClassifier
-from feathide.geometry import Linf
-from feathide.heap import keep_freed_memory
-from feathide.memory import MOST, activations, batch_for
-from feathide.mixture import Covariance, Mixture, MixtureBank
-from feathide.mixture.factors import COMMON, WIDE
-from feathide.models import build
-from feathide.objectives import HFC, AwayFrom
-from feathide.recipes import pgd
+from feathide.attacks.loop import when_fooled
+from feathide.models.classifier import FeatureClassifier
+from feathide.attacks.threats import Linf
+from feathide.models.heap import keep_freed_memory
+from feathide.models.memory import MOST, activations, batch_for
+from feathide.mixtures import Covariance, Mixture, MixtureBank
+from feathide.mixtures.factor_analysis import COMMON, WIDE
+from feathide.models.zoo import build
+from feathide.losses import HFC, AwayFrom
+from feathide.attacks.presets import pgd
 from feathide.types import Goal, Outputs
 
 COMPONENTS = (1, 16, 64)
@@ -67,7 +67,9 @@ def network(name: str, size: int, batch: int | None = None) -> tuple[nn.Module, 
     return net.eval(), x
 
 
-def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8) -> MixtureBank:
+def bank(
+    clean: Outputs, components: int, covariance: Covariance, rank: int = 8
+) -> MixtureBank:
     """Mixtures of two classes with random parameters, centred and scaled like the features."""
     random = torch.Generator().manual_seed(components)
 
@@ -76,7 +78,9 @@ def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8)
 
     def mixture(f: Tensor) -> Mixture:
         c = f.shape[1]
-        r = min(rank, c) if components > 1 else 0  # as fitted: of one component all is shared, its mean too
+        r = (
+            min(rank, c) if components > 1 else 0
+        )  # as fitted: of one component all is shared, its mean too
         f = f.cpu()
         scale = f.double().std(0).clamp_min(1e-3)
         shared = torch.eye(c, dtype=torch.float64) + draw(c, c).triu(1) / c
@@ -91,14 +95,22 @@ def bank(clean: Outputs, components: int, covariance: Covariance, rank: int = 8)
                 torch.linalg.qr(draw(components, c, r)).Q,
                 torch.full((components, r + 1), 0.5, dtype=torch.float64),
             )
-        whitener = shared / scale[:, None] if covariance in ("tied", "lowrank") else 1 / scale
+        whitener = (
+            shared / scale[:, None] if covariance in ("tied", "lowrank") else 1 / scale
+        )
         if covariance == "lowrank" and c > WIDE:
-            whitener = torch.cat([1 / scale[:, None], torch.linalg.qr(draw(c, COMMON)).Q / 2], 1)
+            whitener = torch.cat(
+                [1 / scale[:, None], torch.linalg.qr(draw(c, COMMON)).Q / 2], 1
+            )
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         means = draw(components, c) if components > 1 else draw(1, c).zero_()
-        return Mixture(covariance, weights, f.double().mean(0), whitener, means, factors, gains)
+        return Mixture(
+            covariance, weights, f.double().mean(0), whitener, means, factors, gains
+        )
 
-    return MixtureBank({name: {c: mixture(f) for c in (0, 1)} for name, f in clean.features.items()})
+    return MixtureBank(
+        {name: {c: mixture(f) for c in (0, 1)} for name, f in clean.features.items()}
+    )
 
 
 def now(device: torch.device) -> float:
@@ -112,27 +124,39 @@ def now(device: torch.device) -> float:
 class Steps:
     """Seconds of the whole steps of one run of ``attack``."""
 
-    def __init__(self, attack: Any, classifier: FeatureClassifier, x: Tensor, goal: Goal) -> None:
+    def __init__(
+        self, attack: Any, classifier: FeatureClassifier, x: Tensor, goal: Goal
+    ) -> None:
         self.attack, self.classifier, self.x, self.goal = attack, classifier, x, goal
 
     def __call__(self) -> float:
         times: list[float] = []
         ids = [str(i) for i in range(len(self.x))]
         self.attack(
-            self.classifier, self.x, self.goal, ids=ids, watch=lambda k, rows, out: times.append(now(self.x.device))
+            self.classifier,
+            self.x,
+            self.goal,
+            ids=ids,
+            watch=lambda k, rows, out: times.append(now(self.x.device)),
         )
         return (times[-2] - times[0]) / (len(times) - 2)
 
 
-def by_hand(classifier: FeatureClassifier, x: Tensor, target: Tensor) -> Callable[[], float]:
+def by_hand(
+    classifier: FeatureClassifier, x: Tensor, target: Tensor
+) -> Callable[[], float]:
     def once() -> float:
         for k in range(STEPS):
             if k == 1:  # as in an attack, the first step is not timed
                 start = now(x.device)
             leaf = x.clone().requires_grad_()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=classifier.precision == "bf16"):
+            with torch.autocast(
+                x.device.type, torch.bfloat16, enabled=classifier.precision == "bf16"
+            ):
                 logits = classifier.model(leaf)
-            torch.autograd.grad(nn.functional.cross_entropy(logits.float(), target, reduction="sum"), leaf)
+            torch.autograd.grad(
+                nn.functional.cross_entropy(logits.float(), target, reduction="sum"), leaf
+            )
         return (now(x.device) - start) / (STEPS - 1)
 
     return once
@@ -149,10 +173,18 @@ def seconds(work: Callable[[], Any]) -> Callable[[], float]:
     return once
 
 
-def ratios(variants: dict[str, Callable[[], float]], base: str, rounds: int) -> dict[str, float]:
+def ratios(
+    variants: dict[str, Callable[[], float]], base: str, rounds: int
+) -> dict[str, float]:
     """The median over rounds of every variant's seconds divided by those of ``base``, in turn; the first round warms up."""
-    found = [{name: once() for name, once in variants.items()} for _ in range(rounds + 1)][1:]
-    return {name: statistics.median(f[name] / f[base] for f in found) for name in variants if name != base}
+    found = [{name: once() for name, once in variants.items()} for _ in range(rounds + 1)][
+        1:
+    ]
+    return {
+        name: statistics.median(f[name] / f[base] for f in found)
+        for name in variants
+        if name != base
+    }
 
 
 def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
@@ -160,7 +192,9 @@ def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
     rounds, covariance, precision = options.rounds, options.covariance, options.precision
     target = torch.arange(len(x), device=x.device) % 2
     goal, threat = Goal(1 - target, target), Linf(EPS)
-    plain, hooked = (FeatureClassifier(net, layers, precision=precision) for layers in ((), "conv"))
+    plain, hooked = (
+        FeatureClassifier(net, layers, precision=precision) for layers in ((), "conv")
+    )
     usual = FeatureClassifier(deepcopy(net).to(memory_format=torch.contiguous_format), ())
     with torch.no_grad():
         clean = hooked(x)
@@ -169,12 +203,24 @@ def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
         "plain": Steps(pgd(threat, steps=STEPS), plain, x, goal),
         "usual": Steps(pgd(threat, steps=STEPS), usual, x, goal),
         **{
-            str(m): Steps(pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance))), hooked, x, goal)
+            str(m): Steps(
+                pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance))),
+                hooked,
+                x,
+                goal,
+            )
             for m in COMPONENTS
         },
     }
     found = ratios(variants, "plain", rounds)
-    cells = [name, len(clean.features), size, len(x), covariance, *(f"{found[str(m)]:.2f}" for m in COMPONENTS)]
+    cells = [
+        name,
+        len(clean.features),
+        size,
+        len(x),
+        covariance,
+        *(f"{found[str(m)]:.2f}" for m in COMPONENTS),
+    ]
     cells += [f"{1 / found['hand']:.3f}", f"{1 / found['usual']:.2f}"]
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -186,7 +232,9 @@ def alone(name: str, size: int, keep: bool) -> float:
         keep_freed_memory()
     net, x = network(name, size)
     target = torch.arange(len(x)) % 2
-    step = Steps(pgd(Linf(EPS), steps=STEPS), FeatureClassifier(net, ()), x, Goal(1 - target, target))
+    step = Steps(
+        pgd(Linf(EPS), steps=STEPS), FeatureClassifier(net, ()), x, Goal(1 - target, target)
+    )
     return statistics.median(step() for _ in range(3))
 
 
@@ -194,7 +242,9 @@ def heap_row(name: str, size: int, rounds: int) -> str:
     found = []
     for _ in range(rounds):
         with get_context("spawn").Pool(1, maxtasksperchild=1) as children:
-            kept, given = (children.apply(alone, (name, size, keep)) for keep in (True, False))
+            kept, given = (
+                children.apply(alone, (name, size, keep)) for keep in (True, False)
+            )
         found.append(kept / given)
     return f"| {name} | {size} | {statistics.median(found):.2f} |"
 
@@ -213,10 +263,20 @@ def peers(size: int, rounds: int, steps: int, batch: int) -> list[str]:
     goal, ids = Goal(source, 1 - source), [str(i) for i in range(len(x))]
     classifier, alpha = FeatureClassifier(net, ()), EPS / 4
     ours = pgd(Linf(EPS), objective=AwayFrom(), steps=steps, step_size=0.25)
-    early = pgd(Linf(EPS), objective=AwayFrom(), steps=steps, step_size=0.25, leave=when_fooled)
-    estimator = PyTorchClassifier(net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 2, clip_values=(0, 1))
+    early = pgd(
+        Linf(EPS), objective=AwayFrom(), steps=steps, step_size=0.25, leave=when_fooled
+    )
+    estimator = PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 2, clip_values=(0, 1)
+    )
     art = ProjectedGradientDescentPyTorch(
-        estimator, eps=EPS, eps_step=alpha, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
+        estimator,
+        eps=EPS,
+        eps_step=alpha,
+        max_iter=steps,
+        num_random_init=1,
+        batch_size=len(x),
+        verbose=False,
     )
     theirs = torchattacks.PGD(net, eps=EPS, alpha=alpha, steps=steps, random_start=True)
     fool = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
@@ -236,22 +296,38 @@ def peers(size: int, rounds: int, steps: int, batch: int) -> list[str]:
     }
     found = ratios(variants, "ours", rounds)
     share = float(ours(classifier, x, goal, ids=ids).fooled.float().mean())
-    return [f"| {name} | {size} | {batch} | {steps} | {share:.2f} | {value:.2f} |" for name, value in found.items()]
+    return [
+        f"| {name} | {size} | {batch} | {steps} | {share:.2f} | {value:.2f} |"
+        for name, value in found.items()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer networks and sizes, a few minutes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer networks and sizes, a few minutes"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="networks whose name begins so")
     parser.add_argument("--size", type=int, help="one size only")
-    parser.add_argument("--batch", type=int, help="images at once (default: as many as an audit takes)")
+    parser.add_argument(
+        "--batch", type=int, help="images at once (default: as many as an audit takes)"
+    )
     parser.add_argument("--covariance", default="lowrank")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda without other libraries")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="on cuda without other libraries",
+    )
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument(
-        "--heap", action="store_true", help="also what it is worth to keep freed memory, in processes of their own"
+        "--heap",
+        action="store_true",
+        help="also what it is worth to keep freed memory, in processes of their own",
     )
     parser.add_argument("--out", type=Path, help="write a page here")
     options = parser.parse_args()
@@ -274,8 +350,14 @@ def main() -> None:
     if missing:
         print(f"PGD of other libraries left out: {', '.join(missing)} not installed")
     elif not options.no_peers and options.device == "cpu":
-        lines += ["", "| PGD of | px | batch | steps | fooled | seconds / ours |", "|---|---|---|---|---|---|"]
-        for batch, steps in ((8, 10),) if options.quick else ((8, 10), (8, 40), (32, 10), (32, 40)):
+        lines += [
+            "",
+            "| PGD of | px | batch | steps | fooled | seconds / ours |",
+            "|---|---|---|---|---|---|",
+        ]
+        for batch, steps in (
+            ((8, 10),) if options.quick else ((8, 10), (8, 40), (32, 10), (32, 40))
+        ):
             lines += peers(64, options.rounds, steps, batch)
             print("\n".join(lines[-4:]), flush=True)
     command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
@@ -283,7 +365,9 @@ def main() -> None:
     head = f"`{command}`: one thread, torch {torch.__version__}, {place}, {options.precision}, load {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores."
     about = (__doc__ or "").split("\n\n")[2].strip()
     if options.out is not None:
-        options.out.write_text("\n".join(["# The cost of a step", "", head, about, "", *lines, ""]))
+        options.out.write_text(
+            "\n".join(["# The cost of a step", "", head, about, "", *lines, ""])
+        )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import time
 
 import torch
 
-from feathide.classifier import FeatureClassifier
-from feathide.geometry import Grid, Linf
-from feathide.mixture import MixtureBank
-from feathide.models import build
-from feathide.objectives import HFC
-from feathide.recipes import pgd
+from feathide.models.classifier import FeatureClassifier
+from feathide.attacks.grid import Grid
+from feathide.attacks.threats import Linf
+from feathide.mixtures import MixtureBank
+from feathide.models.zoo import build
+from feathide.losses import HFC
+from feathide.attacks.presets import pgd
 from feathide.types import Goal, Outputs
 
 
@@ -26,7 +27,10 @@ def gigabytes() -> float:
 def bank_of(out: Outputs) -> MixtureBank:
     """Mixtures of random features around those of the volume: their cost is that of real ones."""
     g = torch.Generator().manual_seed(0)
-    features = {n: f + 0.1 * torch.randn(64, f.shape[1], generator=g) for n, f in out.features.items()}
+    features = {
+        n: f + 0.1 * torch.randn(64, f.shape[1], generator=g)
+        for n, f in out.features.items()
+    }
     return MixtureBank.fit(Outputs(torch.zeros(64, 2), features), torch.arange(64) % 2)
 
 
@@ -39,7 +43,9 @@ def main() -> None:
     before = gigabytes()
     model = build(a.arch, channels=1, outputs=2, size=(a.size,) * 3).eval()
     classifier = FeatureClassifier(model, "blocks")
-    levels = torch.randint(0, 256, (1, 1, *[a.size] * 3), generator=torch.Generator().manual_seed(0))
+    levels = torch.randint(
+        0, 256, (1, 1, *[a.size] * 3), generator=torch.Generator().manual_seed(0)
+    )
     x = levels.float() / 255
     out = classifier.extract(x)
     source = out.predicted
@@ -48,8 +54,10 @@ def main() -> None:
     started = time.perf_counter()
     attack(classifier, x, Goal(source, 1 - source), ids=["volume"], grid=Grid(1 / 255))
     seconds = (time.perf_counter() - started) / (a.steps + 1)
-    print(f"{a.arch}, {a.size}^3, batch 1: {gigabytes():.2f} GiB at the peak ({before:.2f} after the imports, {fitted:.2f} before the attack), "
-          f"{seconds:.1f} s a step")  # fmt: skip
+    print(
+        f"{a.arch}, {a.size}^3, batch 1: {gigabytes():.2f} GiB at the peak ({before:.2f} after the imports, {fitted:.2f} before the attack), "
+        f"{seconds:.1f} s a step"
+    )
 
 
 if __name__ == "__main__":

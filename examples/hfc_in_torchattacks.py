@@ -7,15 +7,22 @@ import torch
 import torchattacks
 
 from feathide import HFC, FeatureClassifier, Goal, Linf, MixtureBank, load_cases, pgd
-from feathide.addon import with_objective
-from feathide.addon.torchattacks import TorchAttack
-from feathide.train import train_classifier
+from feathide.integrations import with_objective
+from feathide.integrations.torchattacks import TorchAttack
+from feathide.training.trainer import train_classifier
 
-cases = load_cases("phantoms", size=32, limit=300)  # synthetic radiographs; load_cases("chest.npz") reads yours
+cases = load_cases(
+    "phantoms", size=32, limit=300
+)  # synthetic radiographs; load_cases("chest.npz") reads yours
 trained = train_classifier(cases, "tiny", epochs=6, augment=False)
-classifier = FeatureClassifier(trained.model.eval(), "conv", mean=trained.mean, std=trained.std)
+classifier = FeatureClassifier(
+    trained.model.eval(), "conv", mean=trained.mean, std=trained.std
+)
 train, test = cases.where("train"), cases.where("test")
-bank = MixtureBank.fit(classifier.extract(torch.from_numpy(cases.images(train))), torch.from_numpy(cases.labels[train]))
+bank = MixtureBank.fit(
+    classifier.extract(torch.from_numpy(cases.images(train))),
+    torch.from_numpy(cases.labels[train]),
+)
 x, y = torch.from_numpy(cases.images(test)), torch.from_numpy(cases.labels[test])
 goal = Goal(y, 1 - y)
 
@@ -23,12 +30,16 @@ goal = Goal(y, 1 - y)
 def show(name: str, found: torch.Tensor) -> None:
     out = classifier.extract(found)
     energy = float(bank.energy(out, out.predicted).sum(1).median())
-    print(f"{name:35} taken for the target {float((out.predicted == 1 - y).double().mean()):4.0%}, energy {energy:.1f}")
+    print(
+        f"{name:35} taken for the target {float((out.predicted == 1 - y).double().mean()):4.0%}, energy {energy:.1f}"
+    )
 
 
 show("clean", x)
 for weight in (0.0, 0.3):
-    network = with_objective(classifier, weight * HFC(bank), x, goal, host="torchattacks", targeted=True)
+    network = with_objective(
+        classifier, weight * HFC(bank), x, goal, host="torchattacks", targeted=True
+    )
     attack = torchattacks.PGD(network, eps=8 / 255, alpha=1 / 255, steps=20)
     attack.set_mode_targeted_by_label(quiet=True)
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""What guards read of the image itself: its statistics, its squeezed versions, and what the classifier shows of both."""
+"""What guards read of the image itself: its statistics, its squeezed versions, and what the
+classifier shows of both.
+"""
 
 from dataclasses import replace
 
@@ -8,22 +10,22 @@ import torch
 from scipy.ndimage import median_filter
 from torch import Tensor
 
-from feathide.attack import Attack
-from feathide.classifier import FeatureClassifier
+from feathide.attacks.loop import Attack
+from feathide.attacks.transforms import LowPass
+from feathide.auditing.run import audit
+from feathide.checks.worlds import images, network
+from feathide.detectors.residuals import NAMES, statistics
+from feathide.detectors.squeezing import SQUEEZERS, BitDepth, Median
 from feathide.errors import InputError
-from feathide.laws.worlds import images, network
-from feathide.residuals import NAMES, statistics
-from feathide.squeezing import SQUEEZERS, BitDepth, Median
-from feathide.study.lab import Lab
-from feathide.study.packing import packed, unpacked
-from feathide.study.parts import ObjectivePlan
-from feathide.study.plan import Cell, load_plan
-from feathide.study.run import audit
-from feathide.study.stages import attack_of
-from feathide.study.store import Store
+from feathide.execution.packing import packed, unpacked
+from feathide.execution.store import Store
+from feathide.models.classifier import FeatureClassifier
+from feathide.pipeline.context import Context
+from feathide.pipeline.steps import attack_of
+from feathide.plans.plan import Cell, load_plan
+from feathide.plans.sections import ObjectivePlan
 from feathide.types import Outputs
-from feathide.views import LowPass
-from test_audit import PLAN, write_npz
+from worlds.audits import PLAN, write_npz
 
 SHAPES = [(1, 9), (3, 12, 11), (1, 8, 6, 7)]
 
@@ -33,11 +35,15 @@ def named(x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_statistics_have_names_and_depend_on_their_image_only(shape: tuple[int, ...]) -> None:
+def test_statistics_have_names_and_depend_on_their_image_only(
+    shape: tuple[int, ...],
+) -> None:
     x = images(5, shape, seed=0)
     found = statistics(x)
     assert found.shape == (5, len(NAMES)) and found.isfinite().all()
-    torch.testing.assert_close(torch.cat([statistics(x[i : i + 1]) for i in range(5)]), found)
+    torch.testing.assert_close(
+        torch.cat([statistics(x[i : i + 1]) for i in range(5)]), found
+    )
     torch.testing.assert_close(statistics(x.float()).double(), found, rtol=1e-3, atol=1e-3)
 
 
@@ -50,20 +56,35 @@ def test_statistics_are_those_of_numpy() -> None:
     np.testing.assert_allclose(found["second power"], power, atol=1e-3)
     np.testing.assert_allclose(found["second tails"], tails, atol=1e-3)
     along = [(np.diff(a, axis=axis), axis) for axis in (1, 2)]
-    runs = [(np.delete(d, 0, x) * np.delete(d, -1, x)).mean((1, 2)) / (d**2).mean((1, 2)) for d, x in along]
+    runs = [
+        (np.delete(d, 0, x) * np.delete(d, -1, x)).mean((1, 2)) / (d**2).mean((1, 2))
+        for d, x in along
+    ]
     np.testing.assert_allclose(found["first runs"], np.mean(runs, 0), atol=1e-3)
     window = np.lib.stride_tricks.sliding_window_view(a, (3, 3), axis=(1, 2))
-    np.testing.assert_allclose(found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-3)
+    np.testing.assert_allclose(
+        found["variance mean"], np.log(window.var((3, 4)).mean((1, 2))) / 2, atol=1e-3
+    )
     smooth = (a[:, 1:-1, 1:-1] - window.mean((3, 4))).reshape(4, -1)
-    np.testing.assert_allclose(found["smooth power"], np.log((smooth**2).mean(1)) / 2, atol=1e-3)
+    np.testing.assert_allclose(
+        found["smooth power"], np.log((smooth**2).mean(1)) / 2, atol=1e-3
+    )
     slope = np.hypot(a[:, 2:, 1:-1] - a[:, :-2, 1:-1], a[:, 1:-1, 2:] - a[:, 1:-1, :-2]) / 2
-    np.testing.assert_allclose(found["gradient mean"], np.log(slope.mean((1, 2))), atol=1e-3)
-    corner = (a[:, :10:2, :8:2] - a[:, 1:10:2, :8:2] - a[:, :10:2, 1:8:2] + a[:, 1:10:2, 1:8:2]) / 2
-    np.testing.assert_allclose(found["haar 1 corner power"], np.log((corner**2).mean((1, 2))) / 2, atol=1e-3)
+    np.testing.assert_allclose(
+        found["gradient mean"], np.log(slope.mean((1, 2))), atol=1e-3
+    )
+    corner = (
+        a[:, :10:2, :8:2] - a[:, 1:10:2, :8:2] - a[:, :10:2, 1:8:2] + a[:, 1:10:2, 1:8:2]
+    ) / 2
+    np.testing.assert_allclose(
+        found["haar 1 corner power"], np.log((corner**2).mean((1, 2))) / 2, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_statistics_are_differentiable_also_where_nothing_happens(shape: tuple[int, ...]) -> None:
+def test_statistics_are_differentiable_also_where_nothing_happens(
+    shape: tuple[int, ...],
+) -> None:
     assert torch.autograd.gradcheck(statistics, images(2, shape, seed=2).requires_grad_())
     flat = torch.full((1, *shape), 0.5).double().requires_grad_()
     (slope,) = torch.autograd.grad(statistics(flat).sum(), flat)
@@ -90,7 +111,9 @@ def test_statistics_refuse_what_they_cannot_read() -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_median_is_that_of_scipy(shape: tuple[int, ...], size: int) -> None:
     x = images(2, shape, seed=4)
-    wanted = median_filter(x.numpy(), size=(1, 1, *[size] * (len(shape) - 1)), mode="reflect")
+    wanted = median_filter(
+        x.numpy(), size=(1, 1, *[size] * (len(shape) - 1)), mode="reflect"
+    )
     np.testing.assert_array_equal(Median(size)(x).numpy(), wanted)
 
 
@@ -104,7 +127,9 @@ def test_bits_are_grey_levels_with_the_slope_of_the_identity() -> None:
             wrong()
 
 
-@pytest.mark.parametrize(("box", "window"), [((0.0, 1.0), None), ((-1000.0, 1000.0), (-200.0, 300.0))])
+@pytest.mark.parametrize(
+    ("box", "window"), [((0.0, 1.0), None), ((-1000.0, 1000.0), (-200.0, 300.0))]
+)
 def test_the_classifier_shows_statistics_and_squeezed_logits(
     box: tuple[float, float], window: tuple[float, float] | None
 ) -> None:
@@ -115,11 +140,15 @@ def test_the_classifier_shows_statistics_and_squeezed_logits(
     assert classifier(at).statistics is None and classifier(at).squeezed is None
     out = replace(classifier, statistics=statistics, squeezers=SQUEEZERS)(at)
     assert out.statistics is not None and out.squeezed is not None
-    torch.testing.assert_close(out.statistics, statistics((at - box[0]) / (box[1] - box[0])))
+    torch.testing.assert_close(
+        out.statistics, statistics((at - box[0]) / (box[1] - box[0]))
+    )
     wanted = [classifier(low + (high - low) * squeeze(x)).logits for squeeze in SQUEEZERS]
     torch.testing.assert_close(out.squeezed, torch.stack(wanted, 1))
     again = unpacked(packed(out.detach(), np.arange(4)))
-    assert again.statistics is not None and torch.equal(again[1:3].squeezed, out.squeezed[1:3])  # type: ignore[arg-type]
+    assert again.statistics is not None and torch.equal(
+        again[1:3].squeezed, out.squeezed[1:3]
+    )  # type: ignore[arg-type]
     assert torch.equal(Outputs.cat([out, out]).statistics[4:], out.statistics)  # type: ignore[index]
 
 
@@ -128,54 +157,94 @@ CHANGES = {
     "objectives": ["plain", "evade:pixel", "evade:squeeze"],
     "detectors": ["maha", "pixel", "squeeze"],
     "split": {"most": 16},
-    "gates": "off",
+    "sanity_checks": "off",
 }
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A finished audit."""
     folder = tmp_path_factory.mktemp("image")
     plan = load_plan({"data": str(write_npz(folder / "patches.npz")), **PLAN, **CHANGES})
     audit(plan, folder / "out")
-    return Lab(load_plan(folder / "out" / "plan.yaml"), Store(folder / "out"))
+    return Context(load_plan(folder / "out" / "plan.yaml"), Store(folder / "out"))
 
 
-def mean_score(lab: Lab, detector: str, attack: int, objective: str) -> float:
-    cell = Cell(lab.plan.attacks[attack], ObjectivePlan(name=objective), lab.budgets[0])
-    found = lab.detector(detector, lab.budgets[0]).score(lab.outputs(lab.condition(cell), "test")[0])
+def mean_score(context: Context, detector: str, attack: int, objective: str) -> float:
+    cell = Cell(
+        context.plan.attacks[attack], ObjectivePlan(name=objective), context.budgets[0]
+    )
+    found = context.detector(detector, context.budgets[0]).score(
+        context.outputs(context.condition(cell), "test")[0]
+    )
     return float(found.mean())
 
 
 @pytest.mark.parametrize("detector", ["pixel", "squeeze"])
-def test_who_knows_a_guard_of_the_image_lowers_its_score(lab: Lab, detector: str) -> None:
-    assert mean_score(lab, detector, 0, f"evade:{detector}") < mean_score(lab, detector, 0, "plain") - 0.02
+def test_who_knows_a_guard_of_the_image_lowers_its_score(
+    context: Context, detector: str
+) -> None:
+    assert (
+        mean_score(context, detector, 0, f"evade:{detector}")
+        < mean_score(context, detector, 0, "plain") - 0.02
+    )
 
 
-def test_smooth_perturbations_are_less_conspicuous_in_the_image(lab: Lab) -> None:
-    assert mean_score(lab, "pixel", 1, "plain") < mean_score(lab, "pixel", 0, "plain") - 0.5
+def test_smooth_perturbations_are_less_conspicuous_in_the_image(context: Context) -> None:
+    assert (
+        mean_score(context, "pixel", 1, "plain")
+        < mean_score(context, "pixel", 0, "plain") - 0.5
+    )
 
 
-def test_the_share_of_the_plan_reaches_the_attack(lab: Lab) -> None:
-    attack = attack_of(lab, Cell(lab.plan.attacks[1], ObjectivePlan(name="plain"), lab.budgets[0]), None)
+def test_the_share_of_the_plan_reaches_the_attack(context: Context) -> None:
+    attack = attack_of(
+        context,
+        Cell(context.plan.attacks[1], ObjectivePlan(name="plain"), context.budgets[0]),
+        None,
+    )
     assert isinstance(attack, Attack) and attack.limit == LowPass(0.4)
 
 
-def test_only_what_reads_the_image_is_shown_it_and_depends_on_it(lab: Lab) -> None:
-    assert lab.classifier.statistics is None and lab.observing(("maha",)) is lab.classifier
-    assert lab.observing(("pixel",)).statistics is not None and lab.observing(("pixel",)).squeezers == ()
-    assert lab.observing(("squeeze",)).statistics is None and lab.observing(("squeeze",)).squeezers == SQUEEZERS
-    without = Lab(load_plan(lab.plan.model_dump() | {"detectors": ["maha"], "objectives": ["plain"]}), lab.store)
-    assert without.outputs_key("clean", "test", 0) != lab.outputs_key("clean", "test", 0)
-    key = ("maha", lab.budgets[0], "clean", "test")
-    assert without.scores_key(*key) == lab.scores_key(*key)
-    assert lab.sight[1:] == lab.beside() and len(lab.beside(["pixel"])) == len(lab.beside(["squeeze"])) == 1
-    page = (lab.store.folder / "report.html").read_text()
-    assert '<td data-label="Reads">image, logits</td>' in page and "feature-space" not in page.split("</main>")[0]
+def test_only_what_reads_the_image_is_shown_it_and_depends_on_it(context: Context) -> None:
+    assert (
+        context.classifier.statistics is None
+        and context.observing(("maha",)) is context.classifier
+    )
+    assert (
+        context.observing(("pixel",)).statistics is not None
+        and context.observing(("pixel",)).squeezers == ()
+    )
+    assert (
+        context.observing(("squeeze",)).statistics is None
+        and context.observing(("squeeze",)).squeezers == SQUEEZERS
+    )
+    without = Context(
+        load_plan(
+            context.plan.model_dump() | {"detectors": ["maha"], "objectives": ["plain"]}
+        ),
+        context.store,
+    )
+    assert without.outputs_key("clean", "test", 0) != context.outputs_key(
+        "clean", "test", 0
+    )
+    key = ("maha", context.budgets[0], "clean", "test")
+    assert without.scores_key(*key) == context.scores_key(*key)
+    assert (
+        context.sight[1:] == context.beside()
+        and len(context.beside(["pixel"])) == len(context.beside(["squeeze"])) == 1
+    )
+    page = (context.store.folder / "report.html").read_text()
+    assert (
+        '<td data-label="Reads">image, logits</td>' in page
+        and "feature-space" not in page.split("</main>")[0]
+    )
 
 
 def test_a_share_of_frequencies_is_that_of_the_plan() -> None:
-    plan = load_plan({"data": "phantoms", "attacks": [{"name": "pgd-smooth", "share": 0.2}]})
+    plan = load_plan(
+        {"data": "phantoms", "attacks": [{"name": "pgd-smooth", "share": 0.2}]}
+    )
     assert plan.attacks[0].share == 0.2
     with pytest.raises(InputError, match="belongs to pgd-smooth"):
         load_plan({"data": "phantoms", "attacks": [{"name": "pgd", "share": 0.2}]})

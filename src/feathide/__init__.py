@@ -1,4 +1,5 @@
-"""feathide: does the detector that guards a medical-image classifier hold against an attacker who hides in its feature space?
+"""feathide: does the detector that guards a medical-image classifier hold against an attacker who
+hides in its feature space?
 
     from feathide import HFC, FeatureClassifier, Goal, Linf, MixtureBank, pgd
 
@@ -16,39 +17,112 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 HOMES = {
-    "feathide.attack": ("Attack", "AttackResult"),
-    "feathide.classifier": ("FeatureClassifier",),
-    "feathide.data": ("Cases", "load_cases"),
-    "feathide.detectors": ("DETECTORS", "Detector"),
+    "feathide.attacks.grid": ("Grid",),
+    "feathide.attacks.loop": (
+        "Attack",
+        "AttackResult",
+    ),
+    "feathide.attacks.presets": (
+        "bim",
+        "fgsm",
+        "pgd",
+    ),
+    "feathide.attacks.threats": (
+        "L2",
+        "Linf",
+    ),
+    "feathide.auditing.run": ("audit",),
+    "feathide.data": (
+        "Cases",
+        "load_cases",
+    ),
+    "feathide.detectors": (
+        "DETECTORS",
+        "Detector",
+    ),
     "feathide.errors": ("InputError",),
-    "feathide.geometry": ("Grid", "L2", "Linf"),
-    "feathide.mixture": ("Mixture", "MixtureBank"),
-    "feathide.objectives": ("AwayFrom", "CrossEntropy", "Drift", "Evade", "Guide", "HFC", "Margin", "Objective"),
-    "feathide.recipes": ("bim", "fgsm", "pgd"),
-    "feathide.study.plan": ("Plan", "load_plan"),
-    "feathide.study.run": ("audit",),
-    "feathide.types": ("Evidence", "Goal", "Outputs"),
+    "feathide.losses": (
+        "AwayFrom",
+        "CrossEntropy",
+        "Drift",
+        "Evade",
+        "Guide",
+        "HFC",
+        "Margin",
+        "Objective",
+    ),
+    "feathide.mixtures": (
+        "Mixture",
+        "MixtureBank",
+    ),
+    "feathide.models.classifier": ("FeatureClassifier",),
+    "feathide.plans.plan": (
+        "Plan",
+        "load_plan",
+    ),
+    "feathide.types": (
+        "Evidence",
+        "Goal",
+        "Outputs",
+    ),
 }
 HOME = {name: module for module, names in HOMES.items() for name in names}
 
 __all__ = [
-    "DETECTORS", "HFC", "L2", "Attack", "AttackResult", "AwayFrom", "Cases", "CrossEntropy", "Detector", "Drift", "Evade",
-    "Evidence", "FeatureClassifier", "Goal", "Grid", "Guide", "InputError", "Linf", "Margin", "Mixture", "MixtureBank",
-    "Objective", "Outputs", "Plan", "audit", "bim", "fgsm", "load_cases", "load_plan", "pgd",
-]  # fmt: skip
+    "DETECTORS",
+    "HFC",
+    "L2",
+    "Attack",
+    "AttackResult",
+    "AwayFrom",
+    "Cases",
+    "CrossEntropy",
+    "Detector",
+    "Drift",
+    "Evade",
+    "Evidence",
+    "FeatureClassifier",
+    "Goal",
+    "Grid",
+    "Guide",
+    "InputError",
+    "Linf",
+    "Margin",
+    "Mixture",
+    "MixtureBank",
+    "Objective",
+    "Outputs",
+    "Plan",
+    "audit",
+    "bim",
+    "fgsm",
+    "load_cases",
+    "load_plan",
+    "pgd",
+]
 
 if TYPE_CHECKING:
-    from feathide.attack import Attack, AttackResult
-    from feathide.classifier import FeatureClassifier
+    from feathide.attacks.grid import Grid
+    from feathide.attacks.loop import Attack, AttackResult
+    from feathide.attacks.presets import bim, fgsm, pgd
+    from feathide.attacks.threats import L2, Linf
+    from feathide.auditing.run import audit
     from feathide.data import Cases, load_cases
     from feathide.detectors import DETECTORS, Detector
     from feathide.errors import InputError
-    from feathide.geometry import L2, Grid, Linf
-    from feathide.mixture import Mixture, MixtureBank
-    from feathide.objectives import HFC, AwayFrom, CrossEntropy, Drift, Evade, Guide, Margin, Objective
-    from feathide.recipes import bim, fgsm, pgd
-    from feathide.study.plan import Plan, load_plan
-    from feathide.study.run import audit
+    from feathide.losses import (
+        HFC,
+        AwayFrom,
+        CrossEntropy,
+        Drift,
+        Evade,
+        Guide,
+        Margin,
+        Objective,
+    )
+    from feathide.mixtures import Mixture, MixtureBank
+    from feathide.models.classifier import FeatureClassifier
+    from feathide.plans.plan import Plan, load_plan
     from feathide.types import Evidence, Goal, Outputs
 
 

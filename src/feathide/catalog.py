@@ -1,4 +1,6 @@
-"""The catalogue: the only tables from a name to what it stands for. Adding a row enrols it in plans, help texts and law tests."""
+"""The catalogue: the only tables from a name to what it stands for. Adding a row enrols it in
+plans, help texts and conformance tests.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,21 +11,31 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from feathide import recipes
-from feathide.addon import Foreign, attack_named, detector_named
-from feathide.attack import Attack
+from feathide.attacks import presets as recipes
+from feathide.attacks.ensemble import Ensemble
+from feathide.attacks.loop import Attack
+from feathide.attacks.updates import Blend, Orthogonal, Scheduled, Selective, Together
 from feathide.detectors import DETECTORS as OUR_DETECTORS
 from feathide.detectors import Detector
-from feathide.ensemble import Ensemble
 from feathide.errors import expected
-from feathide.mixture import MixtureBank
-from feathide.models import MODELS
-from feathide.objectives import HFC, Evade, Guide, Objective
-from feathide.plugins import with_plugins
-from feathide.rules import Blend, Orthogonal, Scheduled, Selective, Together
+from feathide.integrations import Foreign, attack_named, detector_named
+from feathide.losses import HFC, Evade, Guide, Objective
+from feathide.mixtures import MixtureBank
+from feathide.models.zoo import MODELS
+from feathide.registry.plugins import with_plugins
 from feathide.types import Knowledge, Outputs
 
-__all__ = ["ATTACKS", "BLIND", "DETECTORS", "ITERATIVE", "MODELS", "OBJECTIVES", "WALKS", "Hiding", "Known"]
+__all__ = [
+    "ATTACKS",
+    "BLIND",
+    "DETECTORS",
+    "ITERATIVE",
+    "MODELS",
+    "OBJECTIVES",
+    "SCHEDULES",
+    "Hiding",
+    "Known",
+]
 
 OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "fgsm": recipes.fgsm,
@@ -43,12 +55,15 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
 }
 
 STEPS = ("steps", "step_size", "decay", "restarts")
-WALKS: dict[str, tuple[str, ...]] = {  # what an attack takes of the walk that the attacks of an audit share
-    **dict.fromkeys(("bim", "pgd", "pgd-one-sided", "pgd-smooth", "mim", "dim", "tim", "cw"), STEPS),
+# what an attack takes of the step schedule that the attacks of an audit share
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("bim", "pgd", "pgd-one-sided", "pgd-smooth", "mim", "dim", "tim", "cw"), STEPS
+    ),
     **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
     "standard": ("steps",),
 }
-ITERATIVE = tuple(WALKS)  # attacks with steps to hide in
+ITERATIVE = tuple(SCHEDULES)  # attacks with steps to hide in
 BLIND = ("square", "noise")  # attacks that ask for no gradient
 
 
@@ -57,17 +72,20 @@ class Known(Protocol):
 
     def bank(self) -> MixtureBank: ...
     def train(self) -> tuple[Outputs, Tensor]: ...
-    def detectors(self, names: Sequence[str] | None) -> tuple[Sequence[Detector], Sequence[float], Sequence[float]]:
+    def detectors(
+        self, names: Sequence[str] | None
+    ) -> tuple[Sequence[Detector], Sequence[float], Sequence[float]]:
         """Fitted detectors with their thresholds and the spread of their clean scores."""
         ...
 
 
 @dataclass(frozen=True)
 class Hiding:
-    """How an attacker hides: the term that is added, its usual weight, and what he must know for it.
+    """How an attacker hides: the term that is added, its usual weight, and what he must know for
+    it.
 
-    ``needs``: "" nothing, "train" clean training outputs, "bank" the mixtures, "detectors" the fitted detectors.
-    """
+    ``needs``: "" nothing, "train" clean training outputs, "bank" the mixtures, "detectors" the
+    fitted detectors."""
 
     make: Callable[[Known, Mapping[str, Any]], Objective] | None
     knowledge: Knowledge
@@ -77,16 +95,24 @@ class Hiding:
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
-    """``options``: fields of HFC, among them ``floor``; ``layers``: names, patterns such as "layer4*", or "last"; ``widest``: of these only
-    layers of at most so many channels, a flaw of published code (512) kept to compare."""
+    """``options``: fields of HFC, among them ``floor``; ``layers``: names, patterns such as
+    "layer4*", or "last"; ``widest``: of these only layers of at most so many channels, a flaw of
+    published code (512) kept to compare.
+    """
     bank, rest = known.bank(), dict(options)
     wanted, widest = rest.pop("layers", None), rest.pop("widest", math.inf)
     wanted = ("*",) if wanted is None else wanted
-    found = [n for n in bank.layers if any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)]
+    found = [
+        n
+        for n in bank.layers
+        if any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)
+    ]
     narrow = [n for n in found if bank.width(n) <= widest]
     if found and not narrow:
         got = f"widest: {widest}, the narrowest has {min(map(bank.width, found))}"
-        raise expected("HFC needs a layer of at most widest channels", got=got, do="raise widest")
+        raise expected(
+            "HFC needs a layer of at most widest channels", got=got, do="raise widest"
+        )
     return HFC(bank, layers=narrow or wanted, **rest)
 
 
@@ -99,7 +125,9 @@ def _guide(pick: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
 
 
 def _evade(*names: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
-    """Against the named detectors, or those of ``options["detectors"]``, or all that the audit has."""
+    """Against the named detectors, or those of ``options["detectors"]``, or all that the audit
+    has.
+    """
 
     def make(known: Known, options: Mapping[str, Any]) -> Objective:
         found, below, scales = known.detectors(names or options.get("detectors"))
@@ -121,6 +149,10 @@ OUR_OBJECTIVES: dict[str, Hiding] = {
     "orthogonal": Hiding(_evade(), "detector-aware", 1.0, Orthogonal(), needs="detectors"),
 }
 
-ATTACKS: Mapping[str, Callable[..., Attack | Ensemble | Foreign]] = with_plugins("attacks", OUR_ATTACKS, attack_named)
+ATTACKS: Mapping[str, Callable[..., Attack | Ensemble | Foreign]] = with_plugins(
+    "attacks", OUR_ATTACKS, attack_named
+)
 OBJECTIVES: Mapping[str, Hiding] = with_plugins("objectives", OUR_OBJECTIVES)
-DETECTORS: Mapping[str, Callable[[], Detector]] = with_plugins("detectors", OUR_DETECTORS, detector_named)
+DETECTORS: Mapping[str, Callable[[], Detector]] = with_plugins(
+    "detectors", OUR_DETECTORS, detector_named
+)

@@ -1,7 +1,7 @@
 """Error messages: every one says what was expected, what was got and what to do.
 
-``InputError`` is the only exception that the command line turns into one sentence and exit code 2.
-"""
+``InputError`` is the only exception that the command line turns into one sentence and exit code
+2."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -21,22 +21,36 @@ class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what to do about it."""
 
     def __str__(self) -> str:
-        """One line for a terminal, whatever the names and values in it are: without control characters, and cut in the middle."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(self.args[0]).strip())
-        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[5 - LONGEST // 2 :]}"
+        """One line for a terminal, whatever the names and values in it are: without control
+        characters, and cut in the middle.
+        """
+        text = "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in str(self.args[0]).strip()
+        )
+        return (
+            text
+            if len(text) <= LONGEST
+            else f"{text[: LONGEST // 2]} ... {text[5 - LONGEST // 2 :]}"
+        )
 
 
 def expected(what: str, *, got: object, do: str) -> InputError:
-    """The error ``<what>, got <got>; <do>``: ``x must lie in [0, 1], got [-1024, 3071]; pass box=... or rescale``."""
+    """The error ``<what>, got <got>; <do>``: ``x must lie in [0, 1], got [-1024, 3071]; pass
+    box=... or rescale``.
+    """
     return InputError(f"{what}, got {got}; {do}")
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> InputError:
-    """The error for a name that no table holds: lists the options and offers the closest match."""
+    """The error for a name that no table holds: lists the options and offers the closest
+    match.
+    """
     known = list(options)
     close = get_close_matches(str(name)[:200], known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    shown = ", ".join(known[:60]) + (f", ... ({len(known)} in all)" if len(known) > 60 else "")
+    shown = ", ".join(known[:60]) + (
+        f", ... ({len(known)} in all)" if len(known) > 60 else ""
+    )
     return InputError(f"unknown {kind} {name!r}; {hint}known: {shown}")
 
 

@@ -24,22 +24,25 @@ ALL: Rows = slice(None)
 class Outputs:
     """What one forward pass of a classifier shows.
 
-    ``logits`` (N, K) with K >= 2: a network with one sigmoid output z is shown as the two logits (0, z), which has
-    the same probabilities, cross-entropy and decision. ``features`` maps a layer's name to its pooled output (N, C), in network
-    order; the last one is what "last layer" means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the
-    classifier was asked for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network, if there
-    are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker who is not there yet asks a detector
-    what it would say of his image once it is taken for the target. ``witness``, where the classifier was given one, is what a second network shows of
-    the same images. Two fields stand for the image itself, which would take too much room, and are there only if the classifier was asked for them:
-    ``statistics`` (N, F), numbers computed from the image alone, and ``squeezed`` (N, Q, K), the logits of Q poorer versions of the image.
-    """
+    ``logits`` (N, K) with K >= 2: a network with one sigmoid output z is shown as the two logits
+    (0, z), which has the same probabilities, cross-entropy and decision. ``features`` maps a
+    layer's name to its pooled output (N, C), in network order; the last one is what "last layer"
+    means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the classifier was asked
+    for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network,
+    if there are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker
+    who is not there yet asks a detector what it would say of his image once it is taken for the
+    target. ``reference_network``, where the classifier was given one, is what a second network
+    shows of the same images. Two fields stand for the image itself, which would take too much
+    room, and are there only if the classifier was asked for them: ``statistics`` (N, F), numbers
+    computed from the image alone, and ``squeezed`` (N, Q, K), the logits of Q poorer versions of
+    the image."""
 
     logits: Tensor
     features: Mapping[str, Tensor]
     stochastic: Tensor | None = None
     others: Tensor | None = None
     assumed: Tensor | None = None
-    witness: "Outputs | None" = None
+    reference_network: "Outputs | None" = None
     statistics: Tensor | None = None
     squeezed: Tensor | None = None
 
@@ -65,7 +68,11 @@ class Outputs:
     def to(self, target: torch.device | torch.dtype | str) -> "Outputs":
         """On another device, or in another floating type (class indices keep theirs)."""
         return self._each(
-            lambda v: v if isinstance(target, torch.dtype) and not v.is_floating_point() else v.to(target)
+            lambda v: (
+                v
+                if isinstance(target, torch.dtype) and not v.is_floating_point()
+                else v.to(target)
+            )
         )
 
     def _each(self, change) -> "Outputs":  # type: ignore[no-untyped-def]
@@ -75,7 +82,9 @@ class Outputs:
             None if self.stochastic is None else change(self.stochastic),
             None if self.others is None else change(self.others),
             None if self.assumed is None else change(self.assumed),
-            None if self.witness is None else self.witness._each(change),
+            None
+            if self.reference_network is None
+            else self.reference_network._each(change),
             None if self.statistics is None else change(self.statistics),
             None if self.squeezed is None else change(self.squeezed),
         )
@@ -87,18 +96,34 @@ class Outputs:
         return Outputs(
             torch.cat([p.logits for p in parts]),
             {name: torch.cat([p.features[name] for p in parts]) for name in first.features},
-            None if first.stochastic is None else torch.cat([p.stochastic for p in parts if p.stochastic is not None]),
-            None if first.others is None else torch.cat([p.others for p in parts if p.others is not None]),
-            None if first.assumed is None else torch.cat([p.assumed for p in parts if p.assumed is not None]),
-            None if first.witness is None else Outputs.cat([p.witness for p in parts if p.witness is not None]),
-            None if first.statistics is None else torch.cat([p.statistics for p in parts if p.statistics is not None]),
-            None if first.squeezed is None else torch.cat([p.squeezed for p in parts if p.squeezed is not None]),
+            None
+            if first.stochastic is None
+            else torch.cat([p.stochastic for p in parts if p.stochastic is not None]),
+            None
+            if first.others is None
+            else torch.cat([p.others for p in parts if p.others is not None]),
+            None
+            if first.assumed is None
+            else torch.cat([p.assumed for p in parts if p.assumed is not None]),
+            None
+            if first.reference_network is None
+            else Outputs.cat(
+                [p.reference_network for p in parts if p.reference_network is not None]
+            ),
+            None
+            if first.statistics is None
+            else torch.cat([p.statistics for p in parts if p.statistics is not None]),
+            None
+            if first.squeezed is None
+            else torch.cat([p.squeezed for p in parts if p.squeezed is not None]),
         )
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the attacker wants: images of class ``source`` (N,) taken for class ``target`` (N,)."""
+    """What the attacker wants: images of class ``source`` (N,) taken for class ``target``
+    (N,).
+    """
 
     source: Tensor
     target: Tensor
@@ -114,10 +139,10 @@ class Goal:
 class Evidence:
     """What a detector may learn from.
 
-    ``train`` are the outputs on the classifier's clean training images with their labels; row i of ``clean``, ``noisy`` and
-    ``adversarial`` is the same held-out image of the fit part: as it is, with random noise of the attack's budget, and attacked
-    by a conventional attack.
-    """
+    ``train`` are the outputs on the classifier's clean training images with their labels; row i
+    of ``clean``, ``noisy`` and ``adversarial`` is the same held-out image of the
+    detector-training split: as it is, with random noise of the attack's budget, and attacked by a
+    conventional attack."""
 
     train: Outputs
     train_labels: Tensor
@@ -127,6 +152,8 @@ class Evidence:
 
 
 def per_sample(value: Tensor | float, like: Tensor) -> Tensor:
-    """``value``, a number or one per sample (N,), shaped to broadcast against ``like`` (N, ...)."""
+    """``value``, a number or one per sample (N,), shaped to broadcast against ``like`` (N,
+    ...).
+    """
     v = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return v if v.ndim == 0 else v.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,6 @@
-"""Outlierness: the measures against scipy and loops; the picture is a rotation that keeps distances."""
+"""Outlierness: the measures against scipy and loops; the picture is a rotation that keeps
+distances.
+"""
 
 import warnings
 
@@ -7,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from feathide.analysis.outliers import Normal, embedding
-from feathide.mixture import MixtureBank
+from feathide.mixtures import MixtureBank
+from feathide.pipeline.outliers import Normal, embedding
 from feathide.types import Outputs
 
 RANDOM = torch.Generator().manual_seed(3)
@@ -16,7 +18,11 @@ RANDOM = torch.Generator().manual_seed(3)
 
 def outputs(n: int, shift: float = 0.0) -> Outputs:
     logits = torch.randn((n, 2), generator=RANDOM, dtype=torch.float64)
-    f = torch.randn((n, 3), generator=RANDOM, dtype=torch.float64) + 2 * logits.argmax(1, keepdim=True) + shift
+    f = (
+        torch.randn((n, 3), generator=RANDOM, dtype=torch.float64)
+        + 2 * logits.argmax(1, keepdim=True)
+        + shift
+    )
     return Outputs(logits, {"a": f, "b": 2 * f[:, :2]})
 
 
@@ -34,7 +40,9 @@ def test_measures_are_their_definitions() -> None:
             nearest = np.linalg.norm(own - f[row].numpy(), axis=1).min()
             assert np.isclose(found["neighbour"][row, i], nearest, rtol=1e-8)
             normal = multivariate_normal(own.mean(0), np.cov(own.T, bias=True))
-            assert np.isclose(found["log_density"][row, i], normal.logpdf(f[row]) / f.shape[1], atol=0.02)
+            assert np.isclose(
+                found["log_density"][row, i], normal.logpdf(f[row]) / f.shape[1], atol=0.02
+            )
             d = f[row].numpy() - own.mean(0)
             distance = np.sqrt(d @ np.linalg.inv(np.cov(own.T, bias=True)) @ d / f.shape[1])
             assert np.isclose(found["distance"][row, i], distance, rtol=0.02)
@@ -56,7 +64,9 @@ def test_what_lies_far_away_is_far_away() -> None:
 
 
 def test_picture_shows_the_plane_of_largest_spread() -> None:
-    """Points in a plane of five channels: the picture keeps all distances in units of the clean deviation; and it is the same each time."""
+    """Points in a plane of five channels: the picture keeps all distances in units of the clean
+    deviation; and it is the same each time.
+    """
     plane = torch.linalg.qr(torch.randn((5, 2), generator=RANDOM, dtype=torch.float64)).Q
     clean = torch.randn((50, 2), generator=RANDOM, dtype=torch.float64) @ plane.T
     clean = clean / clean.std(0)
@@ -68,7 +78,10 @@ def test_picture_shows_the_plane_of_largest_spread() -> None:
     assert len(embedding(groups, most=10)) == 20
     points = torch.tensor(frame[["x", "y"]].to_numpy())
     gap = points[50:].mean(0) - points[:50].mean(0)
-    assert abs(float(gap.norm()) - float((groups["pgd+plain"].mean(0) - clean.mean(0)).norm())) < 0.5
+    assert (
+        abs(float(gap.norm()) - float((groups["pgd+plain"].mean(0) - clean.mean(0)).norm()))
+        < 0.5
+    )
 
 
 def test_umap_is_an_extra_that_gives_the_same_columns() -> None:
@@ -79,7 +92,8 @@ def test_umap_is_an_extra_that_gives_the_same_columns() -> None:
         warnings.simplefilter("ignore")
         frame = embedding(groups, how="umap")
     assert (
-        frame.columns.tolist() == ["condition", "x", "y"] and frame.condition.tolist() == ["clean"] * 30 + ["far"] * 30
+        frame.columns.tolist() == ["condition", "x", "y"]
+        and frame.condition.tolist() == ["clean"] * 30 + ["far"] * 30
     )
     near, far = (frame[frame.condition == c][["x", "y"]].mean() for c in ("clean", "far"))
     assert float(((near - far) ** 2).sum()) > 10

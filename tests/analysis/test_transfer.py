@@ -1,4 +1,6 @@
-"""Juries: one member is that member alone; the sum of objectives fools all; rates are over what both networks get right."""
+"""Juries: one member is that member alone; the sum of objectives fools all; rates are over what
+both networks get right.
+"""
 
 from pathlib import Path
 
@@ -6,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.rows import with_needs
 from feathide.analysis.transfer import (
     Jury,
     Member,
@@ -20,19 +21,19 @@ from feathide.analysis.transfer import (
     transfer_frame,
     trial_tasks,
 )
-from feathide.classifier import FeatureClassifier
-from feathide.geometry import Linf
-from feathide.mixture import MixtureBank
-from feathide.objectives import HFC, CrossEntropy, Margin
-from feathide.recipes import pgd
-from feathide.study.engine import run
-from feathide.study.lab import lab_of
-from feathide.study.plan import load_plan
-from feathide.study.stages import tasks
-from feathide.study.store import Store
+from feathide.attacks.presets import pgd
+from feathide.attacks.threats import Linf
+from feathide.execution.engine import run
+from feathide.execution.store import Store
+from feathide.losses import HFC, CrossEntropy, Margin
+from feathide.mixtures import MixtureBank
+from feathide.models.classifier import FeatureClassifier
+from feathide.pipeline.context import context_of
+from feathide.pipeline.rows import with_needs
+from feathide.pipeline.steps import tasks
+from feathide.plans.plan import load_plan
 from feathide.types import Goal
-
-from .small import PLAN, SHAPES, images, linear
+from worlds.linear import PLAN, SHAPES, images, linear
 
 
 def pair(shape: tuple[int, ...]) -> tuple[FeatureClassifier, FeatureClassifier]:
@@ -66,7 +67,9 @@ def test_members_are_heard_as_they_speak() -> None:
     for i, classifier in enumerate(classifiers):
         own = heard(said, i)
         assert torch.equal(own.logits, classifier(x).logits)
-        assert list(own.features) == ["features"] and torch.equal(own.last, classifier(x).last)
+        assert list(own.features) == ["features"] and torch.equal(
+            own.last, classifier(x).last
+        )
 
 
 def test_a_sum_is_fulfilled_when_all_are_fooled() -> None:
@@ -79,10 +82,17 @@ def test_a_sum_is_fulfilled_when_all_are_fooled() -> None:
     goal, ids = goal_of(classifiers[0], x), [str(i) for i in range(len(x))]
     attacks = [pgd(Linf(0.12), steps=20), pgd(Linf(0.12), steps=20, objective=Margin())]
     both = against_all(attacks)(Jury(classifiers), x, goal, ids=ids)
-    fooled = torch.stack([c(both.adversarial).predicted == goal.target for c in classifiers])
+    fooled = torch.stack(
+        [c(both.adversarial).predicted == goal.target for c in classifiers]
+    )
     assert torch.equal(both.fooled, fooled.all(0)) and both.fooled.float().mean() > 0.5
     single = attacks[0](classifiers[0], x, goal, ids=ids).adversarial
-    assert fooled.all(0).sum() > torch.stack([c(single).predicted == goal.target for c in classifiers]).all(0).sum()
+    assert (
+        fooled.all(0).sum()
+        > torch.stack([c(single).predicted == goal.target for c in classifiers])
+        .all(0)
+        .sum()
+    )
 
 
 def test_of_asks_its_member_only() -> None:
@@ -102,7 +112,9 @@ def test_members_are_all_that_was_asked_for() -> None:
 
 
 def test_substitutes_of_a_finding_learn_all_findings(tmp_path: Path) -> None:
-    """The same training as that of the classifier: of several findings, one output for each; of one, as its head says."""
+    """The same training as that of the classifier: of several findings, one output for each; of
+    one, as its head says.
+    """
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", 60), ("val", 16), ("test", 60)):
         labels = rng.integers(0, 2, (n, 3))
@@ -110,23 +122,47 @@ def test_substitutes_of_a_finding_learn_all_findings(tmp_path: Path) -> None:
         x[:, :, :5] += 60 * labels[:, :1, None]
         x[:, :, 6:11] += 60 * labels[:, 1:2, None]
         x[:, :, 11:] += 60 * labels[:, 2:, None]
-        arrays |= {f"{split}_images": x.clip(0, 255).astype(np.uint8), f"{split}_labels": labels}
+        arrays |= {
+            f"{split}_images": x.clip(0, 255).astype(np.uint8),
+            f"{split}_labels": labels,
+        }
     np.savez(tmp_path / "findings.npz", **arrays)
-    network = {**PLAN["network"], "head": "finding:1", "train": {"epochs": 2, "augment": False}}
-    plan = load_plan({**PLAN, "data": str(tmp_path / "findings.npz"), "network": network, "detectors": ["msp"], "gates": "off",
-                      "attacks": ["fgsm"], "objectives": ["plain"]})  # fmt: skip
+    network = {
+        **PLAN["network"],
+        "head": "finding:1",
+        "train": {"epochs": 2, "augment": False},
+    }
+    plan = load_plan(
+        {
+            **PLAN,
+            "data": str(tmp_path / "findings.npz"),
+            "network": network,
+            "detectors": ["msp"],
+            "sanity_checks": "off",
+            "attacks": ["fgsm"],
+            "objectives": ["plain"],
+        }
+    )
     store = Store(tmp_path / "out")
-    lab = lab_of(plan.model_dump_json(), store)
+    context = context_of(plan.model_dump_json(), store)
     chosen = members(["tiny"], [0, 1])
-    run(member_tasks(lab, chosen), store)
+    run(member_tasks(context, chosen), store)
     for member in chosen:
-        substitute = lab_with(lab, member)
-        x = lab.images(lab.rows("test")[:4])
+        substitute = lab_with(context, member)
+        x = context.images(context.rows("test")[:4])
         out = substitute.classifier.extract(x)
-        assert out.logits.shape == (4, 2) and out.others is not None and out.others.shape == (4, 2)
-    labs = [lab_with(lab, member) for member in chosen]
-    for other in labs:
+        assert (
+            out.logits.shape == (4, 2)
+            and out.others is not None
+            and out.others.shape == (4, 2)
+        )
+    contexts = [lab_with(context, member) for member in chosen]
+    for other in contexts:
         run(with_needs(craft_tasks(other), tasks(other)), store)
-    run(trial_tasks(labs, jury=False), store)
-    table = transfer_frame([(m.name, other) for m, other in zip(chosen, labs, strict=True)], jury=False)
-    assert set(table.metric) == {"success", "slips_through_fpr10"} and set(table.versus) == {m.name for m in chosen}
+    run(trial_tasks(contexts, jury=False), store)
+    table = transfer_frame(
+        [(m.name, other) for m, other in zip(chosen, contexts, strict=True)], jury=False
+    )
+    assert set(table.metric) == {"success", "slips_through_fpr10"} and set(
+        table.versus
+    ) == {m.name for m in chosen}

@@ -12,7 +12,9 @@ from feathide.errors import InputError
 SPLITS = ["train", "train", "val", "test", "test", "test"]
 
 
-def made(images: np.ndarray | None = None, labels: object = (0, 1, 0, 1, 0, 1), **more: object):
+def made(
+    images: np.ndarray | None = None, labels: object = (0, 1, 0, 1, 0, 1), **more: object
+):
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (6, 1, 5, 4), dtype=np.uint8)
     return cases_of_arrays(images, np.array(labels), **{"splits": SPLITS, **more})
@@ -31,7 +33,9 @@ def test_eight_bits_are_shown_in_the_unit_box_exactly() -> None:
     cases = made(images)
     shown = cases.images(np.array([4]))
     assert shown.dtype == np.float32 and shown.shape == (1, 1, 16, 16)
-    np.testing.assert_array_equal(shown[0, 0].ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
+    np.testing.assert_array_equal(
+        shown[0, 0].ravel(), np.arange(256, dtype=np.float32) / np.float32(255)
+    )
     assert (cases.box, cases.step, cases.unit) == ((0.0, 1.0), 1 / 255, "grey level")
 
 
@@ -45,7 +49,9 @@ def test_eight_bits_are_shown_in_the_unit_box_exactly() -> None:
         ("float32", (0, 5), ((0.0, 5.0), 0.0)),
     ],
 )
-def test_box_and_step_follow_the_stored_type(dtype: str, box: tuple[float, float] | None, got: tuple) -> None:
+def test_box_and_step_follow_the_stored_type(
+    dtype: str, box: tuple[float, float] | None, got: tuple
+) -> None:
     images = np.arange(6 * 8).reshape(6, 1, 8) % 6
     cases = made(images.astype(dtype), box=box)
     assert (cases.box, cases.step) == got
@@ -62,7 +68,11 @@ def test_rows_of_a_split_and_a_selection() -> None:
 
 def test_digest_sees_all_that_matters_and_not_the_order() -> None:
     cases = made()
-    assert cases.digest == made(name="other").digest == cases.take(np.array([5, 3, 1, 0, 2, 4])).digest
+    assert (
+        cases.digest
+        == made(name="other").digest
+        == cases.take(np.array([5, 3, 1, 0, 2, 4])).digest
+    )
     changed = cases.images(range(6)) * 255
     changed[2, 0, 0, 0] = 255 - changed[2, 0, 0, 0]
     others = [
@@ -90,13 +100,19 @@ def test_multi_label_heads() -> None:
     ("more", "words"),
     [
         ({"labels": (0, 1, 0, 1, 0, -1)}, ("labels must lie in 0..1", "-1")),
-        ({"class_names": ("a", "b"), "labels": (0, 1, 0, 1, 0, 2)}, ("labels must lie in 0..1", "2", "a, b")),
+        (
+            {"class_names": ("a", "b"), "labels": (0, 1, 0, 1, 0, 2)},
+            ("labels must lie in 0..1", "2", "a, b"),
+        ),
         ({"labels": (0.5, 1, 0, 1, 0, 1)}, ("whole numbers",)),
         ({"labels": (0, 1)}, ("labels must have one row per case (6)", "2")),
         ({"ids": list("abcdea")}, ("ids must be unique", "a more than once")),
         ({"splits": ["train"] * 5 + ["holdout"]}, ("train, val or test", "holdout")),
         ({"images": np.full((6, 1, 3), 1.5)}, ("box [0, 1]", "1.5", "rescale")),
-        ({"images": np.array([0, 1, 0, 1, 0, np.nan]).reshape(6, 1, 1)}, ("finite", "000005")),
+        (
+            {"images": np.array([0, 1, 0, 1, 0, np.nan]).reshape(6, 1, 1)},
+            ("finite", "000005"),
+        ),
         ({"images": np.zeros((6, 1, 3), dtype=np.int16)}, ("one grey level",)),
         ({"images": np.zeros((6, 1, 3), dtype=bool)}, ("numbers", "bool")),
     ],
@@ -128,5 +144,9 @@ def test_an_image_in_two_splits_is_refused_or_dropped_from_training() -> None:
         check_split(made(images))
     left = without_copies(made(images))
     assert list(left.ids) == ["000003", "000004", "000005"]
-    assert [s.path for s in left.skipped] == ["000000", "000001", "000002"] and "000005" in left.skipped[0].reason
+    assert [s.path for s in left.skipped] == [
+        "000000",
+        "000001",
+        "000002",
+    ] and "000005" in left.skipped[0].reason
     check_split(left)

@@ -15,7 +15,10 @@ def test_the_embedded_set() -> None:
     start = time.process_time()
     cases = load_cases("phantoms")
     assert time.process_time() - start < 5
-    assert cases.name == "phantoms (synthetic)" and cases.class_names == ("clear", "opacity")
+    assert cases.name == "phantoms (synthetic)" and cases.class_names == (
+        "clear",
+        "opacity",
+    )
     assert [len(cases.where(s)) for s in ("train", "val", "test")] == [300, 60, 240]
     assert (cases.shape, cases.channels, cases.step) == ((64, 64), 1, 1 / 255)
     assert 240 < len(set(cases.patients)) < 400  # several images per patient
@@ -32,8 +35,11 @@ def test_brightness_alone_does_not_tell_the_class_but_the_lungs_do() -> None:
         model = LogisticRegression(max_iter=1000).fit((x - mean) / std, cases.labels[train])
         return roc_auc_score(cases.labels[test], model.decision_function((y - mean) / std))
 
-    def lungs(x: np.ndarray) -> np.ndarray:  # the brightest soft spot of the lungs against their median
-        field = np.concatenate([x[:, 16:36, 12:24], x[:, 16:36, 40:52]], axis=2).reshape(len(x), -1)
+    # the brightest soft spot of the lungs against their median
+    def lungs(x: np.ndarray) -> np.ndarray:
+        field = np.concatenate([x[:, 16:36, 12:24], x[:, 16:36, 40:52]], axis=2).reshape(
+            len(x), -1
+        )
         return (np.quantile(field, 0.9, axis=1) - np.median(field, axis=1))[:, None]
 
     assert auc(lambda x: x.mean((1, 2))[:, None]) < 0.7
@@ -42,7 +48,11 @@ def test_brightness_alone_does_not_tell_the_class_but_the_lungs_do() -> None:
 
 def test_same_arguments_same_images() -> None:
     few = {"train": 4, "test": 2}
-    assert phantoms(counts=few).digest == phantoms(counts=few).digest != phantoms(counts=few, seed=1).digest
+    assert (
+        phantoms(counts=few).digest
+        == phantoms(counts=few).digest
+        != phantoms(counts=few, seed=1).digest
+    )
 
 
 def test_volumes_colour_and_other_sizes() -> None:

@@ -11,7 +11,9 @@ def _npz(path, images: np.ndarray, labels: np.ndarray) -> str:
     n = len(images) // 3
     parts = {"train": slice(0, n), "val": slice(n, 2 * n), "test": slice(2 * n, None)}
     arrays = {f"{s}_images": images[r] for s, r in parts.items()}
-    np.savez(path, **arrays, **{f"{s}_labels": labels[r][:, None] for s, r in parts.items()})
+    np.savez(
+        path, **arrays, **{f"{s}_labels": labels[r][:, None] for s, r in parts.items()}
+    )
     return str(path)
 
 
@@ -36,19 +38,33 @@ def test_classes_are_renumbered_in_the_order_given(volumes: str) -> None:
 
 def test_limit_counts_what_is_left(volumes: str) -> None:
     part = _load(volumes, classes=("a", "d"), limit=4)
-    assert [int((part.labels[part.splits == s] == c).sum()) for s in ("train", "test") for c in (0, 1)] == [2, 2, 2, 2]
+    assert [
+        int((part.labels[part.splits == s] == c).sum())
+        for s in ("train", "test")
+        for c in (0, 1)
+    ] == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_slice_is_the_middle_of_its_volume(volumes: str, axis: int) -> None:
     whole, part = _load(volumes), _load(volumes, slice=axis)
     assert part.shape == tuple(np.delete(whole.shape, axis))
-    assert np.array_equal(part.images([3]), whole.images([3]).take((5, 4, 6)[axis] // 2, axis=axis + 2))
-    assert part.digest != whole.digest and part.digest != _load(volumes, slice=(axis + 1) % 3).digest
+    assert np.array_equal(
+        part.images([3]), whole.images([3]).take((5, 4, 6)[axis] // 2, axis=axis + 2)
+    )
+    assert (
+        part.digest != whole.digest
+        and part.digest != _load(volumes, slice=(axis + 1) % 3).digest
+    )
 
 
 @pytest.mark.parametrize(
-    ("how", "says"), [({"classes": ("a", "z")}, "z"), ({"classes": ("a",)}, "two"), ({"slice": 3}, "axis 3")]
+    ("how", "says"),
+    [
+        ({"classes": ("a", "z")}, "z"),
+        ({"classes": ("a",)}, "two"),
+        ({"slice": 3}, "axis 3"),
+    ],
 )
 def test_what_cannot_be_chosen_is_refused(volumes: str, how: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):

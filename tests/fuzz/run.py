@@ -1,4 +1,6 @@
-"""Spoils inputs for some minutes and counts: ``make fuzz``, or ``python tests/fuzz/run.py --minutes 60``. Exits with 1 if anything but a sentence came out."""
+"""Spoils inputs for some minutes and counts: ``make fuzz``, or ``python tests/fuzz/run.py
+--minutes 60``. Exits with 1 if anything but a sentence came out.
+"""
 
 import argparse
 import resource
@@ -35,7 +37,10 @@ def main() -> int:
                     refused[target.name] += not survives(target, Path(name), seed)
                 except (Exception, Hang) as error:
                     last = traceback.extract_tb(error.__traceback__)[-1]
-                    where = f"{target.name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
+                    where = (
+                        f"{target.name}: {type(error).__name__} at "
+                        f"{Path(last.filename).name}:{last.lineno}"
+                    )
                     if where not in found:
                         found[where] = f"{where}, seed {seed}: {str(error)[:200]}"
                         print(found[where], flush=True)
@@ -44,7 +49,8 @@ def main() -> int:
     for name in tried:
         print(f"{name}: {tried[name]} tried, {refused[name]} refused")
     print(
-        f"{sum(tried.values())} inputs from seed {given.seed}, {len(found)} kinds of failure, slowest {slowest:.1f} s, memory grew by {grown:.0f} MiB"
+        f"{sum(tried.values())} inputs from seed {given.seed}, {len(found)} kinds of "
+        f"failure, slowest {slowest:.1f} s, memory grew by {grown:.0f} MiB"
     )
     return bool(found)
 

@@ -1,4 +1,6 @@
-"""Small valid inputs of every kind, the readers that a stranger's copy of them meets, and ways to spoil them."""
+"""Small valid inputs of every kind, the readers that a stranger's copy of them meets, and ways to
+spoil them.
+"""
 
 import gzip
 import hashlib
@@ -19,20 +21,24 @@ import torch
 import yaml
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+)
 from safetensors.torch import save
 
+from feathide.auditing.compare import _sanity_checks, _table
 from feathide.data import load_cases
-from feathide.data.dicom import patient_of
-from feathide.data.eps import parse_eps
+from feathide.data.budgets import parse_eps
 from feathide.data.files import read_image
 from feathide.data.phantoms import phantoms
 from feathide.errors import InputError
-from feathide.study.plan import load_plan
-from feathide.study.results import _gates, _table
-from feathide.study.store import Store, held_plan
-from feathide.study.table import COLUMNS
-from feathide.weights import read_about, read_weights
+from feathide.execution.store import Store, held_plan
+from feathide.formats.dicom import patient_of
+from feathide.models.weights import read_about, read_weights
+from feathide.pipeline.table import COLUMNS
+from feathide.plans.plan import load_plan
 
 HANG = 20  # seconds
 
@@ -83,7 +89,19 @@ NASTY = [
         "\t",
     ),
 ]
-NUMBERS = [0, 1, 2, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+NUMBERS = [
+    0,
+    1,
+    2,
+    255,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+]
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,7 @@ class Target:
     spoil: Callable[[bytes, random.Random], bytes]
 
 
-# --- ways to spoil -------------------------------------------------------------------------------------------------
+# --- ways to spoil ------------------------------------------------------------------------------
 
 
 def bytewise(data: bytes, draw: random.Random) -> bytes:
@@ -127,11 +145,17 @@ def textwise(data: bytes, draw: random.Random) -> bytes:
     """Words replaced by nasty ones, lines doubled or dropped."""
     text = data.decode()
     for _ in range(draw.choice([1, 1, 2, 5])):
-        words = text.replace(",", " , ").split(" ") if draw.random() < 0.5 else text.splitlines(keepends=True)
+        words = (
+            text.replace(",", " , ").split(" ")
+            if draw.random() < 0.5
+            else text.splitlines(keepends=True)
+        )
         k = draw.randrange(len(words) or 1)
         new = draw.choice([draw.choice(NASTY), words[k] * 2 if words else "", ""])
         words[k : k + 1] = [new]
-        text = (" " if " " in text and len(words) > text.count("\n") + 1 else "").join(words)
+        text = (" " if " " in text and len(words) > text.count("\n") + 1 else "").join(
+            words
+        )
     return text.encode(errors="surrogatepass")
 
 
@@ -158,7 +182,9 @@ def niftiwise(data: bytes, draw: random.Random) -> bytes:
                 (344, 4),
             ]
         )
-        raw[place : place + size] = (draw.choice(NUMBERS) % 256**size).to_bytes(size, "little")
+        raw[place : place + size] = (draw.choice(NUMBERS) % 256**size).to_bytes(
+            size, "little"
+        )
     return bytes(raw)
 
 
@@ -171,7 +197,9 @@ def zipwise(data: bytes, draw: random.Random) -> bytes:
         case 0:
             entries[name] = bytewise(entries[name], draw)
         case 1:
-            entries[draw.choice([*NASTY, "../x.npy"])[:200].replace("\ud7ff", "") or "x"] = entries.pop(name)
+            entries[
+                draw.choice([*NASTY, "../x.npy"])[:200].replace("\ud7ff", "") or "x"
+            ] = entries.pop(name)
         case 2:
             odd = [
                 np.zeros(()),
@@ -188,17 +216,27 @@ def zipwise(data: bytes, draw: random.Random) -> bytes:
             ]
             entries[name] = _npy(draw.choice(odd))
         case 3:
-            shape = draw.choice([b"(999999999, 999999999)", b"(-1,)", b"()", b"(10000000000,)", b"(0,)"])
+            shape = draw.choice(
+                [b"(999999999, 999999999)", b"(-1,)", b"()", b"(10000000000,)", b"(0,)"]
+            )
             head, tail = entries[name][:10], entries[name][10:]
             end = tail.index(b"\n")
             text = tail[:end].split(b"'shape': ")[0] + b"'shape': " + shape + b", }"
-            entries[name] = head[:8] + (len(text) + 1).to_bytes(2, "little") + text + b"\n" + tail[end + 1 :]
+            entries[name] = (
+                head[:8]
+                + (len(text) + 1).to_bytes(2, "little")
+                + text
+                + b"\n"
+                + tail[end + 1 :]
+            )
         case 4:
             del entries[name]
         case 5:
             entries[name] = _npy(np.zeros(draw.choice([1, 2**20, 2**24]), np.uint8))
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", draw.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+    with zipfile.ZipFile(
+        out, "w", draw.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    ) as archive:
         for key, value in entries.items():
             archive.writestr(zipfile.ZipInfo(key), value)
     return out.getvalue()
@@ -216,18 +254,38 @@ def sealed(data: bytes, draw: random.Random) -> bytes:
     return raw + hashlib.sha256(raw).hexdigest().encode()
 
 
-# --- inputs --------------------------------------------------------------------------------------------------------
+# --- inputs -------------------------------------------------------------------------------------
 
 
 def dicom(deflated: bool = False) -> bytes:
     head = Dataset()
     head.file_meta = FileMetaDataset()
-    head.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
-    head.SOPClassUID, head.SOPInstanceUID, head.SeriesInstanceUID = CTImageStorage, "1.2.3", "1.2"
+    head.file_meta.TransferSyntaxUID = (
+        DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
+    )
+    head.SOPClassUID, head.SOPInstanceUID, head.SeriesInstanceUID = (
+        CTImageStorage,
+        "1.2.3",
+        "1.2",
+    )
     head.PatientID, head.PatientName, head.Modality = "p", "Name^P", "CT"
-    head.ImageOrientationPatient, head.ImagePositionPatient, head.PixelSpacing = [1, 0, 0, 0, 1, 0], [0, 0, 1], [1, 1]
-    head.Rows, head.Columns, head.SamplesPerPixel, head.PhotometricInterpretation = 8, 8, 1, "MONOCHROME2"
-    head.BitsAllocated, head.BitsStored, head.HighBit, head.PixelRepresentation = 16, 12, 11, 0
+    head.ImageOrientationPatient, head.ImagePositionPatient, head.PixelSpacing = (
+        [1, 0, 0, 0, 1, 0],
+        [0, 0, 1],
+        [1, 1],
+    )
+    head.Rows, head.Columns, head.SamplesPerPixel, head.PhotometricInterpretation = (
+        8,
+        8,
+        1,
+        "MONOCHROME2",
+    )
+    head.BitsAllocated, head.BitsStored, head.HighBit, head.PixelRepresentation = (
+        16,
+        12,
+        11,
+        0,
+    )
     head.RescaleSlope, head.RescaleIntercept, head.RescaleType = 1, -1024, "HU"
     head.PixelData = np.arange(64, dtype="<u2").tobytes()
     out = io.BytesIO()
@@ -281,7 +339,9 @@ def _picture(kind: str) -> bytes:
 
 
 def _nifti(packed: bool) -> bytes:
-    data = nib.Nifti1Image(np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.eye(4)).to_bytes()
+    data = nib.Nifti1Image(
+        np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.eye(4)
+    ).to_bytes()
     return gzip.compress(data, 1) if packed else data
 
 
@@ -297,13 +357,18 @@ def _npz() -> bytes:
 
 PLAN = {
     "data": {"path": "phantoms", "size": 32, "limit": 60},
-    "network": {"arch": "tiny", "layers": ["conv"], "train": {"epochs": 2, "lr": 0.1}, "arguments": {"a": 1}},
+    "network": {
+        "arch": "tiny",
+        "layers": ["conv"],
+        "train": {"epochs": 2, "lr": 0.1},
+        "arguments": {"a": 1},
+    },
     "eps": ["4/255", 0.1, "2 levels"],
     "attacks": ["fgsm", {"name": "pgd", "steps": 3}],
     "objectives": ["plain", {"name": "hfc", "weight": "auto"}],
-    "walk": {"steps": 3},
+    "schedule": {"steps": 3},
     "detectors": ["kd", "maha"],
-    "split": {"fit": 0.4, "calibrate": 0.2, "test": 0.4, "most": 12},
+    "split": {"detector_training": 0.4, "calibration": 0.2, "test": 0.4, "most": 12},
     "seed": 0,
 }
 
@@ -325,8 +390,8 @@ def read_run(path: Path) -> object:
     match path.suffix:
         case ".parquet":
             return len(_table(path.parent))
-        case ".json" if path.name == "gates.json":
-            return _gates(path)
+        case ".json" if path.name == "sanity_checks.json":
+            return _sanity_checks(path)
         case ".json" if path.name.startswith(".feathide"):
             return held_plan(path.parent)
         case ".json":
@@ -336,13 +401,20 @@ def read_run(path: Path) -> object:
 
 
 def _stored() -> bytes:
-    from feathide.study.store import _packed
+    from feathide.execution.store import _packed
 
     return _packed("a", {"x": np.arange(6.0), "id": np.array(["a", "b"])}, None)
 
 
 def _table_file() -> bytes:
-    row = {c: [0.5] if c in ("eps", "value", "low", "high") else [1] if c in ("n", "seed") else ["x"] for c in COLUMNS}
+    row = {
+        c: [0.5]
+        if c in ("eps", "value", "low", "high")
+        else [1]
+        if c in ("n", "seed")
+        else ["x"]
+        for c in COLUMNS
+    }
     out = io.BytesIO()
     pd.DataFrame(row).to_parquet(out)
     return out.getvalue()
@@ -352,8 +424,12 @@ def manifest(folder: Path) -> bytes:
     """Pictures in ``folder`` and the CSV that lists them."""
     lines = ["path,label,patient,split,id"]
     for k in range(12):
-        Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{k}.png")
-        lines.append(f"{k}.png,{'ab'[k % 2]},p{k},{('train', 'val', 'test')[k // 2 % 3]},case {k}")
+        Image.fromarray(
+            np.random.default_rng(k).integers(0, 256, (8, 8), dtype=np.uint8)
+        ).save(folder / f"{k}.png")
+        lines.append(
+            f"{k}.png,{'ab'[k % 2]},p{k},{('train', 'val', 'test')[k // 2 % 3]},case {k}"
+        )
     return "\n".join(lines).encode() + b"\n"
 
 
@@ -362,7 +438,9 @@ def targets(folder: Path) -> list[Target]:
     weights = {"a.weight": torch.ones(2, 2)}
     pickled = io.BytesIO()
     torch.save(weights, pickled)
-    gates = json.dumps([dict.fromkeys(("name", "status", "detail", "raised_if", "why", "do"), "x")]).encode()
+    sanity_checks = json.dumps(
+        [dict.fromkeys(("name", "status", "detail", "raised_if", "why", "do"), "x")]
+    ).encode()
     seal = {"content": [1], "sha256": hashlib.sha256(b"[1]").hexdigest()}
     return [
         Target("plan.yaml", yaml.safe_dump(PLAN).encode(), read_plan, textwise),
@@ -378,11 +456,14 @@ def targets(folder: Path) -> list[Target]:
         ),
         Target("stored.npz", _stored(), read_run, sealed),
         Target("results.parquet", _table_file(), read_run, bytewise),
-        Target("gates.json", gates, read_run, textwise),
+        Target("sanity_checks.json", sanity_checks, read_run, textwise),
         Target("document.json", json.dumps(seal).encode(), read_run, textwise),
         Target(".feathide.json", b'{"plan": "0123456789abcdef"}', read_run, textwise),
         Target(
-            "w.safetensors", save(weights, {"feathide": "{}"}), lambda p: (read_weights(p), read_about(p)), bytewise
+            "w.safetensors",
+            save(weights, {"feathide": "{}"}),
+            lambda p: (read_weights(p), read_about(p)),
+            bytewise,
         ),
         Target("w.pt", pickled.getvalue(), read_weights, bytewise),
     ]
@@ -391,11 +472,17 @@ def targets(folder: Path) -> list[Target]:
 def survives(target: Target, folder: Path, seed: int) -> bool:
     """``accepts`` of a spoilt copy."""
     draw = random.Random(seed)
-    return accepts(target, folder, draw.choice([bytewise, target.spoil, target.spoil])(target.seed, draw))
+    return accepts(
+        target,
+        folder,
+        draw.choice([bytewise, target.spoil, target.spoil])(target.seed, draw),
+    )
 
 
 def accepts(target: Target, folder: Path, data: bytes) -> bool:
-    """Whether an input is read (True) or refused in one sentence (False); anything else is raised."""
+    """Whether an input is read (True) or refused in one sentence (False); anything else is
+    raised.
+    """
     path = folder / target.name
     path.write_bytes(data)
     with limited():

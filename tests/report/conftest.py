@@ -1,4 +1,6 @@
-"""Two made-up runs that look like real ones: chest-like images in 2D, brain-like volumes in 3D."""
+"""Two made-up runs that look like real ones: chest-like images in 2D, brain-like volumes in
+3D.
+"""
 
 from collections.abc import Callable
 
@@ -10,7 +12,8 @@ from feathide.report import Case, Run
 
 DETECTORS = ("kd", "bu", "kd+bu", "lid", "maha", "svm", "dnn")
 LAYERS = ("stem", *(f"layer{s}.{b}" for s in (1, 2, 3, 4) for b in (0, 1)))
-SEPARATION = {  # how far each detector's scores move, in clean standard deviations, by condition
+# how far each detector's scores move, in clean standard deviations, by condition
+SEPARATION = {
     "pgd+plain": (2.2, 0.4, 2.3, 1.8, 9.0, 5.0, 4.0),
     "cw+plain": (1.9, 0.3, 2.0, 1.5, 7.0, 4.0, 3.0),
     "pgd+hfc": (0.5, 0.3, 0.5, 0.2, -1.5, 0.4, 0.7),
@@ -29,18 +32,31 @@ def smooth(rng: np.random.Generator, shape: tuple[int, ...], times: int) -> np.n
 
 
 def chest(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Something between a radiograph and a cloud: two dark lungs in a bright body, on 256 grey levels."""
+    """Something between a radiograph and a cloud: two dark lungs in a bright body, on 256 grey
+    levels.
+    """
     grid = np.meshgrid(*(np.linspace(-1, 1, s) for s in shape), indexing="ij")
     y, x = grid[-2], grid[-1]
     depth = sum((g**2 for g in grid[:-2]), np.zeros(shape))
     body = np.exp(-((x / 0.95) ** 6) - (y / 1.1) ** 8 - depth)
-    lungs = sum(np.exp(-(((x - s * 0.42) / 0.28) ** 4) - ((y + 0.05) / 0.65) ** 4 - 2 * depth) for s in (-1, 1))
+    lungs = sum(
+        np.exp(-(((x - s * 0.42) / 0.28) ** 4) - ((y + 0.05) / 0.65) ** 4 - 2 * depth)
+        for s in (-1, 1)
+    )
     ribs = 0.06 * np.sin(18 * (y + 0.25 * x**2)) * lungs
-    image = 0.75 * body - 0.5 * lungs + ribs + 0.25 * smooth(rng, shape, 4) * body + 0.03 * rng.standard_normal(shape)
+    image = (
+        0.75 * body
+        - 0.5 * lungs
+        + ribs
+        + 0.25 * smooth(rng, shape, 4) * body
+        + 0.03 * rng.standard_normal(shape)
+    )
     return np.rint(np.clip(image, 0, 1) * 255) / 255
 
 
-def make_cases(rng: np.random.Generator, condition: str, clean: list[np.ndarray], eps: float) -> list[Case]:
+def make_cases(
+    rng: np.random.Generator, condition: str, clean: list[np.ndarray], eps: float
+) -> list[Case]:
     cases = []
     for i, image in enumerate(clean):
         noise = np.sign(smooth(rng, image.shape[1:], 1) - 0.5) * eps
@@ -77,7 +93,15 @@ def make_scores(rng: np.random.Generator, count: int) -> pd.DataFrame:
             score = rng.standard_normal(count) + by
             value = np.exp(score) * 40 if detector == "maha" else score
             for i in range(count):
-                rows.append((condition, detector, f"case{i:03d}", value[i], bool(fooled[i]) and "+" in condition))
+                rows.append(
+                    (
+                        condition,
+                        detector,
+                        f"case{i:03d}",
+                        value[i],
+                        bool(fooled[i]) and "+" in condition,
+                    )
+                )
     return pd.DataFrame(rows, columns=["condition", "detector", "id", "score", "fooled"])
 
 
@@ -89,7 +113,23 @@ def make_table(dataset: str, classifier: str, eps: float) -> pd.DataFrame:
         share = metric not in ("linf_max", "seconds_per_image", "gradients_per_image")
         low, high = (max(0.0, ends[0]), min(1.0, ends[1])) if share else ends
         known = KNOWLEDGE.get(objective, "none")
-        rows.append((dataset, classifier, attack, objective, known, at, detector, metric, value, low, high, n, 0))
+        rows.append(
+            (
+                dataset,
+                classifier,
+                attack,
+                objective,
+                known,
+                at,
+                detector,
+                metric,
+                value,
+                low,
+                high,
+                n,
+                0,
+            )
+        )
 
     add("", "", 0.0, "", "accuracy", 0.953, 0.02, 600)
     add("", "", 0.0, "", "calibration_error", 0.041, 0.02, 600)
@@ -102,13 +142,28 @@ def make_table(dataset: str, classifier: str, eps: float) -> pd.DataFrame:
             add(attack, objective, at, "", "success", success, 0.015)
             add(attack, objective, at, "", "accuracy", 1 - success, 0.015)
             add(attack, objective, at, "", "linf_max", at, 0)
-            add(attack, objective, at, "", "seconds_per_image", 0.41 * (2 if objective != "plain" else 1), 0)
+            add(
+                attack,
+                objective,
+                at,
+                "",
+                "seconds_per_image",
+                0.41 * (2 if objective != "plain" else 1),
+                0,
+            )
             add(attack, objective, at, "", "gradients_per_image", 100.0, 0)
             for detector, by in zip(DETECTORS, shift, strict=True):
                 move = by * scale**0.3
                 auc = 1 / (1 + np.exp(-1.2 * move))
                 add(attack, objective, at, detector, "auc", auc)
-                add(attack, objective, at, detector, "tpr_at_fpr10", min(1.0, 0.1 + auc**3 * 0.9))
+                add(
+                    attack,
+                    objective,
+                    at,
+                    detector,
+                    "tpr_at_fpr10",
+                    min(1.0, 0.1 + auc**3 * 0.9),
+                )
                 for level, cut in ((10, 1.28), (5, 1.64), (1, 2.33)):
                     add(
                         attack,
@@ -140,10 +195,19 @@ def make_curves(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     layers = list(enumerate(LAYERS))
     grow = {"clean": 0.0, "noisy": 0.03, "pgd+plain": 0.9, "pgd+hfc": 0.06}
     outlier = [
-        (c, name, 1 + g * k, (1 + g * k) * 0.9, (1 + g * k) * 1.1) for c, g in grow.items() for k, name in layers
+        (c, name, 1 + g * k, (1 + g * k) * 0.9, (1 + g * k) * 1.1)
+        for c, g in grow.items()
+        for k, name in layers
     ]
-    place = {"clean": (0, 0), "noisy": (0.2, 0.1), "pgd+plain": (6, 1.5), "pgd+hfc": (0.5, 0.7)}
-    points = [(c, *(rng.standard_normal(2) + at)) for c, at in place.items() for _ in range(120)]
+    place = {
+        "clean": (0, 0),
+        "noisy": (0.2, 0.1),
+        "pgd+plain": (6, 1.5),
+        "pgd+hfc": (0.5, 0.7),
+    }
+    points = [
+        (c, *(rng.standard_normal(2) + at)) for c, at in place.items() for _ in range(120)
+    ]
     mixture = [
         (n, c, m, -np.log2(m) * 0.2 * (c + 1) + (m > 8) * -0.4 + k * 0.1)
         for k, n in layers
@@ -167,24 +231,39 @@ def make_curves(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         for w in (0.1, 0.3, 1.0, 3.0)
         for m, v in (("success", 0.98 - w / 9), ("auc kd", 0.75 - w / 12))
     ]
-    duel = [
+    arms_race = [
         (r, d, v, v - 0.05, v + 0.05)
         for r in (0, 1, 2, 3)
         for d, v in (("maha", 0.9 - 0.2 * (r % 2)), ("svm", 0.8 - 0.1 * r))
     ]
     return {
-        "mixture": pd.DataFrame(mixture, columns=["layer", "class", "components", "heldout"]),
-        "lambda": pd.DataFrame(weights, columns=["weight", "metric", "value", "low", "high"]),
-        "outlierness": pd.DataFrame(outlier, columns=["condition", "layer", "value", "low", "high"]),
+        "mixture": pd.DataFrame(
+            mixture, columns=["layer", "class", "components", "heldout"]
+        ),
+        "lambda": pd.DataFrame(
+            weights, columns=["weight", "metric", "value", "low", "high"]
+        ),
+        "outlierness": pd.DataFrame(
+            outlier, columns=["condition", "layer", "value", "low", "high"]
+        ),
         "embedding": pd.DataFrame(points, columns=["condition", "x", "y"]),
         "stress": pd.DataFrame(stress, columns=["group", "layer", "value", "low", "high"]),
-        "transfer": pd.DataFrame(transfer, columns=["condition", "substitute", "victim", "value"]),
-        "duel": pd.DataFrame(duel, columns=["round", "detector", "value", "low", "high"]),
+        "transfer": pd.DataFrame(
+            transfer, columns=["condition", "substitute", "victim", "value"]
+        ),
+        "arms_race": pd.DataFrame(
+            arms_race, columns=["round", "detector", "value", "low", "high"]
+        ),
     }
 
 
-GATES = (
-    ("Larger budget, more success", "pass", "success falls as eps grows", "eps 1, 2, 4, 8: 0.61, 0.92, 0.995, 1.00"),
+SANITY_CHECKS = (
+    (
+        "Larger budget, more success",
+        "pass",
+        "success falls as eps grows",
+        "eps 1, 2, 4, 8: 0.61, 0.92, 0.995, 1.00",
+    ),
     ("Unbounded attack succeeds", "pass", "eps = whole box does not reach 100 %", "1.00"),
     (
         "Converged",
@@ -233,7 +312,7 @@ def make_run(shape: tuple[int, ...] = (64, 64), count: int = 40, **changes: obje
         | {"maha": {"fpr10": 144.0, "fpr5": 206.0, "fpr1": 411.0}},
         "scores": make_scores(rng, 200),
         "curves": make_curves(rng),
-        "gates": [
+        "sanity_checks": [
             {
                 "name": n,
                 "status": s,
@@ -242,7 +321,7 @@ def make_run(shape: tuple[int, ...] = (64, 64), count: int = 40, **changes: obje
                 "do": "give it more steps",
                 "detail": d,
             }
-            for n, s, r, d in GATES
+            for n, s, r, d in SANITY_CHECKS
         ],
         "caveats": ["The classifier was trained on 400 images only."],
         "cases": {c: make_cases(rng, c, clean, eps) for c in ("pgd+plain", "pgd+hfc")},
@@ -253,7 +332,13 @@ def make_run(shape: tuple[int, ...] = (64, 64), count: int = 40, **changes: obje
                 "forward_backward": [9000, 80000, 0],
             }
         ),
-        "counts": {"images": 600, "test": 240, "correct": 229, "attacked": 200, "skipped files": 0},
+        "counts": {
+            "images": 600,
+            "test": 240,
+            "correct": 229,
+            "attacked": 200,
+            "skipped files": 0,
+        },
     }
     return Run(**(values | changes))  # type: ignore[arg-type]
 

@@ -1,4 +1,6 @@
-"""The page in a real browser: it opens from disk, asks the network for nothing, and its controls do what they say."""
+"""The page in a real browser: it opens from disk, asks the network for nothing, and its controls
+do what they say.
+"""
 
 import base64
 import json
@@ -16,10 +18,19 @@ from feathide.report import Run, render
 from feathide.report.results import Scale
 
 pytestmark = pytest.mark.browser
-selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+selenium = pytest.importorskip(
+    "selenium.webdriver", reason="needs selenium: pip install selenium"
+)
 
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
 )
 HOSTILE = "<script>alert(1)</script>"
@@ -50,7 +61,10 @@ class Page:
         for log in ("browser", "performance"):
             driver.get_log(log)  # forget what came before
         driver.get(path.as_uri())
-        self.wait("return !document.getElementById('browser') || document.getElementById('case').dataset.ready")
+        self.wait(
+            "return !document.getElementById('browser') || "
+            "document.getElementById('case').dataset.ready"
+        )
 
     def size(self, width: int, *, dark: bool = False) -> None:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -72,13 +86,19 @@ class Page:
         """Set a select, slider or text field as a user would, by its id."""
         event = "new Event(e.tagName === 'SELECT' ? 'change' : 'input')"
         self.js(
-            f"const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.dispatchEvent({event})",
+            (
+                "const e = document.getElementById(arguments[0]); e.value = arguments[1]; "
+                f"e.dispatchEvent({event})"
+            ),
             control,
             value,
         )
 
     def option(self, control: str, text: str) -> None:
-        values = f"return [...document.getElementById('{control}').options].map((o) => [o.textContent, o.value])"
+        values = (
+            f"return [...document.getElementById('{control}').options].map((o) => "
+            "[o.textContent, o.value])"
+        )
         self.choose(control, dict(self.js(values))[text])
 
     def pixels(self, view: str) -> np.ndarray:
@@ -89,11 +109,19 @@ class Page:
         return np.array(values).reshape(height, width, 4)[..., :3]
 
     def complaints(self) -> list[str]:
-        """What the console holds against the page; reading back a canvas so often is the test's own doing."""
-        return [e["message"] for e in self.driver.get_log("browser") if "getImageData" not in e["message"]]
+        """What the console holds against the page; reading back a canvas so often is the test's
+        own doing.
+        """
+        return [
+            e["message"]
+            for e in self.driver.get_log("browser")
+            if "getImageData" not in e["message"]
+        ]
 
     def ready(self, name: str) -> None:
-        self.wait(f"return document.getElementById('case').dataset.ready === {json.dumps(name)}")
+        self.wait(
+            f"return document.getElementById('case').dataset.ready === {json.dumps(name)}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +135,37 @@ def test_opens_without_errors_and_without_the_network(page: Page) -> None:
     for y in range(0, int(page.js("return document.documentElement.scrollHeight")), 700):
         page.js("window.scrollTo(0, arguments[0])", y)
         time.sleep(0.05)
-    page.wait("return [...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
+    page.wait(
+        "return [...document.querySelectorAll('.plot')].every((p) => "
+        "p.querySelector('.main-svg'))"
+    )
     assert page.complaints() == []
-    events = [json.loads(e["message"])["message"] for e in page.driver.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    events = [
+        json.loads(e["message"])["message"] for e in page.driver.get_log("performance")
+    ]
+    asked = [
+        e["params"]["request"]["url"]
+        for e in events
+        if e["method"] == "Network.requestWillBeSent"
+    ]
     assert {address.partition(":")[0] for address in asked} <= {"file", "data"}
     assert sum(address.startswith("file:") for address in asked) == 1
 
 
 def test_policy_stops_a_script_that_was_slipped_in(page: Page) -> None:
-    page.js("const s = document.createElement('script'); s.textContent = 'window.slipped = 1'; document.body.append(s)")
+    page.js(
+        "const s = document.createElement('script'); s.textContent = 'window.slipped = 1'; "
+        "document.body.append(s)"
+    )
     assert page.js("return window.slipped === undefined")
     assert "Content Security Policy" in page.driver.get_log("browser")[0]["message"]
 
 
 def test_tables_sort_both_ways_and_say_so(page: Page) -> None:
-    column = "return [...document.querySelectorAll('#findings tbody tr')].map((r) => +r.cells[2].dataset.key)"
+    column = (
+        "return [...document.querySelectorAll('#findings tbody tr')].map((r) => "
+        "+r.cells[2].dataset.key)"
+    )
     head = "document.querySelectorAll('#findings thead th')[2]"
     for order, name in ((1, "ascending"), (-1, "descending")):
         page.js(f"{head}.querySelector('button').click()")
@@ -132,9 +175,15 @@ def test_tables_sort_both_ways_and_say_so(page: Page) -> None:
 
 
 def test_one_metric_at_a_time(page: Page) -> None:
-    shown = "return [...document.querySelectorAll('.matrix')].filter((m) => !m.hidden).map((m) => m.dataset.title)"
+    shown = (
+        "return [...document.querySelectorAll('.matrix')].filter((m) => !m.hidden).map((m) => "
+        "m.dataset.title)"
+    )
     assert page.js(shown) == ["Slips through at 10 %"]
-    page.js("[...document.querySelectorAll('#metrics button')].find((b) => b.textContent === 'AUC').click()")
+    page.js(
+        "[...document.querySelectorAll('#metrics button')].find((b) => b.textContent === "
+        "'AUC').click()"
+    )
     assert page.js(shown) == ["AUC"]
 
 
@@ -145,7 +194,11 @@ def test_legend_hides_a_curve(page: Page) -> None:
     page.js("document.querySelector('#figure-roc .legend button').click()")
     page.wait(f"{curves} < {before}")
     assert (
-        page.js("return document.querySelector('#figure-roc .legend button').getAttribute('aria-pressed')") == "false"
+        page.js(
+            "return document.querySelector('#figure-roc .legend "
+            "button').getAttribute('aria-pressed')"
+        )
+        == "false"
     )
     page.js("document.querySelector('#figure-roc .legend button').click()")
     page.wait(f"{curves} === {before}")
@@ -153,32 +206,52 @@ def test_legend_hides_a_curve(page: Page) -> None:
 
 def test_numbers_of_a_figure_can_be_read_and_saved(page: Page) -> None:
     page.js("document.querySelector('#figure-transfer details').open = true")
-    page.wait("return document.querySelectorAll('#figure-transfer details tbody tr').length === 18")
-    page.js("window.saved = []; URL.createObjectURL = (blob) => { window.saved.push(blob); return 'blob:none'; }")
-    page.js("HTMLAnchorElement.prototype.click = function () { window.saved.push(this.download); }")
+    page.wait(
+        "return document.querySelectorAll('#figure-transfer details tbody tr').length === 18"
+    )
+    page.js(
+        "window.saved = []; URL.createObjectURL = (blob) => { window.saved.push(blob); "
+        "return 'blob:none'; }"
+    )
+    page.js(
+        "HTMLAnchorElement.prototype.click = function () { window.saved.push(this.download); }"
+    )
     page.js("document.querySelector('[data-csv=transfer]').click()")
     blob = page.driver.execute_async_script("window.saved[0].text().then(arguments[0])")
-    assert blob.splitlines()[0] == "condition,substitute,victim,value" and len(blob.splitlines()) == 19
+    assert (
+        blob.splitlines()[0] == "condition,substitute,victim,value"
+        and len(blob.splitlines()) == 19
+    )
     assert page.js("return window.saved[1]") == "transfer.csv"
 
 
 def test_filters_agree_with_the_scores(page: Page, run: Run) -> None:
-    listed = "return [...document.querySelectorAll('#case-list button')].map((b) => b.firstChild.textContent)"
+    listed = (
+        "return [...document.querySelectorAll('#case-list button')].map((b) => "
+        "b.firstChild.textContent)"
+    )
     cases = run.cases["pgd+hfc"]
     page.option("case-attack", "PGD + HFC")
     for level in ("fpr10", "fpr1"):
         page.choose("case-level", level)
         limit = run.thresholds["kd"][level]
         page.option("case-filter", "slipped through KD")
-        assert sorted(page.js(listed)) == sorted(c.id for c in cases if c.fooled and c.scores["kd"] <= limit)
+        assert sorted(page.js(listed)) == sorted(
+            c.id for c in cases if c.fooled and c.scores["kd"] <= limit
+        )
         page.option("case-filter", "caught by KD")
-        assert sorted(page.js(listed)) == sorted(c.id for c in cases if c.scores["kd"] > limit)
+        assert sorted(page.js(listed)) == sorted(
+            c.id for c in cases if c.scores["kd"] > limit
+        )
     page.option("case-filter", "classifier not fooled")
     assert sorted(page.js(listed)) == sorted(c.id for c in cases if not c.fooled)
     page.option("case-filter", "all cases")
     page.choose("case-search", "PATIENT003")
     assert page.js(listed) == ["patient003/view0.png", "patient003/view1.png"]
-    assert page.js("return document.getElementById('case-count').textContent") == "2 of 80 cases"
+    assert (
+        page.js("return document.getElementById('case-count').textContent")
+        == "2 of 80 cases"
+    )
     page.choose("case-search", "")
     page.choose("case-level", "fpr10")
 
@@ -187,18 +260,29 @@ def test_a_case_shows_its_exact_pixels(page: Page, run: Run) -> None:
     case = run.cases["pgd+hfc"][3]
     page.option("case-attack", "PGD + HFC")
     page.js(
-        "[...document.querySelectorAll('#case-list button')].find((b) => b.textContent.startsWith(arguments[0])).click()",
+        (
+            "[...document.querySelectorAll('#case-list button')].find((b) => "
+            "b.textContent.startsWith(arguments[0])).click()"
+        ),
         case.id,
     )
     page.ready(case.id)
     for view, image in (("clean", case.clean), ("adversarial", case.adversarial)):
-        np.testing.assert_array_equal(page.pixels(view)[..., 0], run.scale.quantise(image)[0])
+        np.testing.assert_array_equal(
+            page.pixels(view)[..., 0], run.scale.quantise(image)[0]
+        )
     assert case.id in page.js("return document.getElementById('case-title').textContent")
     flagged = page.js(
-        "return [...document.querySelectorAll('#case-scores tbody tr')].map((r) => r.cells[4].textContent)"
+        "return [...document.querySelectorAll('#case-scores tbody tr')].map((r) => "
+        "r.cells[4].textContent)"
     )
-    assert flagged == ["flagged" if s > run.thresholds[d]["fpr10"] else "passes" for d, s in case.scores.items()]
-    assert page.js("return document.querySelectorAll('#case-energies tbody tr').length") == len(case.energies)
+    assert flagged == [
+        "flagged" if s > run.thresholds[d]["fpr10"] else "passes"
+        for d, s in case.scores.items()
+    ]
+    assert page.js(
+        "return document.querySelectorAll('#case-energies tbody tr').length"
+    ) == len(case.energies)
 
 
 def test_sliders_change_what_is_seen(page: Page, run: Run) -> None:
@@ -209,17 +293,29 @@ def test_sliders_change_what_is_seen(page: Page, run: Run) -> None:
     strong = page.pixels("difference")
     assert faint < 8
     change = (case.adversarial - case.clean)[0]
-    assert (strong[change > 0.001] == [213, 94, 0]).all() and (strong[change < -0.001] == [0, 114, 178]).all()
+    assert (strong[change > 0.001] == [213, 94, 0]).all() and (
+        strong[change < -0.001] == [0, 114, 178]
+    ).all()
     page.choose("window", "51")
     page.choose("level", "127.5")
     levels = run.scale.quantise(case.clean)[0].astype(float)
-    np.testing.assert_allclose(page.pixels("clean")[..., 0], np.clip((levels - 102) * 5, 0, 255), atol=1)
+    np.testing.assert_allclose(
+        page.pixels("clean")[..., 0], np.clip((levels - 102) * 5, 0, 255), atol=1
+    )
 
 
 def test_arrow_keys_walk_through_the_cases(page: Page) -> None:
-    page.js("document.querySelector('#case-list button').click(); document.querySelector('#case-list button').focus()")
-    second = page.js("return document.querySelectorAll('#case-list button')[1].firstChild.textContent")
-    page.js("document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown', bubbles: true }))")
+    page.js(
+        "document.querySelector('#case-list button').click(); "
+        "document.querySelector('#case-list button').focus()"
+    )
+    second = page.js(
+        "return document.querySelectorAll('#case-list button')[1].firstChild.textContent"
+    )
+    page.js(
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: "
+        "'ArrowDown', bubbles: true }))"
+    )
     page.ready(second)
     assert page.js("return document.activeElement.getAttribute('aria-current')") == "true"
     page.js("document.querySelector('#case-list').scrollTop = 0")
@@ -255,7 +351,8 @@ def test_every_control_has_a_name(page: Page) -> None:
     assert page.js(nameless) == []
     assert (
         page.js(
-            "return [...document.querySelectorAll('main table')].filter((t) => !t.caption && !t.closest('.rows')).length"
+            "return [...document.querySelectorAll('main table')].filter((t) => !t.caption "
+            "&& !t.closest('.rows')).length"
         )
         == 0
     )
@@ -268,11 +365,15 @@ def test_volumes_slice_along_every_axis(driver: Any, volumes: Run, tmp_path: Pat
     for axis, name in enumerate(("axis 1", "axis 2", "axis 3")):
         page.option("axis", name)
         page.choose("slice", "3")
-        np.testing.assert_array_equal(page.pixels("adversarial")[..., 0], np.take(levels, 3, axis))
+        np.testing.assert_array_equal(
+            page.pixels("adversarial")[..., 0], np.take(levels, 3, axis)
+        )
     assert page.complaints() == []
 
 
-def test_sixteen_bits_and_window_presets(driver: Any, make: Callable[..., Run], tmp_path: Path) -> None:
+def test_sixteen_bits_and_window_presets(
+    driver: Any, make: Callable[..., Run], tmp_path: Path
+) -> None:
     run = make((16, 20), 2)
     scale = Scale(-1024.0, 3071.0, 4096, -1024.0, 3071.0, "HU")
     hu = np.random.default_rng(0).integers(-1024, 3072, (2, 1, 16, 20)).astype(np.float32)
@@ -285,35 +386,63 @@ def test_sixteen_bits_and_window_presets(driver: Any, make: Callable[..., Run], 
         "native_box": (-1024, 3071),
         "eps": 8.0,
     }
-    table = run.table.assign(eps=np.where(np.isclose(run.table["eps"], run.threat["eps"]), 8.0, 0.0))
+    table = run.table.assign(
+        eps=np.where(np.isclose(run.table["eps"], run.threat["eps"]), 8.0, 0.0)
+    )
     run = replace(run, threat=threat, table=table, cases={"pgd+plain": [case]}, curves={})
     assert run.scale == scale
     page = Page(driver, tmp_path / "ct.html", run)
-    page.js("[...document.querySelectorAll('#presets button')].find((b) => b.textContent === 'Lung').click()")
+    page.js(
+        "[...document.querySelectorAll('#presets button')].find((b) => b.textContent === "
+        "'Lung').click()"
+    )
     for view, image in (("clean", hu[0]), ("adversarial", hu[1])):
         seen = np.clip((image[0] + 600 + 750) / 1500 * 255, 0, 255)
         np.testing.assert_allclose(page.pixels(view)[..., 0], seen, atol=0.6)
 
 
-def test_hostile_names_are_shown(driver: Any, make: Callable[..., Run], tmp_path: Path) -> None:
+def test_hostile_names_are_shown(
+    driver: Any, make: Callable[..., Run], tmp_path: Path
+) -> None:
     run = make(count=4, title=HOSTILE, class_names=(HOSTILE, "b"))
-    cases = {"pgd+plain": [replace(c, id=f"{HOSTILE}{i}") for i, c in enumerate(run.cases["pgd+plain"])]}
-    stress = run.curves["stress"].replace({"layer": {"stem": HOSTILE}, "group": {"chest": HOSTILE}})
-    page = Page(driver, tmp_path / "hostile.html", replace(run, cases=cases, curves={"stress": stress}))
+    cases = {
+        "pgd+plain": [
+            replace(c, id=f"{HOSTILE}{i}") for i, c in enumerate(run.cases["pgd+plain"])
+        ]
+    }
+    stress = run.curves["stress"].replace(
+        {"layer": {"stem": HOSTILE}, "group": {"chest": HOSTILE}}
+    )
+    page = Page(
+        driver,
+        tmp_path / "hostile.html",
+        replace(run, cases=cases, curves={"stress": stress}),
+    )
     page.js("document.getElementById('figure-stress').scrollIntoView()")
-    page.wait(f"return document.querySelector('#figure-stress .plot').textContent.includes({json.dumps(HOSTILE)})")
+    page.wait(
+        "return document.querySelector('#figure-stress "
+        f".plot').textContent.includes({json.dumps(HOSTILE)})"
+    )
     assert page.js("return document.querySelector('h1').textContent") == HOSTILE
-    assert page.js("return document.querySelector('#figure-stress .legend button').textContent") == HOSTILE
+    assert (
+        page.js(
+            "return document.querySelector('#figure-stress .legend button').textContent"
+        )
+        == HOSTILE
+    )
     assert HOSTILE in page.js("return document.getElementById('case-outcome').textContent")
     assert page.complaints() == []
 
 
-def test_pictures_of_figures_are_saved_as_svg(driver: Any, run: Run, tmp_path: Path) -> None:
+def test_pictures_of_figures_are_saved_as_svg(
+    driver: Any, run: Run, tmp_path: Path
+) -> None:
     fresh = Page(driver, tmp_path / "again.html", run)
     fresh.js("document.getElementById('figure-eps').scrollIntoView()")
     fresh.wait("return document.querySelector('#figure-eps .main-svg')")
     picture = driver.execute_async_script(
-        "Plotly.toImage(document.querySelector('#figure-eps .plot'), { format: 'svg' }).then(arguments[0])"
+        "Plotly.toImage(document.querySelector('#figure-eps .plot'), { format: 'svg' "
+        "}).then(arguments[0])"
     )
     assert "svg" in picture[:40] and len(base64.b64encode(picture.encode())) > 5000
     assert fresh.complaints() == []

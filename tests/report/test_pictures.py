@@ -24,9 +24,14 @@ def planes(text: str, shape: tuple[int, ...], bits: int) -> np.ndarray:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
     *_, h, w = shape
     count, across = int(np.prod(shape[:-2])), pixels.shape[1] // shape[-1]
-    parts = [pixels[k // across * h :, k % across * w :][:h, :w] for k in range(count * bits // 8)]
+    parts = [
+        pixels[k // across * h :, k % across * w :][:h, :w]
+        for k in range(count * bits // 8)
+    ]
     low = np.stack(parts[:count]).astype(np.int64)
-    return (low + 256 * np.stack(parts[count:]).astype(np.int64) if bits == 16 else low).reshape(shape)
+    return (
+        low + 256 * np.stack(parts[count:]).astype(np.int64) if bits == 16 else low
+    ).reshape(shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 6), (3, 5, 9), (1, 5, 4, 3), (2, 1, 8, 8)])
@@ -34,7 +39,10 @@ def planes(text: str, shape: tuple[int, ...], bits: int) -> np.ndarray:
 def test_levels_survive_the_page(shape: tuple[int, ...], scale: Scale) -> None:
     rng = np.random.default_rng(0)
     clean, adversarial = rng.integers(0, scale.levels, (2, *shape))
-    box = [scale.low + x * (scale.high - scale.low) / (scale.levels - 1) for x in (clean, adversarial)]
+    box = [
+        scale.low + x * (scale.high - scale.low) / (scale.levels - 1)
+        for x in (clean, adversarial)
+    ]
     album = Album(scale)
     place = album.add(case_of(*box))
     assert place is not None and place["shape"] == shape
@@ -60,7 +68,11 @@ def test_colours_of_the_difference() -> None:
     d = difference(case_of(clean, clean + np.array([1, 0, -1]) / 255), GREY, 0, 255.0)
     assert d[0].tolist() == [[213, 94, 0], [255, 255, 255], [0, 114, 178]]
     colour = np.full((3, 1, 1), 128 / 255)
-    assert difference(case_of(colour, colour), GREY, 0, 8.0)[0, 0].tolist() == [128, 128, 128]
+    assert difference(case_of(colour, colour), GREY, 0, 8.0)[0, 0].tolist() == [
+        128,
+        128,
+        128,
+    ]
 
 
 def test_slice_of_a_volume_is_the_middlemost_of_the_most_changed() -> None:
@@ -73,5 +85,7 @@ def test_slice_of_a_volume_is_the_middlemost_of_the_most_changed() -> None:
 
 
 def test_tile_is_near_square() -> None:
-    image = Image.open(io.BytesIO(base64.b64decode(tile(np.zeros((1, 64, 32, 32), np.uint16), 8))))
+    image = Image.open(
+        io.BytesIO(base64.b64decode(tile(np.zeros((1, 64, 32, 32), np.uint16), 8)))
+    )
     assert image.size == (256, 256)

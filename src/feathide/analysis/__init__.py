@@ -1,1 +1,3 @@
-"""Why adversarial examples are caught, and who else is: the paper's analyses on the classifier, the store and the table of an audit."""
+"""Why adversarial examples are caught, and who else is: the paper's analyses on the classifier,
+the store and the table of an audit.
+"""

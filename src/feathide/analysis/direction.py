@@ -1,11 +1,13 @@
-"""The fixed direction: a targeted attack pushes the penultimate feature the same way at every step, in every image, whatever the attack.
+"""The fixed direction: a targeted attack pushes the penultimate feature the same way at every
+step, in every image, whatever the attack.
 
-With v the input of the linear head, logits z = W v + b, p = softmax(z), J the cross-entropy to the target t, and w_j the rows of W (K, C)
+With v the input of the linear head, logits z = W v + b, p = softmax(z), J the cross-entropy to
+the target t, and w_j the rows of W (K, C)
 
     dJ/dv = sum_j (p_j - 1[j = t]) w_j,        for two classes  (1 - p_t) (w_{1-t} - w_t).
 
-N images, T iterates, C channels; a *change* is the feature at an iterate minus that of the clean image.
-"""
+N images, T iterates, C channels; a *change* is the feature at an iterate minus that of the clean
+image."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feathide.analysis.rows import entry, first_cells, frame
-from feathide.attack import Attack
-from feathide.classifier import FeatureClassifier
+from feathide.attacks.loop import Attack
 from feathide.errors import expected
-from feathide.metrics import Interval, bootstrap
-from feathide.study.digest import digest
-from feathide.study.engine import Task
-from feathide.study.lab import Lab, lab_of, noisy_at
-from feathide.study.plan import Cell
-from feathide.study.stages import attack_of, right_in, tasks, weight_of
-from feathide.study.store import Store
+from feathide.execution.digests import digest
+from feathide.execution.engine import Task
+from feathide.execution.store import Store
+from feathide.metrics.statistics import Interval, bootstrap
+from feathide.models.classifier import FeatureClassifier
+from feathide.pipeline.context import Context, context_of, noisy_at
+from feathide.pipeline.rows import entry, first_cells, frame
+from feathide.pipeline.steps import attack_of, right_in, tasks, weight_of
+from feathide.plans.plan import Cell
 from feathide.types import Outputs
 
 __all__ = [
@@ -46,17 +48,22 @@ __all__ = [
 MARKS = 8  # iterates of an attack that are kept
 
 
-# --- the closed form -------------------------------------------------------------------------------------------------
+# --- the closed form ----------------------------------------------------------------------------
 
 
 def head_weights(classifier: FeatureClassifier) -> Tensor:
-    """W (K, C) of the last linear layer, as ``Outputs.logits`` show it: one sigmoid output w is shown as the rows (0, w).
+    """W (K, C) of the last linear layer, as ``Outputs.logits`` show it: one sigmoid output w is
+    shown as the rows (0, w).
 
     Raises ``InputError`` for a network without a linear layer.
     """
     heads = [m for m in classifier.model.modules() if isinstance(m, nn.Linear)]
     if not heads:
-        raise expected("a network that ends in a linear layer", got="none", do="leave out the fixed direction")
+        raise expected(
+            "a network that ends in a linear layer",
+            got="none",
+            do="leave out the fixed direction",
+        )
     weight = heads[-1].weight.detach()
     if classifier.head == "softmax":
         return weight
@@ -71,9 +78,17 @@ def penultimate_gradient(logits: Tensor, target: Tensor, weights: Tensor) -> Ten
 
 
 def check_head(out: Outputs, weights: Tensor) -> None:
-    """Refuse outputs whose last layer is not the input of the head: logits - v W^T must be the same for all images."""
-    rest = out.logits if out.last.shape[1] != weights.shape[1] else out.logits - out.last @ weights.to(out.last).T
-    if float((rest - rest.mean(0)).abs().amax()) > 1e-3 * float(out.logits.abs().amax().clamp_min(1.0)):
+    """Refuse outputs whose last layer is not the input of the head: logits - v W^T must be the
+    same for all images.
+    """
+    rest = (
+        out.logits
+        if out.last.shape[1] != weights.shape[1]
+        else out.logits - out.last @ weights.to(out.last).T
+    )
+    if float((rest - rest.mean(0)).abs().amax()) > 1e-3 * float(
+        out.logits.abs().amax().clamp_min(1.0)
+    ):
         name = next(reversed(list(out.features)))
         raise expected(
             "the last feature layer must be the input of the linear head",
@@ -82,7 +97,7 @@ def check_head(out: Outputs, weights: Tensor) -> None:
         )
 
 
-# --- how alike changes are -------------------------------------------------------------------------------------------
+# --- how alike changes are ----------------------------------------------------------------------
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -96,23 +111,33 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iterates_agree(trail: Tensor) -> Tensor:
-    """Mean cosine (N,) of the changes at earlier iterates with that at the last, of a trail (T, N, C)."""
+    """Mean cosine (N,) of the changes at earlier iterates with that at the last, of a trail (T,
+    N, C).
+    """
     return cosine(trail[:-1], trail[-1:]).mean(0)
 
 
 def steps_agree(trail: Tensor) -> Tensor:
-    """Mean cosine (N,) of two different stretches of the way, over all pairs, of a trail (T, N, C) that starts at 0.
+    """Mean cosine (N,) of two different stretches of the way, over all pairs, of a trail (T, N,
+    C) that starts at 0.
 
-    Stricter than ``iterates_agree``: two changes share the way that they have in common, two stretches share nothing.
-    """
-    stretch = F.normalize(torch.diff(trail.double(), dim=0, prepend=torch.zeros_like(trail[:1]).double()), dim=2)
+    Stricter than ``iterates_agree``: two changes share the way that they have in common, two
+    stretches share nothing."""
+    stretch = F.normalize(
+        torch.diff(trail.double(), dim=0, prepend=torch.zeros_like(trail[:1]).double()),
+        dim=2,
+    )
     t = len(stretch)
     total = stretch.sum(0).square().sum(1) - stretch.square().sum((0, 2))
     return total / (t * (t - 1))
 
 
-def between_images(change: Tensor, patients: np.ndarray, kinds: np.ndarray, *, seed: int = 0) -> Interval:
-    """Mean cosine of the changes (N, C) of two images of one kind (such as source and target) and of different ``patients``, over all pairs."""
+def between_images(
+    change: Tensor, patients: np.ndarray, kinds: np.ndarray, *, seed: int = 0
+) -> Interval:
+    """Mean cosine of the changes (N, C) of two images of one kind (such as source and target) and
+    of different ``patients``, over all pairs.
+    """
     unit = F.normalize(change.double(), dim=1).numpy()
     pair = (patients[:, None] != patients[None, :]) & (kinds[:, None] == kinds[None, :])
     alike = np.where(pair, unit @ unit.T, 0.0)
@@ -127,7 +152,9 @@ def between_images(change: Tensor, patients: np.ndarray, kinds: np.ndarray, *, s
 
 @dataclass
 class Trail:
-    """Keeps the features of some iterates of an attack: pass it as ``watch``. ``features[layer]`` is (T, N, C) once the attack has run."""
+    """Keeps the features of some iterates of an attack: pass it as ``watch``. ``features[layer]``
+    is (T, N, C) once the attack has run.
+    """
 
     marks: tuple[int, ...]
     images: int
@@ -137,58 +164,81 @@ class Trail:
         if k not in self.marks:
             return
         for name, f in out.features.items():
-            kept = self.features.setdefault(name, torch.full((len(self.marks), self.images, f.shape[1]), torch.nan))
+            kept = self.features.setdefault(
+                name, torch.full((len(self.marks), self.images, f.shape[1]), torch.nan)
+            )
             kept[self.marks.index(k), rows.cpu()] = f.cpu().to(kept)
 
     @staticmethod
     def over(attack: Attack, images: int) -> "Trail":
-        """A trail of up to ``MARKS`` iterates of an attack, evenly spaced, the last among them."""
+        """A trail of up to ``MARKS`` iterates of an attack, evenly spaced, the last among
+        them.
+        """
         marks = np.unique(np.linspace(0, attack.steps, MARKS + 1).round().astype(int))
         return Trail(tuple(int(k) for k in marks if k or not attack.steps), images)
 
 
-# --- on an audit -----------------------------------------------------------------------------------------------------
+# --- on an audit --------------------------------------------------------------------------------
 
 
-def followed(lab: Lab) -> list[tuple[Cell, Attack]]:
+def followed(context: Context) -> list[tuple[Cell, Attack]]:
     """The attacks of the plan that walk along a gradient, at the first budget, one run each."""
-    found = [(cell, attack_of(lab, cell, None)) for cell in first_cells(lab)]
-    return [(c, a) for c, a in found if isinstance(a, Attack) and a.rule.gradient and a.steps]
+    found = [(cell, attack_of(context, cell, None)) for cell in first_cells(context)]
+    return [
+        (c, a) for c, a in found if isinstance(a, Attack) and a.rule.gradient and a.steps
+    ]
 
 
-def trail_key(lab: Lab, cell: Cell, index: int) -> str:
-    return f"explain/direction-{digest([lab.condition(cell), MARKS])}/test-{index:04d}"
+def trail_key(context: Context, cell: Cell, index: int) -> str:
+    return f"explain/direction-{digest([context.condition(cell), MARKS])}/test-{index:04d}"
 
 
-def direction_tasks(lab: Lab) -> list[Task]:
-    """One task for each attack and batch of the test part: the attack again, with its features watched."""
-    audit = {task.key: task for task in tasks(lab)}
-    json, found = lab.plan.model_dump_json(), []
-    noisy = lab.outputs_keys(noisy_at(lab.budgets[0]), "test")
-    train, clean = lab.outputs_keys("clean", "train"), lab.outputs_keys("clean", "test")
-    for cell, attack in followed(lab):
-        for i in range(lab.batches("test", attacked=True)):
-            needs = audit[lab.images_key(lab.condition(cell), "test", i)].needs
+def direction_tasks(context: Context) -> list[Task]:
+    """One task for each attack and batch of the test split: the attack again, with its features
+    watched.
+    """
+    audit = {task.key: task for task in tasks(context)}
+    json, found = context.plan.model_dump_json(), []
+    noisy = context.outputs_keys(noisy_at(context.budgets[0]), "test")
+    train, clean = (
+        context.outputs_keys("clean", "train"),
+        context.outputs_keys("clean", "test"),
+    )
+    for cell, attack in followed(context):
+        for i in range(context.batches("test", attacked=True)):
+            needs = audit[context.images_key(context.condition(cell), "test", i)].needs
             work = partial(_follow, json, cell, i)
-            key = trail_key(lab, cell, i)
+            key = trail_key(context, cell, i)
             found.append(
-                Task(key, (*needs, *noisy, *train, *clean), work, "follow the features", cell.name, attack.passes)
+                Task(
+                    key,
+                    (*needs, *noisy, *train, *clean),
+                    work,
+                    "follow the features",
+                    cell.name,
+                    attack.passes,
+                )
             )
     return found
 
 
 def _follow(json: str, cell: Cell, index: int, store: Store) -> Mapping[str, np.ndarray]:
-    lab = lab_of(json, store)
-    rows = right_in(lab, "test", index)
-    attack = attack_of(lab, cell, weight_of(lab, cell))
+    context = context_of(json, store)
+    rows = right_in(context, "test", index)
+    attack = attack_of(context, cell, weight_of(context, cell))
     assert isinstance(attack, Attack)
     trail = Trail.over(attack, len(rows))
     if len(rows):
-        x, goal = lab.images(rows), lab.goal(rows)
+        x, goal = context.images(rows), context.goal(rows)
         once = replace(attack, restarts=1)
-        once(lab.classifier, x, goal, **lab.terms(rows, x), watch=trail)
+        once(context.classifier, x, goal, **context.terms(rows, x), watch=trail)
     arrays = {f"f{i:03d}": f.numpy() for i, f in enumerate(trail.features.values())}
-    return {"rows": rows, "marks": np.array(trail.marks), "layers": np.array(list(trail.features), dtype=str), **arrays}
+    return {
+        "rows": rows,
+        "marks": np.array(trail.marks),
+        "layers": np.array(list(trail.features), dtype=str),
+        **arrays,
+    }
 
 
 @dataclass(frozen=True)
@@ -199,57 +249,110 @@ class Changes:
     layers: dict[str, Tensor]
 
 
-def changes_of(lab: Lab, cell: Cell) -> Changes:
+def changes_of(context: Context, cell: Cell) -> Changes:
     """The stored trail of a cell, less the clean features."""
-    loaded = [lab.store.load(trail_key(lab, cell, i)) for i in range(lab.batches("test", attacked=True))]
+    loaded = [
+        context.store.load(trail_key(context, cell, i))
+        for i in range(context.batches("test", attacked=True))
+    ]
     loaded = [a for a in loaded if len(a["rows"])]
     rows = np.concatenate([a["rows"] for a in loaded])
-    clean = lab.at("clean", "test", rows).features
+    clean = context.at("clean", "test", rows).features
     names = [str(n) for n in loaded[0]["layers"]]
-    whole = {n: torch.from_numpy(np.concatenate([a[f"f{i:03d}"] for a in loaded], 1)) for i, n in enumerate(names)}
+    whole = {
+        n: torch.from_numpy(np.concatenate([a[f"f{i:03d}"] for a in loaded], 1))
+        for i, n in enumerate(names)
+    }
     return Changes(rows, {n: f - clean[n] for n, f in whole.items()})
 
 
-def direction_frame(lab: Lab) -> pd.DataFrame:
-    """The table of a finished run. Metrics, for each attack and layer (``layer``), means over images unless said otherwise:
+def direction_frame(context: Context) -> pd.DataFrame:
+    """The table of a finished run. Metrics, for each attack and layer (``layer``), means over
+    images unless said otherwise:
 
-    ``cosine_iterates``, ``cosine_steps``: see ``iterates_agree``, ``steps_agree``; ``cosine_images``: see ``between_images``;
-    ``cosine_attacks``: with the change by the attack ``versus``, same image; ``cosine_means``: with the difference of the clean training means of
-    target and source. In the last layer also ``cosine_weights`` and ``correlation_weights``: with w_t - w_y; ``cosine_gradient``: with -dJ/dv at
-    the clean image. The attack ``noise`` is random noise of the same budget.
-    """
-    weights = head_weights(lab.classifier).cpu()
-    check_head(lab.outputs("clean", "test")[0], weights)
-    found = [(cell, changes_of(lab, cell)) for cell, _ in followed(lab)]
+    ``cosine_iterates``, ``cosine_steps``: see ``iterates_agree``, ``steps_agree``;
+    ``cosine_images``: see ``between_images``; ``cosine_attacks``: with the change by the attack
+    ``versus``, same image; ``cosine_means``: with the difference of the clean training means of
+    target and source. In the last layer also ``cosine_weights`` and ``correlation_weights``: with
+    w_t - w_y; ``cosine_gradient``: with -dJ/dv at the clean image. The attack ``noise`` is random
+    noise of the same budget."""
+    weights = head_weights(context.classifier).cpu()
+    check_head(context.outputs("clean", "test")[0], weights)
+    found = [(cell, changes_of(context, cell)) for cell, _ in followed(context)]
     if not found:
-        raise expected("an attack with steps", got="none", do="add pgd or bim to the plan's attacks")
+        raise expected(
+            "an attack with steps", got="none", do="add pgd or bim to the plan's attacks"
+        )
     rows = found[0][1].rows
-    noisy, clean = lab.at(noisy_at(lab.budgets[0]), "test", rows), lab.at("clean", "test", rows)
-    noise = Changes(rows, {n: (f - clean.features[n])[None] for n, f in noisy.features.items()})
-    entries = list(_rows(lab, None, noise, weights))
+    noisy, clean = (
+        context.at(noisy_at(context.budgets[0]), "test", rows),
+        context.at("clean", "test", rows),
+    )
+    noise = Changes(
+        rows, {n: (f - clean.features[n])[None] for n, f in noisy.features.items()}
+    )
+    entries = list(_rows(context, None, noise, weights))
     for cell, changes in found:
-        entries += _rows(lab, cell, changes, weights)
+        entries += _rows(context, cell, changes, weights)
     for (a, left), (b, right) in combinations(found, 2):
         for layer, change in left.layers.items():
             alike = cosine(change[-1], right.layers[layer][-1])
-            entries.append(_mean(lab, "cosine_attacks", alike, left.rows, cell=a, layer=layer, versus=b.name))
+            entries.append(
+                _mean(
+                    context,
+                    "cosine_attacks",
+                    alike,
+                    left.rows,
+                    cell=a,
+                    layer=layer,
+                    versus=b.name,
+                )
+            )
     return frame(entries)
 
 
-def _rows(lab: Lab, cell: Cell | None, changes: Changes, weights: Tensor) -> Iterator[dict[str, Any]]:
-    rows, named = changes.rows, {"cell": cell} if cell is not None else {"cell": None, "attack": "noise"}
-    goal, clean = lab.goal(rows), lab.at("clean", "test", rows)
+def _rows(
+    context: Context, cell: Cell | None, changes: Changes, weights: Tensor
+) -> Iterator[dict[str, Any]]:
+    rows, named = (
+        changes.rows,
+        {"cell": cell} if cell is not None else {"cell": None, "attack": "noise"},
+    )
+    goal, clean = context.goal(rows), context.at("clean", "test", rows)
     source, target = goal.source.cpu(), goal.target.cpu()
     kinds = (source * len(weights) + target).numpy()
-    train, labels = lab.train()
+    train, labels = context.train()
     for layer, trail in changes.layers.items():
         if len(trail) > 1:
-            yield _mean(lab, "cosine_iterates", iterates_agree(trail), rows, layer=layer, **named)
-            yield _mean(lab, "cosine_steps", steps_agree(trail), rows, layer=layer, **named)
-        alike = between_images(trail[-1], lab.cases.patients[rows].astype(str), kinds, seed=lab.plan.seed)
-        yield entry(lab, "cosine_images", alike, layer=layer, **named)
-        means = torch.stack([train.features[layer][labels == c].mean(0) for c in range(len(weights))])
-        yield _mean(lab, "cosine_means", cosine(trail[-1], means[target] - means[source]), rows, layer=layer, **named)
+            yield _mean(
+                context,
+                "cosine_iterates",
+                iterates_agree(trail),
+                rows,
+                layer=layer,
+                **named,
+            )
+            yield _mean(
+                context, "cosine_steps", steps_agree(trail), rows, layer=layer, **named
+            )
+        alike = between_images(
+            trail[-1],
+            context.cases.patients[rows].astype(str),
+            kinds,
+            seed=context.plan.seed,
+        )
+        yield entry(context, "cosine_images", alike, layer=layer, **named)
+        means = torch.stack(
+            [train.features[layer][labels == c].mean(0) for c in range(len(weights))]
+        )
+        yield _mean(
+            context,
+            "cosine_means",
+            cosine(trail[-1], means[target] - means[source]),
+            rows,
+            layer=layer,
+            **named,
+        )
     last, change = list(changes.layers)[-1], list(changes.layers.values())[-1][-1]
     towards = weights[target] - weights[source]
     down = -penultimate_gradient(clean.logits, target, weights)
@@ -258,9 +361,16 @@ def _rows(lab: Lab, cell: Cell | None, changes: Changes, weights: Tensor) -> Ite
         ("correlation_weights", correlation(change, towards)),
         ("cosine_gradient", cosine(change, down)),
     ):
-        yield _mean(lab, metric, values, rows, layer=last, **named)
+        yield _mean(context, metric, values, rows, layer=last, **named)
 
 
-def _mean(lab: Lab, metric: str, values: Tensor, rows: np.ndarray, **more: Any) -> dict[str, Any]:
-    interval = bootstrap(np.mean, values.numpy(), groups=lab.cases.patients[rows].astype(str), seed=lab.plan.seed)
-    return entry(lab, metric, interval, **more)
+def _mean(
+    context: Context, metric: str, values: Tensor, rows: np.ndarray, **more: Any
+) -> dict[str, Any]:
+    interval = bootstrap(
+        np.mean,
+        values.numpy(),
+        groups=context.cases.patients[rows].astype(str),
+        seed=context.plan.seed,
+    )
+    return entry(context, metric, interval, **more)

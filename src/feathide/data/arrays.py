@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import expected, few, first_line
-from ..types import Box
-from .cases import SPLITS, Cases
-from .guard import check_not_one_hot, guarded, load_arrays, names_up_to
-from .reading import (
+from feathide.data.cases import SPLITS, Cases
+from feathide.data.columns import (
     NEAR,
     SPLIT_NAMES,
     Reading,
@@ -20,8 +17,18 @@ from .reading import (
     read_table,
     unknown_patients,
 )
-from .split import thin
-from .stored import box_of, content_hash, grid_of, resize, to_values, with_channels
+from feathide.data.split import thin
+from feathide.errors import expected, few, first_line
+from feathide.formats.safety import check_not_one_hot, guarded, load_arrays, names_up_to
+from feathide.formats.stored import (
+    box_of,
+    content_hash,
+    grid_of,
+    resize,
+    to_values,
+    with_channels,
+)
+from feathide.types import Box
 
 __all__ = ["Memory", "cases_of_arrays", "read_npz"]
 
@@ -61,10 +68,10 @@ def cases_of_arrays(
 ) -> Cases:
     """A study from arrays: images (N, C, *S) as stored, labels (N,), (N, 1) or (N, F) of 0 and 1.
 
-    uint8 and uint16 are shown in [0, 1] with a step of one grey level; floats must lie in ``box`` (default [0, 1]);
-    other whole numbers are taken as they are, in ``box`` or the range of the data. With ``box`` all stored numbers
-    are taken as they are. Raises InputError for NaN, values outside the box, channels on the last axis and one-hot labels.
-    """
+    uint8 and uint16 are shown in [0, 1] with a step of one grey level; floats must lie in ``box``
+    (default [0, 1]); other whole numbers are taken as they are, in ``box`` or the range of the
+    data. With ``box`` all stored numbers are taken as they are. Raises InputError for NaN, values
+    outside the box, channels on the last axis and one-hot labels."""
     _check_axes(images, name)
     check_not_one_hot(_as_labels(labels), f"labels of {name}")
     return _cases(images, labels, splits, name, ids, patients, class_names, box)
@@ -75,10 +82,16 @@ def _check_axes(images: np.ndarray, name: str) -> None:
     many = images.ndim > 2 and images.shape[1] > 4
     if images.ndim < 3 or (many and images.ndim == 3):
         do = "add the axis: images[:, None]"
-        raise expected(f"images of {name} must be N x C x H x W or N x C x D x H x W", got=images.shape, do=do)
+        raise expected(
+            f"images of {name} must be N x C x H x W or N x C x D x H x W",
+            got=images.shape,
+            do=do,
+        )
     if many and images.shape[-1] in (1, 3):
         do = "move the channels: numpy.moveaxis(images, -1, 1)"
-        raise expected(f"images of {name} must have their channels on axis 1", got=images.shape, do=do)
+        raise expected(
+            f"images of {name} must have their channels on axis 1", got=images.shape, do=do
+        )
 
 
 def _cases(
@@ -94,11 +107,17 @@ def _cases(
     if len(images) == 0:
         raise expected(f"{name} must hold images", got="none", do="check the data")
     slope, legal, unit = grid_of(images.dtype, box)
-    ids = np.array([f"{i:06d}" for i in range(len(images))]) if ids is None else np.asarray(ids, dtype=str)
+    ids = (
+        np.array([f"{i:06d}" for i in range(len(images))])
+        if ids is None
+        else np.asarray(ids, dtype=str)
+    )
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         bad = ids[~np.isfinite(images).all(axis=tuple(range(1, images.ndim)))]
         raise expected(
-            f"images of {name} must be finite", got=f"NaN or infinity in {few(bad)}", do="repair or remove them"
+            f"images of {name} must be finite",
+            got=f"NaN or infinity in {few(bad)}",
+            do="repair or remove them",
         )
     labels = _as_labels(labels)
     k = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
@@ -109,7 +128,9 @@ def _cases(
         patients=ids if patients is None else np.asarray(patients, dtype=str),
         splits=np.asarray(splits, dtype=str),
         class_names=tuple(class_names) if class_names else names_up_to(k),
-        box=box_of(to_values(np.array([[images.min(), images.max()]]), slope, 0.0), legal, name),
+        box=box_of(
+            to_values(np.array([[images.min(), images.max()]]), slope, 0.0), legal, name
+        ),
         step=slope if images.dtype.kind in "ui" else 0.0,
         unit=unit,
         channels=images.shape[1],
@@ -128,41 +149,69 @@ def _as_labels(raw: np.ndarray) -> np.ndarray:
         got = f"{labels.dtype} of shape {labels.shape}"
     elif not np.isfinite(labels).all():
         gaps = np.unique(np.nonzero(~np.isfinite(labels))[0])
-        got, do = f"NaN in labels of rows {few(gaps)}", "fill them in or leave these images out"
+        got, do = (
+            f"NaN in labels of rows {few(gaps)}",
+            "fill them in or leave these images out",
+        )
     elif (labels != np.floor(labels)).any():
         got = f"{labels[labels != np.floor(labels)][0]:g}"
     if got:
-        raise expected("labels must be whole numbers (N,), (N, 1) or (N, findings)", got=got, do=do)
+        raise expected(
+            "labels must be whole numbers (N,), (N, 1) or (N, findings)", got=got, do=do
+        )
     return labels.astype(np.int64)
 
 
 def read_npz(path: Path, name: str, how: Reading) -> Cases:
-    """A file of the MedMNIST layout: ``train_images``, ``train_labels``, and the same for val and test.
+    """A file of the MedMNIST layout: ``train_images``, ``train_labels``, and the same for val and
+    test.
 
-    Images are N x H x W, N x H x W x 3, N x D x H x W, any of them with a last axis of one channel, or channels first where
-    that can be told; labels N, N x 1, or N x findings. Patients come from arrays ``train_patient``, ... or from a CSV with the columns split, index
-    and patient (or group): ``how.patients``, or ``NAME.meta.csv`` beside the file. Nothing is ever unpickled.
-    """
+    Images are N x H x W, N x H x W x 3, N x D x H x W, any of them with a last axis of one
+    channel, or channels first where that can be told; labels N, N x 1, or N x findings. Patients
+    come from arrays ``train_patient``, ... or from a CSV with the columns split, index and
+    patient (or group): ``how.patients``, or ``NAME.meta.csv`` beside the file. Nothing is ever
+    unpickled."""
     arrays = _load(path)
     _check_names(arrays, path)
     present = [s for s in SPLITS if arrays.get(f"{s}_images", EMPTY).size]
     if not present:
         raise expected(
-            f"{path} must hold train_images, train_labels, ...", got=few(sorted(arrays)), do="rename the arrays"
+            f"{path} must hold train_images, train_labels, ...",
+            got=few(sorted(arrays)),
+            do="rename the arrays",
         )
-    labels, images = _as_labels(_column(arrays, present, "labels", path)), _column(arrays, present, "images", path)
+    labels, images = (
+        _as_labels(_column(arrays, present, "labels", path)),
+        _column(arrays, present, "images", path),
+    )
     check_not_one_hot(labels, f"labels of {path}")
     layout = _layout(images.shape[1:], path)
     lengths = [len(arrays[f"{s}_images"]) for s in present]
     splits = np.repeat(present, lengths)
-    ids = np.array([f"{s}-{i:05d}" for s, n in zip(present, lengths, strict=True) for i in range(n)])
+    ids = np.array(
+        [f"{s}-{i:05d}" for s, n in zip(present, lengths, strict=True) for i in range(n)]
+    )
     patients, notes = _patients(arrays, present, ids, path, how)
     rows = thin(labels, splits, limit=how.limit, seed=how.seed)
     images = _channels_first(images[rows], layout)
     if how.size is not None or how.channels is not None:
-        images = np.stack([resize(with_channels(image, how.channels), how.size) for image in images])
-    cases = _cases(images, labels[rows], splits[rows], name, ids[rows], patients[rows], how.class_names, how.box)
-    unused = sorted(set(arrays) - {f"{s}_{key}" for s in present for key in ("images", "labels", "patient")})
+        images = np.stack(
+            [resize(with_channels(image, how.channels), how.size) for image in images]
+        )
+    cases = _cases(
+        images,
+        labels[rows],
+        splits[rows],
+        name,
+        ids[rows],
+        patients[rows],
+        how.class_names,
+        how.box,
+    )
+    unused = sorted(
+        set(arrays)
+        - {f"{s}_{key}" for s in present for key in ("images", "labels", "patient")}
+    )
     left_out = (f"arrays not used: {few(unused)}",) if unused else ()
     return replace(cases, notes=(f"layout: {layout}", *left_out, *notes))
 
@@ -179,29 +228,43 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     return guarded(path, read)
 
 
-def _column(arrays: dict[str, np.ndarray], present: list[str], key: str, path: Path) -> np.ndarray:
+def _column(
+    arrays: dict[str, np.ndarray], present: list[str], key: str, path: Path
+) -> np.ndarray:
     """The arrays ``SPLIT_key`` of all splits, one below the other."""
     rows = {s: len(arrays[f"{s}_images"]) for s in present}
     for s, n in rows.items():
         if len(arrays.get(f"{s}_{key}", ())) != n:
             got = len(arrays[f"{s}_{key}"]) if f"{s}_{key}" in arrays else "none"
-            raise expected(f"{path} must hold {n} rows of {s}_{key}", got=got, do="give one per image")
-    kinds = {(arrays[f"{s}_{key}"].shape[1:], _type(arrays[f"{s}_{key}"], key)) for s in present}
+            raise expected(
+                f"{path} must hold {n} rows of {s}_{key}", got=got, do="give one per image"
+            )
+    kinds = {
+        (arrays[f"{s}_{key}"].shape[1:], _type(arrays[f"{s}_{key}"], key)) for s in present
+    }
     if len(kinds) > 1:
         got = few([f"{shape} {kind}" for shape, kind in sorted(kinds)])
-        raise expected(f"the {key} of all splits of {path} must have one shape and type", got=got, do="convert them")
+        raise expected(
+            f"the {key} of all splits of {path} must have one shape and type",
+            got=got,
+            do="convert them",
+        )
     return np.concatenate([arrays[f"{s}_{key}"] for s in present])
 
 
 def _type(array: np.ndarray, key: str) -> str:
-    """What must agree across splits: of images the whole type, since the grey levels of uint8 and uint16 differ by a factor of 257; of labels and
-    patients the kind, since the width of a number or a text changes nothing."""
+    """What must agree across splits: of images the whole type, since the grey levels of uint8 and
+    uint16 differ by a factor of 257; of labels and patients the kind, since the width of a number
+    or a text changes nothing.
+    """
     return array.dtype.newbyteorder("=").name if key == "images" else array.dtype.kind
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which axes of an array of images are which; ``channels`` is the axis of the channels, 0 if there is none."""
+    """Which axes of an array of images are which; ``channels`` is the axis of the channels, 0 if
+    there is none.
+    """
 
     axes: str
     channels: int
@@ -210,11 +273,14 @@ class _Layout:
         return self.axes
 
 
-LEAST = 8  # pixels along an axis of a picture, from which on an axis of 2 to 4 beside it is likely to be the channels
+# pixels along an axis of a picture, from which on an axis of 2 to 4 beside it is likely to be the
+# channels
+LEAST = 8
 
 
 def _layout(shape: tuple[int, ...], path: Path) -> _Layout:
-    """The layout of images of ``shape`` (without N): H x W, H x W x C, C x H x W, D x H x W, D x H x W x C or C x D x H x W with C = 1 or 3.
+    """The layout of images of ``shape`` (without N): H x W, H x W x C, C x H x W, D x H x W, D x
+    H x W x C or C x D x H x W with C = 1 or 3.
 
     Raises InputError where several are as likely: a last axis of 1 tells a volume.
     """
@@ -223,18 +289,30 @@ def _layout(shape: tuple[int, ...], path: Path) -> _Layout:
     if len(shape) == 2:
         return _Layout("N x H x W", 0)
     if len(shape) not in (3, 4):
-        raise expected(f"images of {path} must be N x H x W (x 3) or N x D x H x W", got=shape, do="reshape them")
+        raise expected(
+            f"images of {path} must be N x H x W (x 3) or N x D x H x W",
+            got=shape,
+            do="reshape them",
+        )
     spatial = "H x W" if pair else "D x H x W"
     if last in (1, 3) and (first not in (1, 3) or (last == 1 and first == 3 and not pair)):
         return _Layout(f"N x {spatial} x {last}", len(shape))
     do = "move the channels to the last axis; a volume is told by a last axis of 1"
-    if last not in (1, 3) and first in (1, 3) and (not pair or first == 1 or min(shape[1:]) > first):
+    if (
+        last not in (1, 3)
+        and first in (1, 3)
+        and (not pair or first == 1 or min(shape[1:]) > first)
+    ):
         return _Layout(f"N x {first} x {spatial} (channels first)", 1)
     if last in (1, 3) or first in (1, 3):
         raise expected(
-            f"images of {path} must be N x {spatial} x 1 or 3", got=f"{shape}, which could be several", do=do
+            f"images of {path} must be N x {spatial} x 1 or 3",
+            got=f"{shape}, which could be several",
+            do=do,
         )
-    alpha = (last in (2, 4) and min(first, least) >= LEAST) or (first in (2, 4) and min(least, last) >= LEAST)
+    alpha = (last in (2, 4) and min(first, least) >= LEAST) or (
+        first in (2, 4) and min(least, last) >= LEAST
+    )
     if alpha or not pair:
         do = "drop the alpha channel or choose 1 or 3 channels" + (
             "; a volume is told by a last axis of 1" if pair else ""
@@ -249,15 +327,23 @@ def _channels_first(images: np.ndarray, layout: _Layout) -> np.ndarray:
 
 
 def _check_names(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Refuse an array that is likely to be meant as images, labels or patients of a split, and is not read."""
+    """Refuse an array that is likely to be meant as images, labels or patients of a split, and is
+    not read.
+    """
     for name in arrays:
         meant = _meant(name)
         if meant and meant not in arrays:
-            raise expected(f"an array of {path} must be named {meant}", got=name, do="rename or remove it")
+            raise expected(
+                f"an array of {path} must be named {meant}",
+                got=name,
+                do="rename or remove it",
+            )
 
 
 def _meant(name: str) -> str:
-    """The array that a name such as valid_images, X_train or patients is likely to stand for, or nothing."""
+    """The array that a name such as valid_images, X_train or patients is likely to stand for, or
+    nothing.
+    """
     if KEYS.get(plain(name)) == "patient":
         return "train_patient"
     start, _, end = name.partition("_")
@@ -267,7 +353,11 @@ def _meant(name: str) -> str:
 
 
 def _patients(
-    arrays: dict[str, np.ndarray], present: list[str], ids: np.ndarray, path: Path, how: Reading
+    arrays: dict[str, np.ndarray],
+    present: list[str],
+    ids: np.ndarray,
+    path: Path,
+    how: Reading,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The patient of each image, the id where nobody knows, and what is to be said of it."""
     sidecar = path.with_suffix(".meta.csv") if how.patients is None else how.patients
@@ -275,9 +365,14 @@ def _patients(
         column = _column(arrays, present, "patient", path).ravel()
         if column.dtype.kind == "f" and not np.isfinite(column).all():
             raise expected(
-                f"patients of {path} must be known", got="NaN", do="give them a number, or leave the array out"
+                f"patients of {path} must be known",
+                got="NaN",
+                do="give them a number, or leave the array out",
             )
-        source, found = "the arrays", [patient.strip() for patient in column.astype(str).tolist()]
+        source, found = (
+            "the arrays",
+            [patient.strip() for patient in column.astype(str).tolist()],
+        )
     elif how.patients is None and not sidecar.is_file():
         return ids, unknown_patients([""] * len(ids))
     else:
@@ -287,12 +382,23 @@ def _patients(
 
 
 def _listed(table: Path, ids: np.ndarray) -> list[str]:
-    """The patient of each image from a table with the columns split, index and patient (or group)."""
+    """The patient of each image from a table with the columns split, index and patient (or
+    group).
+    """
     rows = read_table(table, needs=("split", "index"))
     column = "patient" if "patient" in rows[0] or "group" not in rows[0] else "group"
     check_columns(table, list(rows[0]), [column])
     for row in rows:
         if not row["index"].isdecimal() or len(row["index"]) > 12:
-            raise expected(f"index in {table} must be a number", got=repr(row["index"]), do="count each split from 0")
+            raise expected(
+                f"index in {table} must be a number",
+                got=repr(row["index"]),
+                do="count each split from 0",
+            )
     known = [(f"{row['split']}-{int(row['index']):05d}", row[column]) for row in rows]
-    return patients_of(table, known, ids.tolist(), how="name the splits train, val and test, and count each from 0")
+    return patients_of(
+        table,
+        known,
+        ids.tolist(),
+        how="name the splits train, val and test, and count each from 0",
+    )

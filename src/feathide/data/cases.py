@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import expected, few
-from ..types import Box
+from feathide.errors import expected, few
+from feathide.types import Box
 
 __all__ = ["SPLITS", "Cases", "Pixels", "Skipped", "check_rows", "few"]
 
@@ -41,14 +41,16 @@ class Skipped:
 class Cases:
     """The images of a study, one row each.
 
-    ``labels`` (N,) int64 in 0..K-1, or (N, F) of 0 and 1, one column per finding; ``class_names`` names the K classes
-    or F findings. ``patients`` (N,): an unknown patient is the case's own id. Images are float32 (n, C, *shape) in
-    ``box``; ``step`` is the distance of two neighbouring stored grey levels in box units (1/255 for 8-bit pictures in
-    [0, 1], the slope for clinical files, 0 for stored floats), of which ``unit`` is the name. ``hashes`` are the
-    sha256 of each image as stored. ``paths`` (N,) are the files, empty where the images come from one array.
-    ``spacing``: millimetres per voxel along each axis, where known. ``orientation``: the side of the patient that each axis runs towards (NIfTI: RAS, ...;
-    DICOM: SPL, ...), where the files tell. ``notes`` say what was assumed: the layout, columns that are not used, unknown patients, ...
-    """
+    ``labels`` (N,) int64 in 0..K-1, or (N, F) of 0 and 1, one column per finding; ``class_names``
+    names the K classes or F findings. ``patients`` (N,): an unknown patient is the case's own id.
+    Images are float32 (n, C, *shape) in ``box``; ``step`` is the distance of two neighbouring
+    stored grey levels in box units (1/255 for 8-bit pictures in [0, 1], the slope for clinical
+    files, 0 for stored floats), of which ``unit`` is the name. ``hashes`` are the sha256 of each
+    image as stored. ``paths`` (N,) are the files, empty where the images come from one array.
+    ``spacing``: millimetres per voxel along each axis, where known. ``orientation``: the side of
+    the patient that each axis runs towards (NIfTI: RAS, ...;
+    DICOM: SPL, ...), where the files tell. ``notes`` say what was assumed: the layout, columns
+    that are not used, unknown patients, ..."""
 
     name: str
     ids: np.ndarray
@@ -74,10 +76,16 @@ class Cases:
         for name in ("labels", "patients", "splits", "hashes"):
             if len(getattr(self, name)) != n:
                 raise expected(
-                    f"{name} must have one row per case ({n})", got=len(getattr(self, name)), do="check the data"
+                    f"{name} must have one row per case ({n})",
+                    got=len(getattr(self, name)),
+                    do="check the data",
                 )
         if n == 0:
-            raise expected(f"{self.name} must hold images", got="none", do="check the path and the file types")
+            raise expected(
+                f"{self.name} must hold images",
+                got="none",
+                do="check the path and the file types",
+            )
         check_rows(self.ids, self.labels, self.splits, self.class_names)
 
     def __len__(self) -> int:
@@ -88,7 +96,9 @@ class Cases:
         return self.labels.ndim == 2
 
     def images(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """The images of ``rows`` in box units, float32 (n, C, *S); files are read when they are asked for."""
+        """The images of ``rows`` in box units, float32 (n, C, *S); files are read when they are
+        asked for.
+        """
         return self.pixels(np.asarray(rows, dtype=np.int64))
 
     def where(self, split: str) -> np.ndarray:
@@ -99,25 +109,48 @@ class Cases:
     def take(self, rows: np.ndarray) -> "Cases":
         """The cases of these rows only."""
         rows = np.asarray(rows, dtype=np.int64)
-        columns = {key: getattr(self, key)[rows] for key in ("ids", "labels", "patients", "splits", "hashes")}
+        columns = {
+            key: getattr(self, key)[rows]
+            for key in ("ids", "labels", "patients", "splits", "hashes")
+        }
         paths = tuple(self.paths[r] for r in rows) if self.paths else ()
         return replace(self, pixels=self.pixels.take(rows), paths=paths, **columns)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of all that can change a result: images, labels, patients, splits, box, step; not the rows' order."""
+        """sha256 of all that can change a result: images, labels, patients, splits, box, step;
+        not the rows' order.
+        """
         sha = hashlib.sha256(
-            repr((self.class_names, tuple(self.box), self.step, self.channels, tuple(self.shape))).encode()
+            repr(
+                (
+                    self.class_names,
+                    tuple(self.box),
+                    self.step,
+                    self.channels,
+                    tuple(self.shape),
+                )
+            ).encode()
         )
         for row in np.argsort(self.ids):
             label = self.labels[row].tolist()
             sha.update(
-                repr((*(str(c[row]) for c in (self.ids, self.patients, self.splits, self.hashes)), label)).encode()
+                repr(
+                    (
+                        *(
+                            str(c[row])
+                            for c in (self.ids, self.patients, self.splits, self.hashes)
+                        ),
+                        label,
+                    )
+                ).encode()
             )
         return sha.hexdigest()
 
 
-def check_rows(ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]) -> None:
+def check_rows(
+    ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]
+) -> None:
     """Refuse doubled ids, unknown splits and labels out of range."""
     _check_ids(ids)
     _check_splits(splits)
@@ -128,7 +161,9 @@ def _check_ids(ids: np.ndarray) -> None:
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise expected(
-            "ids must be unique", got=f"{few(values[counts > 1])} more than once", do="give each image its own id"
+            "ids must be unique",
+            got=f"{few(values[counts > 1])} more than once",
+            do="give each image its own id",
         )
 
 
@@ -141,11 +176,17 @@ def _check_splits(splits: np.ndarray) -> None:
 def _check_labels(labels: np.ndarray, class_names: Sequence[str]) -> None:
     k = len(class_names)
     if labels.ndim == 2 and labels.shape[1] != k:
-        raise expected(f"labels must have one column per finding ({k})", got=labels.shape[1], do="check class_names")
+        raise expected(
+            f"labels must have one column per finding ({k})",
+            got=labels.shape[1],
+            do="check class_names",
+        )
     top = 2 if labels.ndim == 2 else k
     wrong = labels[(labels < 0) | (labels >= top)]
     if wrong.size:
         what = f"labels must lie in 0..{top - 1}"
         raise expected(
-            what, got=few(np.unique(wrong)), do=f"correct the labels or name all classes (now {', '.join(class_names)})"
+            what,
+            got=few(np.unique(wrong)),
+            do=f"correct the labels or name all classes (now {', '.join(class_names)})",
         )

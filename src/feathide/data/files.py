@@ -1,4 +1,6 @@
-"""Images on disk: each file is read once, checked and hashed, and read again when it is asked for."""
+"""Images on disk: each file is read once, checked and hashed, and read again when it is asked
+for.
+"""
 
 import os
 import warnings
@@ -11,27 +13,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, expected, few, first_line
-from ..types import Box
-from .cases import SPLITS, Cases, Skipped, check_rows
-from .dicom import is_dicom, patient_of, read_dicom, read_series
-from .guard import guarded
-from .nifti import is_nifti, read_nifti
-from .reading import Reading, may_be_image, unknown_patients
-from .split import by_hash, check_classes, check_patients, thin
-from .stored import StoredImage, box_of, content_hash, grid_of
+from feathide.data.cases import SPLITS, Cases, Skipped, check_rows
+from feathide.data.columns import Reading, may_be_image, unknown_patients
+from feathide.data.split import by_hash, check_classes, check_patients, thin
+from feathide.errors import InputError, expected, few, first_line
+from feathide.formats.dicom import is_dicom, patient_of, read_dicom, read_series
+from feathide.formats.nifti import is_nifti, read_nifti
+from feathide.formats.safety import guarded
+from feathide.formats.stored import StoredImage, box_of, content_hash, grid_of
+from feathide.types import Box
 
 __all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "load", "read_image"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")  # whatever the name says: no format that starts programs
+PICTURES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".webp",
+    ".pgm",
+    ".ppm",
+)
+# whatever the name says: no format that starts programs
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 
 OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a study on disk: where the image is and what is known about it; an empty patient is unknown."""
+    """One row of a study on disk: where the image is and what is known about it; an empty patient
+    is unknown.
+    """
 
     path: Path
     id: str
@@ -60,7 +78,8 @@ class Facts:
 
     hash: str
     range: Box
-    kind: tuple[int, tuple[int, ...], float, str, str]  # channels, shape, step, unit, orientation: the same for all
+    # channels, shape, step, unit, orientation: the same for all
+    kind: tuple[int, tuple[int, ...], float, str, str]
     legal: Box | None
     spacing: tuple[float, ...] | None
 
@@ -77,36 +96,55 @@ def is_image(path: Path) -> bool:
 
 def _check_slices(folder: Path) -> None:
     """Refuse a series beside which lies a file of an unknown kind: it may be a slice."""
-    odd = [p.name for p in sorted(folder.iterdir()) if p.is_file() and may_be_image(p) and not is_image(p)]
+    odd = [
+        p.name
+        for p in sorted(folder.iterdir())
+        if p.is_file() and may_be_image(p) and not is_image(p)
+    ]
     if odd:
-        raise expected(f"{folder} must hold DICOM files only", got=few(odd), do="move what is no slice out of it")
+        raise expected(
+            f"{folder} must hold DICOM files only",
+            got=few(odd),
+            do="move what is no slice out of it",
+        )
 
 
 def read_image(path: Path, box: Box | None = None) -> StoredImage:
-    """One file, or the folder of one DICOM series, as it is stored: pictures in [0, 1], clinical files in their own units.
+    """One file, or the folder of one DICOM series, as it is stored: pictures in [0, 1], clinical
+    files in their own units.
 
-    ``box`` declares the legal values, for pictures in stored numbers. Raises InputError, with the file's name, if it
-    is missing, truncated or no image.
-    """
+    ``box`` declares the legal values, for pictures in stored numbers. Raises InputError, with the
+    file's name, if it is missing, truncated or no image."""
     return guarded(path, lambda: _read(path, box))
 
 
 def _read(path: Path, box: Box | None) -> StoredImage:
     if not os.path.exists(path):
-        raise expected(f"{path} must be an image file", got="no such file", do="correct the path")
+        raise expected(
+            f"{path} must be an image file", got="no such file", do="correct the path"
+        )
     if is_picture(path):
         return read_picture(path, box)
     if path.is_dir():
         _check_slices(path)
-    image = read_series(path) if path.is_dir() else read_nifti(path) if is_nifti(path) else read_dicom(path)
+    image = (
+        read_series(path)
+        if path.is_dir()
+        else read_nifti(path)
+        if is_nifti(path)
+        else read_dicom(path)
+    )
     return image if box is None else replace(image, legal=box)
 
 
 def read_picture(path: Path, box: Box | None = None) -> StoredImage:
-    """A PNG, JPEG, TIFF, ... as it is stored: grey (1, H, W) or colour (3, H, W) of 8 or 16 bits, shown in [0, 1]."""
+    """A PNG, JPEG, TIFF, ... as it is stored: grey (1, H, W) or colour (3, H, W) of 8 or 16 bits,
+    shown in [0, 1].
+    """
     try:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
-            warnings.simplefilter("ignore")  # of large pictures; Pillow refuses too large ones
+            # of large pictures; Pillow refuses too large ones
+            warnings.simplefilter("ignore")
             _check_picture(path, file)
             file.load()
             if file.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -119,12 +157,16 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
         raise
     except Exception as error:  # Pillow's readers raise whatever they happen to meet
         raise expected(
-            f"{path} must be a readable picture", got=first_line(error), do="replace it or pass skip_bad=True"
+            f"{path} must be a readable picture",
+            got=first_line(error),
+            do="replace it or pass skip_bad=True",
         ) from error
     if pixels.dtype.kind == "i":  # 16-bit grey that Pillow widened
         if pixels.min() < 0 or pixels.max() > 65535:
             raise expected(
-                f"{path} must have 8 or 16 bits", got=f"values {pixels.min()}..{pixels.max()}", do="convert it"
+                f"{path} must have 8 or 16 bits",
+                got=f"values {pixels.min()}..{pixels.max()}",
+                do="convert it",
             )
         pixels = pixels.astype(np.uint16)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="))
@@ -134,21 +176,38 @@ def read_picture(path: Path, box: Box | None = None) -> StoredImage:
 
 
 def _check_picture(path: Path, file: Image.Image) -> None:
-    """Refuse, before it is decoded, what Pillow would cut, turn or guess: pages, floats, 16-bit colour, signed bytes, inks."""
-    pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))  # the others of an MPO are previews
+    """Refuse, before it is decoded, what Pillow would cut, turn or guess: pages, floats, 16-bit
+    colour, signed bytes, inks.
+    """
+    # the others of an MPO are previews
+    pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
     if pages > 1:
-        raise expected(f"{path} must hold one picture", got=f"{pages} pages or frames", do="save each as its own file")
+        raise expected(
+            f"{path} must hold one picture",
+            got=f"{pages} pages or frames",
+            do="save each as its own file",
+        )
     raw, got = str([tile[3] for tile in getattr(file, "tile", ())]), ""
     tags = getattr(file, "tag_v2", {})
-    bits, signs = max(tags.get(258, (1,))), max(tags.get(339, (1,)))  # BitsPerSample, SampleFormat
-    deep = ";16" in raw or bits > 8 or (file.format == "PPM" and file.mode == "RGB" and _top(file) > 255)
+    # BitsPerSample, SampleFormat
+    bits, signs = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
+    deep = (
+        ";16" in raw
+        or bits > 8
+        or (file.format == "PPM" and file.mode == "RGB" and _top(file) > 255)
+    )
     if file.mode == "F" or signs == 3:
         got = f"{bits if bits > 8 else 32}-bit floats"
     elif deep and file.mode not in ("I;16", "I;16B", "I;16L", "I"):
-        got = f"16 bits of {'grey with alpha' if 'LA' in raw else 'colour'}, of which 8 would be read"
+        got = (
+            f"16 bits of {'grey with alpha' if 'LA' in raw else 'colour'}, of which 8 would be "
+            "read"
+        )
     elif signs == 2 and bits <= 8:
         got = "signed bytes"
-    elif bits > 8 and tags.get(262) == 0:  # PhotometricInterpretation: Pillow turns these for 8 bits only
+    elif (
+        bits > 8 and tags.get(262) == 0
+    ):  # PhotometricInterpretation: Pillow turns these for 8 bits only
         got = "16 bits in which 0 is white"
     elif file.mode in ("CMYK", "LAB", "HSV"):
         got = f"{file.mode} colours"
@@ -159,7 +218,12 @@ def _check_picture(path: Path, file: Image.Image) -> None:
 
 def _top(file: Image.Image) -> int:
     """The largest number that a PPM's header allows."""
-    numbers = [n for tile in getattr(file, "tile", ()) if isinstance(tile[3], tuple) for n in tile[3]]
+    numbers = [
+        n
+        for tile in getattr(file, "tile", ())
+        if isinstance(tile[3], tuple)
+        for n in tile[3]
+    ]
     return max([n for n in numbers if isinstance(n, int)], default=255)
 
 
@@ -168,29 +232,43 @@ def load(path: Path, how: Reading) -> StoredImage:
     return guarded(path, lambda: _read(path, how.box).on(how.size, how.channels))
 
 
-def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence[str], how: Reading) -> Cases:
-    """A study on disk: the table is checked, then every file is read once, in order; the first error ends it.
+def cases_of_files(
+    entries: Sequence[Entry], *, name: str, class_names: Sequence[str], how: Reading
+) -> Cases:
+    """A study on disk: the table is checked, then every file is read once, in order; the first
+    error ends it.
 
-    With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs from most others are
-    left out and listed in ``skipped``.
-    """
+    With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs
+    from most others are left out and listed in ``skipped``."""
     if not how.skip_bad:
-        load(entries[0].path, how)  # a wrong format or size is told before all headers are read
+        # a wrong format or size is told before all headers are read
+        load(entries[0].path, how)
     entries = _with_patients(entries, how)
     notes = unknown_patients([e.patient for e in entries])
     if not any(e.split for e in entries):
-        shares = ", ".join(f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True))
+        shares = ", ".join(
+            f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True)
+        )
         notes += (f"splits: drawn by patient with seed {how.seed}, {shares}",)
     entries = _with_splits(entries, name, how)
-    labels, splits = np.array([e.label for e in entries], dtype=np.int64), np.array([e.split for e in entries])
+    labels, splits = (
+        np.array([e.label for e in entries], dtype=np.int64),
+        np.array([e.split for e in entries]),
+    )
     ids = np.array([e.id for e in entries])
     check_rows(ids, labels, splits, class_names)
     check_classes(labels, class_names, name)
-    check_patients(np.array([e.patient or e.id for e in entries]), ids=ids, splits=splits, name=name)
-    found, skipped = _scan([entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how)
+    check_patients(
+        np.array([e.patient or e.id for e in entries]), ids=ids, splits=splits, name=name
+    )
+    found, skipped = _scan(
+        [entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how
+    )
     if not found:
         raise expected(
-            f"{name} must hold readable images", got=f"{len(skipped)} bad ones", do=f"see: {skipped[0].reason}"
+            f"{name} must hold readable images",
+            got=f"{len(skipped)} bad ones",
+            do=f"see: {skipped[0].reason}",
         )
     kept, facts = [entry for entry, _ in found], [fact for _, fact in found]
     channels, shape, step, unit, orientation = facts[0].kind
@@ -212,7 +290,9 @@ def cases_of_files(entries: Sequence[Entry], *, name: str, class_names: Sequence
         hashes=np.array([f.hash for f in facts]),
         pixels=Files(tuple(e.path for e in kept), how),
         paths=tuple(str(e.path) for e in kept),
-        spacing=tuple(np.median(spacings, axis=0).tolist()) if len(spacings) == len(facts) else None,
+        spacing=tuple(np.median(spacings, axis=0).tolist())
+        if len(spacings) == len(facts)
+        else None,
         skipped=tuple(skipped),
         orientation=orientation,
         notes=notes,
@@ -223,7 +303,12 @@ def _with_patients(entries: Sequence[Entry], how: Reading) -> list[Entry]:
     """The entries with the patient that the DICOM header names, where nothing else does."""
 
     def patient(entry: Entry) -> str:
-        known = entry.patient or is_picture(entry.path) or is_nifti(entry.path) or not entry.path.exists()
+        known = (
+            entry.patient
+            or is_picture(entry.path)
+            or is_nifti(entry.path)
+            or not entry.path.exists()
+        )
         return entry.patient if known else patient_of(entry.path, keep=how.keep_patient_ids)
 
     return [replace(entry, patient=patient(entry)) for entry in entries]
@@ -236,13 +321,21 @@ def _with_splits(entries: Sequence[Entry], name: str, how: Reading) -> list[Entr
         return list(entries)
     if len(without) < len(entries):
         raise expected(
-            f"all cases of {name} must have a split, or none", got=f"none for {few(without)}", do="fill it in"
+            f"all cases of {name} must have a split, or none",
+            got=f"none for {few(without)}",
+            do="fill it in",
         )
-    parts = by_hash([e.patient or e.id for e in entries], dict(zip(SPLITS, how.fractions, strict=True)), seed=how.seed)
+    parts = by_hash(
+        [e.patient or e.id for e in entries],
+        dict(zip(SPLITS, how.fractions, strict=True)),
+        seed=how.seed,
+    )
     return [replace(e, split=str(part)) for e, part in zip(entries, parts, strict=True)]
 
 
-def _scan(entries: Sequence[Entry], how: Reading) -> tuple[list[tuple[Entry, Facts]], list[Skipped]]:
+def _scan(
+    entries: Sequence[Entry], how: Reading
+) -> tuple[list[tuple[Entry, Facts]], list[Skipped]]:
     """The readable files that are of one kind, and the others."""
     found: list[tuple[Entry, Facts]] = []
     skipped: list[Skipped] = []
@@ -271,7 +364,9 @@ def _facts(path: Path, how: Reading) -> Facts:
         values = image.values
     if not np.isfinite(values).all():
         got = f"{np.count_nonzero(~np.isfinite(values))} voxels of NaN or infinity"
-        raise expected(f"{path} must be finite", got=got, do="repair it or pass skip_bad=True")
+        raise expected(
+            f"{path} must be finite", got=got, do="repair it or pass skip_bad=True"
+        )
     kind = (len(values), values.shape[1:], image.step, image.unit, image.orientation)
     span = (float(values.min()), float(values.max()))
     return Facts(content_hash(image.stored), span, kind, image.legal, image.spacing)
@@ -279,8 +374,14 @@ def _facts(path: Path, how: Reading) -> Facts:
 
 def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError:
     names = ("channels", "shape", "step of grey levels", "unit", "orientation")
-    what, a, b = next(row for row in zip(names, odd[1].kind, model[1].kind, strict=True) if row[1] != row[2])
-    do = {"channels": "pass channels=1 or 3", "shape": "pass size=..."}.get(what, "convert it")
+    what, a, b = next(
+        row
+        for row in zip(names, odd[1].kind, model[1].kind, strict=True)
+        if row[1] != row[2]
+    )
+    do = {"channels": "pass channels=1 or 3", "shape": "pass size=..."}.get(
+        what, "convert it"
+    )
     return expected(
         f"{odd[0].path} must have the {what} of {model[0].path.name} ({b or 'none'})",
         got="none" if a == "" else a,
@@ -289,9 +390,15 @@ def _differs(odd: tuple[Entry, Facts], model: tuple[Entry, Facts]) -> InputError
 
 
 def _check_grid(found: Sequence[tuple[Entry, Facts]], box: Box, step: float) -> None:
-    """Refuse files whose grey levels do not lie on the grid that starts at the floor of the box."""
+    """Refuse files whose grey levels do not lie on the grid that starts at the floor of the
+    box.
+    """
     for entry, facts in found:
         offset = (facts.range[0] - box[0]) / step if step else 0.0
         if abs(offset - round(offset)) > OFF_GRID:
             what = f"{entry.path} must have grey levels at {box[0]:g} + k * {step:g}"
-            raise expected(what, got=f"{facts.range[0]:g}", do="start the box on a grey level, or convert the file")
+            raise expected(
+                what,
+                got=f"{facts.range[0]:g}",
+                do="start the box on a grey level, or convert the file",
+            )

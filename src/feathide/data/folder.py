@@ -6,33 +6,51 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import expected, few, unknown
-from .cases import Cases, Skipped
-from .dicom import is_series
-from .files import Entry, cases_of_files, is_image, is_picture, load
-from .nifti import is_nifti
-from .reading import SPLIT_NAMES, Reading, may_be_image, patient_in, patients_of, read_table
+from feathide.data.cases import Cases, Skipped
+from feathide.data.columns import (
+    SPLIT_NAMES,
+    Reading,
+    may_be_image,
+    patient_in,
+    patients_of,
+    read_table,
+)
+from feathide.data.files import Entry, cases_of_files, is_image, is_picture, load
+from feathide.errors import expected, few, unknown
+from feathide.formats.dicom import is_series
+from feathide.formats.nifti import is_nifti
 
 __all__ = ["read_folder"]
 
-SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # folders that systems make beside files
+# folders that systems make beside files
+SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def read_folder(root: Path, name: str, how: Reading) -> Cases:
-    """ROOT/class/image or ROOT/split/class/image, with the folders' names as classes and the relative path as id.
+    """ROOT/class/image or ROOT/split/class/image, with the folders' names as classes and the
+    relative path as id.
 
-    Without split folders the patients are hashed into train, val and test, so a case stays where it is when others
-    are added. The patient comes from ``how.patients`` (CSV with the columns id, patient), from
-    ``how.patient_pattern``, from the file's header, or is the case itself.
-    """
+    Without split folders the patients are hashed into train, val and test, so a case stays where
+    it is when others are added. The patient comes from ``how.patients`` (CSV with the columns id,
+    patient), from ``how.patient_pattern``, from the file's header, or is the case itself."""
     tops = _folders(root)
-    split_of = {top: SPLIT_NAMES[top.name.lower()] for top in tops if top.name.lower() in SPLIT_NAMES}
+    split_of = {
+        top: SPLIT_NAMES[top.name.lower()]
+        for top in tops
+        if top.name.lower() in SPLIT_NAMES
+    }
     if split_of and len(split_of) < len(tops):
         got = ", ".join(t.name for t in tops)
         raise expected(
-            f"{root} must hold either split folders or class folders", got=got, do="move or rename the others"
+            f"{root} must hold either split folders or class folders",
+            got=got,
+            do="move or rename the others",
         )
-    classes = sorted({c.name for top in tops for c in _folders(top)} if split_of else {top.name for top in tops})
+    classes = sorted(
+        {c.name for top in tops for c in _folders(top)}
+        if split_of
+        else {top.name for top in tops}
+    )
     names = list(how.class_names) if how.class_names else classes
     for found in classes:
         if found not in names:
@@ -40,36 +58,62 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
     above = [root, *tops] if split_of else [root]  # the folders of folders
-    others = [Path(e.path) for top in above for e in os.scandir(top) if e.is_file() and may_be_image(Path(e.path))]
+    others = [
+        Path(e.path)
+        for top in above
+        for e in os.scandir(top)
+        if e.is_file() and may_be_image(Path(e.path))
+    ]
     for top in tops:
         for folder in _folders(top) if split_of else [top]:
             for path in _images(folder, others):
                 if not entries and not how.skip_bad:
-                    load(path, how)  # what is wrong with the first is told before the others are listed
+                    # what is wrong with the first is told before the others are listed
+                    load(path, how)
                 id = path.relative_to(root).as_posix()
                 patient = patient_in(id, how.patient_pattern) if how.patient_pattern else ""
-                entries.append(Entry(path, id, names.index(folder.name), patient, split_of.get(top, "")))
+                entries.append(
+                    Entry(
+                        path, id, names.index(folder.name), patient, split_of.get(top, "")
+                    )
+                )
     if others and not how.skip_bad:
         kinds = Counter(path.suffix.lower() or "no ending" for path in others)
         named = few([path.relative_to(root).as_posix() for path in sorted(others)])
         raise expected(
-            f"{root} must hold images in class folders, of kinds that are read and not beside slices",
-            got=f"{len(others)} other files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}",
+            (
+                f"{root} must hold images in class folders, of kinds that are read and not "
+                "beside slices"
+            ),
+            got=(
+                f"{len(others)} other files "
+                f"({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}"
+            ),
             do="convert, move or remove them, or pass skip_bad=True to leave them out",
         )
     if not entries:
         raise expected(
-            f"{root} must hold one folder of images per class", got="no image", do="check the path and the file types"
+            f"{root} must hold one folder of images per class",
+            got="no image",
+            do="check the path and the file types",
         )
     if how.patients:
         unread = [path.relative_to(root).as_posix() for path in others]
         pairs = [(row["id"], row["patient"]) for row in table]
         do = f"write paths from {root}, with /, such as {entries[0].id}"
-        listed = patients_of(how.patients, pairs, [e.id for e in entries], how=do, unread=unread)
-        entries = [replace(e, patient=patient or e.patient) for e, patient in zip(entries, listed, strict=True)]
+        listed = patients_of(
+            how.patients, pairs, [e.id for e in entries], how=do, unread=unread
+        )
+        entries = [
+            replace(e, patient=patient or e.patient)
+            for e, patient in zip(entries, listed, strict=True)
+        ]
     cases = cases_of_files(entries, name=name, class_names=names, how=how)
     left_out = tuple(
-        Skipped(str(path), "not an image of a kind that is read, in a class folder and not beside slices")
+        Skipped(
+            str(path),
+            "not an image of a kind that is read, in a class folder and not beside slices",
+        )
         for path in others
     )
     return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
@@ -83,7 +127,9 @@ def _put_aside(path: Path, others: list[Path]) -> bool:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(Path(e.path) for e in os.scandir(root) if e.is_dir() and not _hidden(e.name))
+    return sorted(
+        Path(e.path) for e in os.scandir(root) if e.is_dir() and not _hidden(e.name)
+    )
 
 
 def _hidden(folder: str) -> bool:
@@ -91,10 +137,12 @@ def _hidden(folder: str) -> bool:
 
 
 def _images(folder: Path, others: list[Path]) -> Iterator[Path]:
-    """The images and series below a class folder; what is neither an image nor a text, pictures beside slices and linked folders (they may lead anywhere)
-    are put into ``others``."""
+    """The images and series below a class folder; what is neither an image nor a text, pictures
+    beside slices and linked folders (they may lead anywhere) are put into ``others``.
+    """
     for where, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not _hidden(name))  # as hidden files, they are left out
+        # as hidden files, they are left out
+        below[:] = sorted(name for name in below if not _hidden(name))
         others.extend(path for name in below if (path := Path(where, name)).is_symlink())
         shown = (Path(where, f) for f in sorted(files) if not f.startswith("."))
         images = (path for path in shown if is_image(path) or _put_aside(path, others))

@@ -5,26 +5,37 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..errors import expected, unknown
-from ..plugins import with_plugins
-from ..types import Box
-from .arrays import read_npz
-from .cases import Cases
-from .folder import read_folder
-from .guard import told
-from .manifest import read_manifest
-from .originals import ORIGINALS
-from .phantoms import phantoms
-from .reading import Reading
-from .select import of_classes, slices
-from .split import check_classes, check_split, thin, without_copies
+from feathide.data.arrays import read_npz
+from feathide.data.cases import Cases
+from feathide.data.columns import Reading
+from feathide.data.folder import read_folder
+from feathide.data.manifest import read_manifest
+from feathide.data.phantoms import phantoms
+from feathide.data.public import ORIGINALS
+from feathide.data.select import of_classes, slices
+from feathide.data.split import check_classes, check_split, thin, without_copies
+from feathide.errors import expected, unknown
+from feathide.formats.safety import told
+from feathide.registry.plugins import with_plugins
+from feathide.types import Box
 
 __all__ = ["DATASETS", "Kind", "load_cases"]
 
 Kind = Literal[
-    "auto", "npz", "folder", "manifest", "phantoms", "aptos2019", "aptos2019-binary", "kermany", "kermany-resplit", "medmnist",
-    "rsna-haemorrhage", "rsna-haemorrhage-findings", "ct-ich",
-]  # fmt: skip
+    "auto",
+    "npz",
+    "folder",
+    "manifest",
+    "phantoms",
+    "aptos2019",
+    "aptos2019-binary",
+    "kermany",
+    "kermany-resplit",
+    "medmnist",
+    "rsna-haemorrhage",
+    "rsna-haemorrhage-findings",
+    "ct-ich",
+]
 
 
 def load_cases(
@@ -46,27 +57,30 @@ def load_cases(
     skip_bad: bool = False,
     keep_patient_ids: bool = False,
 ) -> Cases:
-    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV manifest, "phantoms",
-    or a public set as its own page gives it (``kind``, see ``data.originals``).
+    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV
+    manifest, "phantoms", or a public set as its own page gives it (``kind``, see
+    ``data.originals``).
 
-    Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM series, and NIfTI
-    (all three in their own units).
+    Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM
+    series, and NIfTI (all three in their own units).
 
-    ``path`` may be the name of a data set that an installed package adds (entry points ``feathide.datasets``): a callable that is told
-    ``size``, ``channels`` and ``seed`` and gives ``Cases``.
+    ``path`` may be the name of a data set that an installed package adds (entry points
+    ``feathide.datasets``): a callable that is told ``size``, ``channels`` and ``seed`` and gives
+    ``Cases``.
 
-    ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a CSV of patient ids
-    (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a regular expression that finds the
-    patient in a file's path. ``size`` and ``channels`` resize and convert; ``box`` declares the legal values in the
-    images' own units; ``classes`` keeps only these, by name or number; ``slice`` keeps the middle slice of each volume along
-    that axis; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where the data
-    has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves out unusable files and copies
-    across splits and lists them in ``Cases.skipped``. The patient of a DICOM file is a short hash of the id in its
-    header unless ``keep_patient_ids``.
+    ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a
+    CSV of patient ids (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a
+    regular expression that finds the patient in a file's path. ``size`` and ``channels`` resize
+    and convert; ``box`` declares the legal values in the images' own units; ``classes`` keeps
+    only these, by name or number; ``slice`` keeps the middle slice of each volume along that
+    axis; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where
+    the data has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves
+    out unusable files and copies across splits and lists them in ``Cases.skipped``. The patient
+    of a DICOM file is a short hash of the id in its header unless ``keep_patient_ids``.
 
-    Raises InputError for anything that cannot be used: missing or corrupt files, unequal shapes, one class only,
-    labels out of range, duplicate ids, values outside the box, a patient or an exact copy of an image in two splits.
-    """
+    Raises InputError for anything that cannot be used: missing or corrupt files, unequal shapes,
+    one class only, labels out of range, duplicate ids, values outside the box, a patient or an
+    exact copy of an image in two splits."""
     how = Reading(
         patients=None if patients is None else Path(patients),
         patient_pattern=patient_pattern,
@@ -91,7 +105,8 @@ def load_cases(
     return cases
 
 
-DATASETS: Mapping[str, Callable[..., Cases]] = with_plugins("datasets", {})  # rows of other packages only
+# rows of other packages only
+DATASETS: Mapping[str, Callable[..., Cases]] = with_plugins("datasets", {})
 _READERS = {"npz": read_npz, "folder": read_folder, "manifest": read_manifest, **ORIGINALS}
 
 
@@ -104,7 +119,11 @@ def _read(path: str | Path, kind: str, name: str, how: Reading, limit: int | Non
     _check_taken(chosen, how)
     if chosen == "phantoms":
         size, axes = how.size, 3 if str(path) == "phantoms3d" else 2
-        shape = (size or (64, 32)[axes - 2],) * axes if size is None or isinstance(size, int) else tuple(size)
+        shape = (
+            (size or (64, 32)[axes - 2],) * axes
+            if size is None or isinstance(size, int)
+            else tuple(size)
+        )
         cases = phantoms(shape=shape, channels=how.channels or 1, seed=how.seed)
         return cases.take(thin(cases.labels, cases.splits, limit=limit, seed=how.seed))
     if chosen not in _READERS:
@@ -117,10 +136,23 @@ def _check_taken(kind: str, how: Reading) -> None:
     """Refuse a source of patients that this kind of data does not read."""
     if how.patients is not None and kind not in ("npz", "folder", "medmnist"):
         do = "use its column patient" if kind == "manifest" else "leave it out"
-        raise expected("patients must be a table beside an npz file or a folder", got=f"a {kind}", do=do)
-    if how.patient_pattern is not None and kind not in ("folder", "manifest", "kermany", "kermany-resplit"):
+        raise expected(
+            "patients must be a table beside an npz file or a folder",
+            got=f"a {kind}",
+            do=do,
+        )
+    if how.patient_pattern is not None and kind not in (
+        "folder",
+        "manifest",
+        "kermany",
+        "kermany-resplit",
+    ):
         do = "pass patients=..." if kind in ("npz", "medmnist") else "leave it out"
-        raise expected("patient_pattern must be for the paths of a folder or manifest", got=f"a {kind}", do=do)
+        raise expected(
+            "patient_pattern must be for the paths of a folder or manifest",
+            got=f"a {kind}",
+            do=do,
+        )
 
 
 def _kind(path: str | Path) -> str:
@@ -130,11 +162,17 @@ def _kind(path: str | Path) -> str:
         return "phantoms"
     if not os.path.exists(where):
         raise expected(
-            f"{path} must be a file or folder", got="nothing of that name", do='correct the path, or use "phantoms"'
+            f"{path} must be a file or folder",
+            got="nothing of that name",
+            do='correct the path, or use "phantoms"',
         )
     if where.is_dir():
         return "folder"
     kinds = {".npz": "npz", ".csv": "manifest"}
     if where.suffix.lower() not in kinds:
-        raise expected(f"{path} must be .npz, .csv or a folder", got=where.suffix or "no ending", do="pass kind=...")
+        raise expected(
+            f"{path} must be .npz, .csv or a folder",
+            got=where.suffix or "no ending",
+            do="pass kind=...",
+        )
     return kinds[where.suffix.lower()]

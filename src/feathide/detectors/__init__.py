@@ -1,16 +1,19 @@
-"""Detectors: what guards a classifier. ``DETECTORS`` makes each by the name that tables and plans call it."""
+"""Detectors: what guards a classifier. ``DETECTORS`` makes each by the name that tables and plans
+call it.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
 from feathide.detectors.base import Detector
 from feathide.detectors.density import KernelDensity, MixtureEnergy, NearestNeighbours
-from feathide.detectors.guards import JointGaussian, RandomSubsets
 from feathide.detectors.image import FeatureSqueezing, PixelRegression, PixelStatistics
+from feathide.detectors.joint import JointGaussian, RandomSubsets
 from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
-from feathide.detectors.twosided import TwoSided
+from feathide.detectors.reference_network import ReferenceNetwork
+from feathide.detectors.two_sided import TwoSided
 from feathide.detectors.uncertainty import (
     DensityAndDropout,
     DropoutUncertainty,
@@ -18,7 +21,6 @@ from feathide.detectors.uncertainty import (
     LogitUncertainty,
     MaxSoftmax,
 )
-from feathide.detectors.witness import Witness
 
 __all__ = [
     "DETECTORS",
@@ -39,9 +41,9 @@ __all__ = [
     "PixelRegression",
     "PixelStatistics",
     "RandomSubsets",
+    "ReferenceNetwork",
     "SupportVectors",
     "TwoSided",
-    "Witness",
     "input_step",
 ]
 
@@ -60,8 +62,8 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     FreeEnergy,
     JointGaussian,
     RandomSubsets,
-    Witness,
-    partial(Witness, name="witness-joint", inner=JointGaussian()),
+    ReferenceNetwork,
+    partial(ReferenceNetwork, name="reference-network-joint", inner=JointGaussian()),
     partial(LocalDimension, name="lid-oneclass", combine="mean"),
     partial(Mahalanobis, name="maha-oneclass", combine="mean"),
     TwoSided,

@@ -1,7 +1,7 @@
 """Detector: learns from evidence, then gives each sample one number, HIGHER = MORE SUSPICIOUS.
 
-A detector is a frozen recipe; ``fit`` returns a copy that holds what was learnt, so a recipe can be fitted many times.
-"""
+A detector is a frozen recipe; ``fit`` returns a copy that holds what was learnt, so a recipe can
+be fitted many times."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feathide.errors import InputError, expected, first_line, unknown
-from feathide.memory import lacks_memory
+from feathide.models.memory import lacks_memory
 from feathide.types import Evidence, Outputs, Space
 
 __all__ = [
@@ -37,16 +37,20 @@ OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded`
 
 
 class Detector(ABC):
-    """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device of ``out``.
+    """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device
+    of ``out``.
 
-    ``needs_dropout``, ``needs_witness``, ``needs_statistics``, ``needs_squeezed``: whether ``score`` reads ``out.stochastic``, ``out.witness``,
-    ``out.statistics`` or ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces in which it looks, which reports
-    say beside it; whoever asks the network about other images than the one that was sent reads "image" and "logits". The predicted class is read by all.
-    ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and hides it fails a gate.
+    ``needs_dropout``, ``needs_reference_network``, ``needs_statistics``, ``needs_squeezed``:
+    whether ``score`` reads ``out.stochastic``, ``out.reference network``, ``out.statistics`` or
+    ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces
+    in which it looks, which reports say beside it; whoever asks the network about other images
+    than the one that was sent reads "image" and "logits". The predicted class is read by all.
+    ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and
+    hides it fails a sanity check.
 
-    Every ``fit`` and ``score``, of whoever's detector, stands behind one border: what is not finite or not in floating point, scores that are no numbers
-    or not one a row, and, of foreign code, whatever it raises are an ``InputError`` in one sentence.
-    """
+    Every ``fit`` and ``score``, of whoever's detector, stands behind one border: what is not
+    finite or not in floating point, scores that are no numbers or not one a row, and, of foreign
+    code, whatever it raises are an ``InputError`` in one sentence."""
 
     def __init_subclass__(cls, **how: Any) -> None:
         super().__init_subclass__(**how)
@@ -55,7 +59,7 @@ class Detector(ABC):
                 setattr(cls, name, border(cls.__dict__[name]))
 
     needs_dropout: ClassVar[bool] = False
-    needs_witness: ClassVar[bool] = False
+    needs_reference_network: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = False
     needs_squeezed: ClassVar[bool] = False
@@ -74,15 +78,18 @@ class Detector(ABC):
         """A copy that has learnt from ``evidence``; what an earlier fit learnt is forgotten.
 
         Raises:
-            InputError: the evidence is too small, not finite, constant, or lacks a layer, a class or the dropout draws.
+            InputError: the evidence is too small, not finite, constant, or lacks a layer, a class
+                or the dropout draws.
         """
 
     @abstractmethod
     def score(self, out: Outputs) -> Tensor:
-        """The suspicion of each sample, (N,): of a row that row alone decides, differentiably almost everywhere.
+        """The suspicion of each sample, (N,): of a row that row alone decides, differentiably
+        almost everywhere.
 
         Raises:
-            InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not finite.
+            InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not
+                finite.
         """
 
 
@@ -93,7 +100,10 @@ def _fitting(fit: Callable[[Any, Evidence], Any]) -> Callable[[Any, Evidence], A
             return fit(self, evidence)
         parts = ("train", "clean", "noisy", "adversarial")
         return _behind(
-            self, "learn from the evidence", {p: getattr(evidence, p) for p in parts}, lambda: fit(self, evidence)
+            self,
+            "learn from the evidence",
+            {p: getattr(evidence, p) for p in parts},
+            lambda: fit(self, evidence),
         )
 
     return behind
@@ -108,13 +118,19 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
         if not isinstance(found, Tensor) or found.shape != (len(out),):
             got = f"{type(found).__name__} {tuple(getattr(found, 'shape', ()))}"
             raise expected(
-                f"detector {self.name} must give a tensor of {len(out)} scores, one a row", got=got, do="flatten it"
+                f"detector {self.name} must give a tensor of {len(out)} scores, one a row",
+                got=got,
+                do="flatten it",
             )
         if bool(found.detach().isnan().any()):
             _refuse(self, {"": out})
             bad = int(found.detach().isnan().sum())
             do = "leave this detector out, or look at what it divides by"
-            raise expected(f"scores of {self.name} must be numbers", got=f"NaN for {bad} of {len(out)} rows", do=do)
+            raise expected(
+                f"scores of {self.name} must be numbers",
+                got=f"NaN for {bad} of {len(out)} rows",
+                do=do,
+            )
         return found
 
     return behind
@@ -122,7 +138,9 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
 
 @contextmanager
 def unguarded() -> Iterator[None]:
-    """Detectors without their border: what their own code does, for laws that judge it."""
+    """Detectors without their border: what their own code does, for conformance checks that judge
+    it.
+    """
     token = OPEN.set(True)
     try:
         yield
@@ -130,16 +148,23 @@ def unguarded() -> Iterator[None]:
         OPEN.reset(token)
 
 
-def _behind(detector: Detector, act: str, given: Mapping[str, Outputs], work: Callable[[], T]) -> T:
-    """``work()``, with whatever it raises as one sentence; errors of our own detectors on sound input are ours and stay as they are."""
+def _behind(
+    detector: Detector, act: str, given: Mapping[str, Outputs], work: Callable[[], T]
+) -> T:
+    """``work()``, with whatever it raises as one sentence; errors of our own detectors on sound
+    input are ours and stay as they are.
+    """
     for part, out in given.items():
-        if bool(out.logits.detach().isnan().any()):  # whose largest would be taken for the prediction
+        # whose largest would be taken for the prediction
+        if bool(out.logits.detach().isnan().any()):
             _refuse(detector, given)
         for name, values in _read(out):
             if not values.is_floating_point():
                 got = str(values.dtype).removeprefix("torch.")
                 raise expected(
-                    f"{_of(name, part)} must be floating-point numbers", got=got, do="convert them with .float()"
+                    f"{_of(name, part)} must be floating-point numbers",
+                    got=got,
+                    do="convert them with .float()",
                 )
     try:
         return work()
@@ -150,11 +175,15 @@ def _behind(detector: Detector, act: str, given: Mapping[str, Outputs], work: Ca
             raise
         _refuse(detector, given)
         module = type(detector).__module__
-        if module.startswith("feathide.") and not module.startswith("feathide.addon."):
+        if module.startswith("feathide.") and not module.startswith(
+            "feathide.integrations."
+        ):
             raise
         do = "correct its options or its code, or leave it out"
         got = f"{type(error).__name__}: {first_line(error)}"
-        raise expected(f"detector {detector.name} must be able to {act}", got=got, do=do) from error
+        raise expected(
+            f"detector {detector.name} must be able to {act}", got=got, do=do
+        ) from error
 
 
 def _refuse(detector: Detector, given: Mapping[str, Outputs]) -> None:
@@ -163,7 +192,11 @@ def _refuse(detector: Detector, given: Mapping[str, Outputs]) -> None:
         for name, values in _read(out):
             if not values.detach().isfinite().all():
                 do = "check the images and weights"
-                raise expected(f"{_of(name, part)} must be finite for {detector.name}", got="NaN or infinity", do=do)
+                raise expected(
+                    f"{_of(name, part)} must be finite for {detector.name}",
+                    got="NaN or infinity",
+                    do=do,
+                )
 
 
 def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
@@ -175,8 +208,11 @@ def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
         yield "statistics of the image", out.statistics
     if out.squeezed is not None:
         yield "logits of the squeezed images", out.squeezed
-    if out.witness is not None:
-        yield from ((f"{name} of the witness", values) for name, values in _read(out.witness))
+    if out.reference_network is not None:
+        yield from (
+            (f"{name} of the reference network", values)
+            for name, values in _read(out.reference_network)
+        )
 
 
 def _of(name: str, part: str) -> str:
@@ -188,7 +224,9 @@ class Layered(Detector):
 
     @abstractmethod
     def columns(self, out: Outputs) -> Tensor:
-        """What it finds in each layer, (N, L), on a scale with two tails: logarithms of densities, distances, energies."""
+        """What it finds in each layer, (N, L), on a scale with two tails: logarithms of
+        densities, distances, energies.
+        """
 
 
 def fitted(learnt: T | None, detector: Detector) -> T:
@@ -203,11 +241,15 @@ def fitted(learnt: T | None, detector: Detector) -> T:
 
 
 def layer_names(out: Outputs, layers: Layers) -> tuple[str, ...]:
-    """The layers of ``out`` that ``layers`` speaks of: in the order of the network, or in that of the names given."""
+    """The layers of ``out`` that ``layers`` speaks of: in the order of the network, or in that of
+    the names given.
+    """
     names = tuple(out.features)
     if not names:
         raise expected(
-            "outputs must hold the features of at least one layer", got="none", do="give the classifier layers"
+            "outputs must hold the features of at least one layer",
+            got="none",
+            do="give the classifier layers",
         )
     if layers == "all":
         return names
@@ -225,7 +267,9 @@ def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
     if not torch.stack(
         [f.detach().isfinite().all() for f in chosen]
     ).all():  # one wait for the device, not one per layer
-        bad = next(name for name, f in zip(names, chosen, strict=True) if not f.isfinite().all())
+        bad = next(
+            name for name, f in zip(names, chosen, strict=True) if not f.isfinite().all()
+        )
         raise expected(
             f"features must be finite, those of layer {bad!r} are",
             got="NaN or infinity",
@@ -235,7 +279,9 @@ def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
 
 
 def spread(x: Tensor, name: str) -> Tensor:
-    """The standard deviation of each channel of ``x`` (N, C), (C,); a layer that is constant is an error."""
+    """The standard deviation of each channel of ``x`` (N, C), (C,); a layer that is constant is
+    an error.
+    """
     std = x.double().std(0, correction=0)
     if not (std > 1e-12 * x.abs().amax(0)).any():
         raise expected(
@@ -247,7 +293,9 @@ def spread(x: Tensor, name: str) -> Tensor:
 
 
 def class_features(evidence: Evidence, name: str) -> tuple[Tensor, ...]:
-    """The training features of layer ``name`` in float64, one (N_c, C) for each class of the classifier."""
+    """The training features of layer ``name`` in float64, one (N_c, C) for each class of the
+    classifier.
+    """
     x, labels = features(evidence.train, [name])[0].detach().double(), evidence.train_labels
     if len(labels) != len(x):
         raise expected(
@@ -259,26 +307,36 @@ def class_features(evidence: Evidence, name: str) -> tuple[Tensor, ...]:
     empty = [c for c in range(classes) if not (labels == c).any()]
     if empty:
         raise expected(
-            f"all {classes} classes must have training features", got=f"none of class {empty}", do="add images of it"
+            f"all {classes} classes must have training features",
+            got=f"none of class {empty}",
+            do="add images of it",
         )
     spread(x, name)
     return tuple(x[labels.to(x.device) == c] for c in range(classes))
 
 
 def per_class(classes: Tensor, score: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """``score(c, rows)`` (n,) of the rows of each class that occurs in ``classes`` (N,), put back in order, (N,)."""
+    """``score(c, rows)`` (n,) of the rows of each class that occurs in ``classes`` (N,), put back
+    in order, (N,).
+    """
     present = classes.unique().tolist() or [0]
     rows = [(classes == c).nonzero().flatten() for c in present]
-    return torch.cat([score(c, r) for c, r in zip(present, rows, strict=True)])[torch.cat(rows).argsort()]
+    return torch.cat([score(c, r) for c, r in zip(present, rows, strict=True)])[
+        torch.cat(rows).argsort()
+    ]
 
 
 def trials(evidence: Evidence, *, least: int = 2) -> tuple[Outputs, Outputs]:
-    """The negatives (clean, then noisy) and the positives (adversarial) of a supervised detector, without gradient."""
+    """The negatives (clean, then noisy) and the positives (adversarial) of a supervised detector,
+    without gradient.
+    """
     rows = [len(evidence.clean), len(evidence.noisy), len(evidence.adversarial)]
     if len(set(rows)) > 1 or rows[0] < least:
         raise expected(
             f"clean, noisy and adversarial must be the same images, at least {least}",
             got=f"{rows} rows",
-            do="give more images to the fit part",
+            do="give more images to the detector-training split",
         )
-    return Outputs.cat([evidence.clean, evidence.noisy]).detach(), evidence.adversarial.detach()
+    return Outputs.cat(
+        [evidence.clean, evidence.noisy]
+    ).detach(), evidence.adversarial.detach()

@@ -1,4 +1,6 @@
-"""Distances between many samples and many references: matrix products in chunks, memory independent of N."""
+"""Distances between many samples and many references: matrix products in chunks, memory
+independent of N.
+"""
 
 from collections.abc import Callable
 
@@ -22,31 +24,42 @@ def log_of(distances: Tensor) -> Tensor:
 
 
 def squared(x: Tensor, reference: Tensor) -> Tensor:
-    """Squared Euclidean distances (N, R) of ``x`` (N, C) to ``reference`` (R, C), by one matrix product.
+    """Squared Euclidean distances (N, R) of ``x`` (N, C) to ``reference`` (R, C), by one matrix
+    product.
 
-    Both are centred first: the product loses digits where the norms are large beside the distances.
-    """
+    Both are centred first: the product loses digits where the norms are large beside the
+    distances."""
     centre = reference.mean(0)
     x, reference = x - centre, reference - centre
-    return (x.square().sum(1, keepdim=True) + reference.square().sum(1) - 2 * x @ reference.T).clamp_min(0)
+    return (
+        x.square().sum(1, keepdim=True) + reference.square().sum(1) - 2 * x @ reference.T
+    ).clamp_min(0)
 
 
 def nearest(x: Tensor, reference: Tensor, k: int) -> Tensor:
-    """Distances to the ``k`` nearest references, ascending, (N, k); needs at least k + 1 references, all different.
+    """Distances to the ``k`` nearest references, ascending, (N, k); needs at least k + 1
+    references, all different.
 
-    Neighbours are chosen by ``squared``, without gradient; their distances are computed from the differences, hence
-    exact and differentiable. A sample that is itself a reference does not count itself: the nearest one is passed
-    over where it is 10,000 times closer than the second.
+    Neighbours are chosen by ``squared``, without gradient; their distances are computed from the
+    differences, hence exact and differentiable. A sample that is itself a reference does not
+    count itself: the nearest one is passed over where it is 10,000 times closer than the second.
     """
 
     def rows(part: Tensor) -> Tensor:
         with torch.no_grad():
-            index = squared(part, reference).topk(k + 1, largest=False).indices  # (n, k + 1)
+            # (n, k + 1)
+            index = squared(part, reference).topk(k + 1, largest=False).indices
             distance = (part[:, None] - reference[index]).square().sum(2).sqrt()
             distance, order = distance.sort(1)
             index = index.gather(1, order)
             itself = distance[:, :1] <= ITSELF * distance[:, 1:2]
             index = torch.where(itself, index[:, 1:], index[:, :-1])  # (n, k)
-        return (part[:, None] - reference[index]).square().sum(2).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+        return (
+            (part[:, None] - reference[index])
+            .square()
+            .sum(2)
+            .clamp_min(torch.finfo(x.dtype).tiny)
+            .sqrt()
+        )
 
     return in_chunks(rows, x, max(len(reference), (k + 1) * x.shape[1]))

@@ -1,4 +1,6 @@
-"""Head: one number from several columns of scores (one per layer), the same affine form whether supervised or not."""
+"""Head: one number from several columns of scores (one per layer), the same affine form whether
+supervised or not.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,22 +29,32 @@ def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def held_out_auc(columns: Tensor) -> float:
-    """The AUC of a logistic regression on images that it has not learnt from, mean over three folds.
+    """The AUC of a logistic regression on images that it has not learnt from, mean over three
+    folds.
 
-    ``columns`` (3n, L): n images clean, then noisy, then adversarial; the three rows of an image lie in one fold.
-    """
+    ``columns`` (3n, L): n images clean, then noisy, then adversarial; the three rows of an image
+    lie in one fold."""
     images = len(columns) // 3
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000))
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000)
+    )
     labels, image = np.repeat([0, 0, 1], images), np.tile(np.arange(images), 3)
     found = cross_val_score(
-        model, columns.double().cpu().numpy(), labels, groups=image, cv=GroupKFold(3), scoring="roc_auc"
+        model,
+        columns.double().cpu().numpy(),
+        labels,
+        groups=image,
+        cv=GroupKFold(3),
+        scoring="roc_auc",
     )
     return float(found.mean())
 
 
 @dataclass(frozen=True)
 class Head:
-    """score = bias + sum_l weight_l (column_l - centre_l) / scale_l, statistics (L,) in float64."""
+    """score = bias + sum_l weight_l (column_l - centre_l) / scale_l, statistics (L,) in
+    float64.
+    """
 
     centre: Tensor
     scale: Tensor
@@ -50,17 +62,20 @@ class Head:
     bias: Tensor
 
     def __call__(self, columns: Tensor) -> Tensor:
-        centre, scale, weight, bias = (v.to(columns) for v in (self.centre, self.scale, self.weight, self.bias))
+        centre, scale, weight, bias = (
+            v.to(columns) for v in (self.centre, self.scale, self.weight, self.bias)
+        )
         return (columns - centre) / scale @ weight + bias
 
     @staticmethod
-    def fit(combine: Combine, columns: Callable[[Outputs], Tensor], evidence: Evidence) -> "Head":
+    def fit(
+        combine: Combine, columns: Callable[[Outputs], Tensor], evidence: Evidence
+    ) -> "Head":
         """Fits on ``columns(outputs)`` (N, L) of the evidence.
 
-        ``logistic``: the log-odds of an L2-regularised, class-balanced logistic regression of adversarial against
-        clean and noisy. ``mean``: the average of the columns standardised by the clean part; adversarial and noisy
-        are never looked at.
-        """
+        ``logistic``: the log-odds of an L2-regularised, class-balanced logistic regression of
+        adversarial against clean and noisy. ``mean``: the average of the columns standardised by
+        the clean part; adversarial and noisy are never looked at."""
         if combine == "mean":
             values = columns(evidence.clean.detach()).double()
             weight = torch.full_like(values[0], 1 / values.shape[1])
@@ -73,5 +88,8 @@ class Head:
             ((values - centre) / scale).cpu().numpy(), labels
         )
         return Head(
-            centre, scale, torch.as_tensor(model.coef_[0]).to(centre), torch.as_tensor(model.intercept_[0]).to(centre)
+            centre,
+            scale,
+            torch.as_tensor(model.coef_[0]).to(centre),
+            torch.as_tensor(model.intercept_[0]).to(centre),
         )

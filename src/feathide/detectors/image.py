@@ -1,4 +1,6 @@
-"""Detectors of the image itself: a perturbation that hides in the features still stands in the pixels."""
+"""Detectors of the image itself: a perturbation that hides in the features still stands in the
+pixels.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -20,21 +22,30 @@ def statistics_of(out: Outputs) -> Tensor:
         raise expected(
             "outputs must hold statistics of the image",
             got="none",
-            do="make the FeatureClassifier with statistics=feathide.residuals.statistics",
+            do=(
+                "make the FeatureClassifier with "
+                "statistics=feathide.detectors.residuals.statistics"
+            ),
         )
     if not out.statistics.detach().isfinite().all():
-        raise expected("statistics of the image must be finite", got="NaN or infinity", do="check the images")
+        raise expected(
+            "statistics of the image must be finite",
+            got="NaN or infinity",
+            do="check the images",
+        )
     return out.statistics
 
 
 @dataclass(frozen=True)
 class PixelStatistics(Detector):
-    """Pixel: the decision value of an RBF support-vector machine on standardised statistics of the image (``feathide.residuals``).
+    """Pixel: the decision value of an RBF support-vector machine on standardised statistics of
+    the image (``feathide.detectors.residuals``).
 
-    score = sum_v a_v exp(-gamma || z - z_v ||^2) + b, z the local variances, gradients, high-pass residuals and Haar bands of the image: steganalysis (Fridrich
-    and Kodovsky 2012), for which a perturbation is a hidden message. The network is not asked, so that it does not matter in which of its layers an
-    attacker hides. Adversarial against clean and noisy, with cost and gamma chosen as for ``SupportVectors``. The gradient is exact, down to the pixels.
-    """
+    score = sum_v a_v exp(-gamma || z - z_v ||^2) + b, z the local variances, gradients, high-pass
+    residuals and Haar bands of the image: steganalysis (Fridrich and Kodovsky 2012), for which a
+    perturbation is a hidden message. The network is not asked, so that it does not matter in
+    which of its layers an attacker hides. Adversarial against clean and noisy, with cost and
+    gamma chosen as for ``SupportVectors``. The gradient is exact, down to the pixels."""
 
     needs_statistics: ClassVar[bool] = True
     name: str = "pixel"
@@ -56,7 +67,9 @@ class PixelStatistics(Detector):
 
 @dataclass(frozen=True)
 class PixelRegression(Detector):
-    """Pixel, linear: logistic regression on the statistics that ``PixelStatistics`` reads, adversarial against clean and noisy."""
+    """Pixel, linear: logistic regression on the statistics that ``PixelStatistics`` reads,
+    adversarial against clean and noisy.
+    """
 
     needs_statistics: ClassVar[bool] = True
     name: str = "pixel-linear"
@@ -77,9 +90,10 @@ class PixelRegression(Detector):
 class FeatureSqueezing(Detector):
     """Feature squeezing (Xu et al. 2018): how far the answer moves when the image is made poorer.
 
-    score = max_q sum_k | softmax(z)_k - softmax(z_q)_k |, in [0, 2], z the logits of the image and z_q those of its q-th squeezed version: five bits of grey
-    levels, and a median over two pixels along each axis. Nothing is learnt. Rounding passes the gradient on as it is, the median to the pixel that it takes.
-    """
+    score = max_q sum_k | softmax(z)_k - softmax(z_q)_k |, in [0, 2], z the logits of the image
+    and z_q those of its q-th squeezed version: five bits of grey levels, and a median over two
+    pixels along each axis. Nothing is learnt. Rounding passes the gradient on as it is, the
+    median to the pixel that it takes."""
 
     needs_squeezed: ClassVar[bool] = True
     name: str = "squeeze"
@@ -96,10 +110,20 @@ class FeatureSqueezing(Detector):
             raise expected(
                 "outputs must hold the logits of squeezed images (N, Q, K)",
                 got="none",
-                do="make the FeatureClassifier with squeezers=feathide.squeezing.SQUEEZERS",
+                do=(
+                    "make the FeatureClassifier with "
+                    "squeezers=feathide.detectors.squeezing.SQUEEZERS"
+                ),
             )
-        if not out.squeezed.detach().isfinite().all() or not out.logits.detach().isfinite().all():
-            raise expected("logits must be finite", got="NaN or infinity", do="check the images and weights")
+        if (
+            not out.squeezed.detach().isfinite().all()
+            or not out.logits.detach().isfinite().all()
+        ):
+            raise expected(
+                "logits must be finite",
+                got="NaN or infinity",
+                do="check the images and weights",
+            )
         moved = out.logits.double().softmax(1)[:, None] - out.squeezed.double().softmax(
             2
         )  # in float64: near 1, float32 has no digits left

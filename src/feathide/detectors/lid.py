@@ -1,4 +1,6 @@
-"""LID: adversarial features lie where the training features look locally higher-dimensional (Ma et al. 2018)."""
+"""LID: adversarial features lie where the training features look locally higher-dimensional (Ma
+et al. 2018).
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,25 +19,31 @@ from feathide.types import Evidence, Outputs
 
 __all__ = ["LocalDimension", "local_dimension"]
 
-NEIGHBOURS = (20, 10, 30, 40, 50, 60, 70, 80, 90)  # tried on the fit part; on a tie the first, as published
+# tried on the detector-training split; on a tie the first, as published
+NEIGHBOURS = (20, 10, 30, 40, 50, 60, 70, 80, 90)
 SIZES = (100, 200)
-SEARCH = 500  # images of the fit part that decide
+SEARCH = 500  # images of the detector-training split that decide
 
 References = dict[str, tuple[Tensor, ...]]  # of each layer, its draws (R, C)
 
 
 def log_distances(x: Tensor, reference: Tensor, k: int) -> Tensor:
-    """The logarithms of the distances of ``x`` (N, C) to its ``k`` nearest of ``reference`` (R, C), ascending, (N, k).
+    """The logarithms of the distances of ``x`` (N, C) to its ``k`` nearest of ``reference`` (R,
+    C), ascending, (N, k).
 
-    There must be more than k references, all different. A sample that is itself a reference does not count itself. Each
-    distance is taken from the differences, hence exact, and its gradient needs no memory but for the distances.
-    """
+    There must be more than k references, all different. A sample that is itself a reference does
+    not count itself. Each distance is taken from the differences, hence exact, and its gradient
+    needs no memory but for the distances."""
 
     def rows(part: Tensor) -> Tensor:
         distance = torch.cdist(part, reference, compute_mode="donot_use_mm_for_euclid_dist")
         found = distance.topk(k + 1, largest=False, sorted=True).values
         itself = (found[:, :1] <= ITSELF * found[:, 1:2]).detach()
-        return torch.where(itself, found[:, 1:], found[:, :-1]).clamp_min(torch.finfo(x.dtype).tiny).log()
+        return (
+            torch.where(itself, found[:, 1:], found[:, :-1])
+            .clamp_min(torch.finfo(x.dtype).tiny)
+            .log()
+        )
 
     return in_chunks(rows, x, len(reference))
 
@@ -48,9 +56,9 @@ def dimension(log_r: Tensor, k: int) -> Tensor:
 def local_dimension(x: Tensor, reference: Tensor, k: int) -> Tensor:
     """Maximum-likelihood local intrinsic dimensionality -( (1/k) sum_i log(r_i / r_k) )^-1, (N,).
 
-    r_1 <= ... <= r_k are the distances of ``x`` (N, C) to its k nearest among ``reference`` (R, C), itself not
-    counted. Where all are equal the dimension is infinite; it is cut at one million.
-    """
+    r_1 <= ... <= r_k are the distances of ``x`` (N, C) to its k nearest among ``reference`` (R,
+    C), itself not counted. Where all are equal the dimension is infinite; it is cut at one
+    million."""
     return dimension(log_distances(x, reference, k), k)
 
 
@@ -65,16 +73,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class LocalDimension(Detector):
-    """LID: the local intrinsic dimensionality of a sample's features in every layer, combined by a ``Head``.
+    """LID: the local intrinsic dimensionality of a sample's features in every layer, combined by
+    a ``Head``.
 
-    It is measured in references as small as the mini-batches of Ma et al., and averaged over ``draws`` of them: the
-    training images of each are drawn with ``seed`` at the fit and kept, duplicates counting once, so that a score does not
-    depend on the batch. The number of ``neighbours``, 10 to 90, and of images in a ``reference``, 100 or 200, are those with the
-    best AUC of adversarial against clean and noisy in three-fold cross-validation over at most 500 fit images, all rows of
-    an image in one fold, unless they are given (``reference=None``: all training images, once). Where training images are
-    few, references are smaller. ``combine="mean"`` is the one-class version that never sees an adversarial example:
-    20 neighbours of 100, as published, unless given.
-    """
+    It is measured in references as small as the mini-batches of Ma et al., and averaged over
+    ``draws`` of them: the training images of each are drawn with ``seed`` at the fit and kept,
+    duplicates counting once, so that a score does not depend on the batch. The number of
+    ``neighbours``, 10 to 90, and of images in a ``reference``, 100 or 200, are those with the
+    best AUC of adversarial against clean and noisy in three-fold cross-validation over at most
+    500 detector-training images, all rows of an image in one fold, unless they are given
+    (``reference=None``: all training images, once). Where training images are few, references are
+    smaller. ``combine="mean"`` is the one-class version that never sees an adversarial example:
+    20 neighbours of 100, as published, unless given."""
 
     name: str = "lid"
     neighbours: int | Literal["auto"] = "auto"
@@ -95,12 +105,16 @@ class LocalDimension(Detector):
         return learnt.head(dimensions(learnt.references, learnt.neighbours, out))
 
     def _chosen(self, evidence: Evidence) -> tuple[References, int]:
-        """The references and the number of neighbours: as given, or those with the best AUC on the fit part."""
+        """The references and the number of neighbours: as given, or those with the best AUC on
+        the detector-training split.
+        """
         choices = self._choices(evidence.train.detach())
         if len(choices) == 1 or self.combine == "mean":
             return choices[0]
         negative, positive = trials(evidence, least=3)
-        some = torch.randperm(len(positive), generator=torch.Generator().manual_seed(self.seed))[:SEARCH]
+        some = torch.randperm(
+            len(positive), generator=torch.Generator().manual_seed(self.seed)
+        )[:SEARCH]
         rows = Outputs.cat([negative[some], negative[some + len(positive)], positive[some]])
         best, chosen = -math.inf, choices[0]
         for references, offered in grouped(choices):
@@ -119,35 +133,52 @@ class LocalDimension(Detector):
         if not found:
             different, name = max(narrowest(r) for r in drawn.values())
             raise expected(
-                f"more than {min(wanted)} different reference features are needed in layer {name!r}",
+                (
+                    f"more than {min(wanted)} different reference features are needed in layer "
+                    f"{name!r}"
+                ),
                 got=different,
-                do="pass a smaller neighbours=..., a larger reference=..., more training images, or leave the layer out of layers=...",
+                do=(
+                    "pass a smaller neighbours=..., a larger reference=..., more training "
+                    "images, or leave the layer out of layers=..."
+                ),
             )
         return found
 
     def _drawn(self, train: Outputs, size: int) -> References:
-        """``draws`` references of ``size`` training images, the same images in every layer; one of all where there are no more."""
+        """``draws`` references of ``size`` training images, the same images in every layer; one
+        of all where there are no more.
+        """
         random = torch.Generator().manual_seed(self.seed)
         draws = 1 if size >= len(train) else self.draws
         rows = [torch.randperm(len(train), generator=random)[:size] for _ in range(draws)]
         names = layer_names(train, self.layers)
         pairs = zip(names, features(train, names), strict=True)
-        return {name: tuple(x[drawn].double().unique(dim=0) for drawn in rows) for name, x in pairs}
+        return {
+            name: tuple(x[drawn].double().unique(dim=0) for drawn in rows)
+            for name, x in pairs
+        }
 
 
 def narrowest(references: References) -> tuple[int, str]:
     """How many different features the smallest reference has, and the layer of it."""
-    return min((len(reference), name) for name, draws in references.items() for reference in draws)
+    return min(
+        (len(reference), name) for name, draws in references.items() for reference in draws
+    )
 
 
-def grouped(choices: list[tuple[References, int]]) -> Iterator[tuple[References, list[int]]]:
+def grouped(
+    choices: list[tuple[References, int]],
+) -> Iterator[tuple[References, list[int]]]:
     """The choices by their references, in order."""
     for _, group in groupby(choices, key=lambda choice: id(choice[0])):
         same = list(group)
         yield same[0][0], [k for _, k in same]
 
 
-def curve(references: References, offered: Sequence[int], out: Outputs) -> dict[int, Tensor]:
+def curve(
+    references: References, offered: Sequence[int], out: Outputs
+) -> dict[int, Tensor]:
     """The columns (N, L) for each number of neighbours, the mean over the draws of a layer."""
     columns: dict[int, list[Tensor]] = {k: [] for k in offered}
     for x, draws in zip(features(out, list(references)), references.values(), strict=True):

@@ -13,7 +13,13 @@ from feathide.detectors.head import Head
 from feathide.errors import expected
 from feathide.types import Evidence, Outputs, Space
 
-__all__ = ["DensityAndDropout", "DropoutUncertainty", "FreeEnergy", "LogitUncertainty", "MaxSoftmax"]
+__all__ = [
+    "DensityAndDropout",
+    "DropoutUncertainty",
+    "FreeEnergy",
+    "LogitUncertainty",
+    "MaxSoftmax",
+]
 
 
 def dropout_draws(out: Outputs) -> Tensor:
@@ -26,7 +32,9 @@ def dropout_draws(out: Outputs) -> Tensor:
         )
     if not out.stochastic.detach().isfinite().all():
         raise expected(
-            "the logits of dropout draws must be finite, they are", got="NaN or infinity", do="check images and weights"
+            "the logits of dropout draws must be finite, they are",
+            got="NaN or infinity",
+            do="check images and weights",
         )
     return out.stochastic
 
@@ -34,12 +42,16 @@ def dropout_draws(out: Outputs) -> Tensor:
 def log_variance(out: Outputs) -> Tensor:
     """log( 1/K sum_k ( E[p_k^2] - E[p_k]^2 ) ) over the dropout draws, (N,).
 
-    A probability that rounds to one varies as the sum of the others does, which keeps its digits; each class is
-    brought to its largest draw before its variance is taken, so that none underflows.
-    """
+    A probability that rounds to one varies as the sum of the others does, which keeps its digits;
+    each class is brought to its largest draw before its variance is taken, so that none
+    underflows."""
     log_p = dropout_draws(out).log_softmax(2)
-    top = log_p.detach().exp().mean(1).argmax(1)[:, None, None].expand(-1, log_p.shape[1], 1)
-    log_p = log_p.scatter(2, top, log_p.scatter(2, top, -torch.inf).logsumexp(2, keepdim=True))
+    top = (
+        log_p.detach().exp().mean(1).argmax(1)[:, None, None].expand(-1, log_p.shape[1], 1)
+    )
+    log_p = log_p.scatter(
+        2, top, log_p.scatter(2, top, -torch.inf).logsumexp(2, keepdim=True)
+    )
     unit = log_p.detach().amax(1, keepdim=True)
     least = torch.finfo(log_p.dtype).eps ** 2  # draws that agree
     variance = (log_p - unit).exp().var(1, correction=0).clamp_min(least)
@@ -49,11 +61,14 @@ def log_variance(out: Outputs) -> Tensor:
 def logit_deviation(out: Outputs, logit: int) -> Tensor:
     """The standard deviation of one logit over the dropout draws, (N,)."""
     z = dropout_draws(out)[:, :, logit]
-    return z.var(1, correction=0).clamp_min(torch.finfo(z.dtype).tiny).sqrt()  # the root has no slope at 0
+    # the root has no slope at 0
+    return z.var(1, correction=0).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
 
 
 def must_vary(draws: Tensor, what: str) -> None:
-    """An error where no draw differs from another: nothing is uncertain then, and nothing could be learnt."""
+    """An error where no draw differs from another: nothing is uncertain then, and nothing could
+    be learnt.
+    """
     if (draws == draws[:, :1]).all():
         raise expected(
             f"{what} must differ between dropout draws",
@@ -64,13 +79,14 @@ def must_vary(draws: Tensor, what: str) -> None:
 
 @dataclass(frozen=True)
 class DropoutUncertainty(Detector):
-    """BU (Feinman et al. 2017): the variance of the softmax vector over dropout draws, oriented on the fit part.
+    """BU (Feinman et al. 2017): the variance of the softmax vector over dropout draws, oriented
+    on the detector-training split.
 
-    score = a + b log u with u = 1/K sum_k ( E[p_k^2] - E[p_k]^2 ), a and b from a logistic regression of adversarial
-    against clean and noisy: which way is suspicious is learnt, since plain attacks can make a network surer than it is
-    of clean images. The logarithm keeps the order of u, and its digits where the network is certain. The gradient is
-    that of ``out.stochastic``.
-    """
+    score = a + b log u with u = 1/K sum_k ( E[p_k^2] - E[p_k]^2 ), a and b from a logistic
+    regression of adversarial against clean and noisy: which way is suspicious is learnt, since
+    plain attacks can make a network surer than it is of clean images. The logarithm keeps the
+    order of u, and its digits where the network is certain. The gradient is that of
+    ``out.stochastic``."""
 
     needs_dropout: ClassVar[bool] = True
     name: str = "bu"
@@ -82,7 +98,10 @@ class DropoutUncertainty(Detector):
 
     def fit(self, evidence: Evidence) -> "DropoutUncertainty":
         must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
-        return replace(self, head_=Head.fit("logistic", lambda out: log_variance(out)[:, None], evidence))
+        return replace(
+            self,
+            head_=Head.fit("logistic", lambda out: log_variance(out)[:, None], evidence),
+        )
 
     def score(self, out: Outputs) -> Tensor:
         return fitted(self.head_, self)(log_variance(out)[:, None])
@@ -90,11 +109,12 @@ class DropoutUncertainty(Detector):
 
 @dataclass(frozen=True)
 class LogitUncertainty(Detector):
-    """BU as the scripts of Yao et al. 2023 compute it: the standard deviation of the raw logit of class 0 over dropout
-    draws, oriented by a logistic regression of adversarial against clean and noisy.
+    """BU as the scripts of Yao et al. 2023 compute it: the standard deviation of the raw logit of
+    class 0 over dropout draws, oriented by a logistic regression of adversarial against clean and
+    noisy.
 
-    A network with one sigmoid output z is shown as the logits (0, z): its raw logit is z, that of class 1.
-    """
+    A network with one sigmoid output z is shown as the logits (0, z): its raw logit is z, that of
+    class 1."""
 
     needs_dropout: ClassVar[bool] = True
     name: str = "bu-logit"
@@ -108,7 +128,9 @@ class LogitUncertainty(Detector):
         draws = dropout_draws(evidence.clean)
         logit = 0 if draws.shape[2] > 2 or draws[:, :, 0].any() else 1
         must_vary(draws[:, :, logit], f"the logit of class {logit}")
-        head = Head.fit("logistic", lambda out: logit_deviation(out, logit)[:, None], evidence)
+        head = Head.fit(
+            "logistic", lambda out: logit_deviation(out, logit)[:, None], evidence
+        )
         return replace(self, learnt_=(logit, head))
 
     def score(self, out: Outputs) -> Tensor:
@@ -118,12 +140,16 @@ class LogitUncertainty(Detector):
 
 @dataclass(frozen=True)
 class DensityAndDropout(Detector):
-    """KD+BU (Feinman et al. 2017): logistic regression on the score of ``density`` and on the log variance of ``bu``."""
+    """KD+BU (Feinman et al. 2017): logistic regression on the score of ``density`` and on the log
+    variance of ``bu``.
+    """
 
     needs_dropout: ClassVar[bool] = True
     name: str = "kd+bu"
     density: KernelDensity = field(default_factory=KernelDensity)
-    learnt_: tuple[KernelDensity, Head] | None = field(default=None, repr=False, compare=False)
+    learnt_: tuple[KernelDensity, Head] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def reads(self) -> tuple[Space, ...]:
@@ -132,7 +158,13 @@ class DensityAndDropout(Detector):
     def fit(self, evidence: Evidence) -> "DensityAndDropout":
         must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
         density = self.density.fit(evidence)
-        return replace(self, learnt_=(density, Head.fit("logistic", lambda out: both(density, out), evidence)))
+        return replace(
+            self,
+            learnt_=(
+                density,
+                Head.fit("logistic", lambda out: both(density, out), evidence),
+            ),
+        )
 
     def score(self, out: Outputs) -> Tensor:
         density, head = fitted(self.learnt_, self)
@@ -146,7 +178,8 @@ def both(density: KernelDensity, out: Outputs) -> Tensor:
 
 @dataclass(frozen=True)
 class MaxSoftmax(Detector):
-    """Max-softmax (Hendrycks and Gimpel 2017): the log-odds log((1 - p) / p), p that of the predicted class.
+    """Max-softmax (Hendrycks and Gimpel 2017): the log-odds log((1 - p) / p), p that of the
+    predicted class.
 
     It orders samples as 1 - p does, without the ties of a p that rounds to 1. Nothing is learnt.
     """
@@ -168,10 +201,11 @@ class MaxSoftmax(Detector):
 
 @dataclass(frozen=True)
 class FreeEnergy(Detector):
-    """Energy (Liu et al. 2020) at temperature 1: -log sum_j exp(z_j); small logits are suspicious. Nothing is learnt.
+    """Energy (Liu et al. 2020) at temperature 1: -log sum_j exp(z_j); small logits are
+    suspicious. Nothing is learnt.
 
-    A network with one sigmoid output z is shown as the logits (0, z), for which this is -log(1 + exp(z)).
-    """
+    A network with one sigmoid output z is shown as the logits (0, z), for which this is -log(1 +
+    exp(z))."""
 
     name: str = "energy"
 

@@ -1,4 +1,6 @@
-"""``card``: the results of an audit as a model card, in the form that Hugging Face calls ``model-index``."""
+"""``card``: the results of an audit as a model card, in the form that Hugging Face calls
+``model-index``.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,20 +15,33 @@ METRICS = {level: f"Slips through at {level} % false alarms" for level in LEVELS
 
 
 def card(run: Run) -> dict[str, Any]:
-    """The model card: one result with the classifier's accuracy, calibration error and Brier score on clean test images, the success of the strongest attack
-    without a guard, and the metrics of every guard under its worst attack.
+    """The model card: one result with the classifier's accuracy, calibration error and Brier
+    score on clean test images, the success of the strongest attack without a guard, and the
+    metrics of every guard under its worst attack.
 
-    Shares are in [0, 1]; ``args`` holds the interval at 95 %, the number of images, the guard, the attack and the budget. It can stand in the
-    header of a model's ``README.md`` as YAML.
-    """
+    Shares are in [0, 1]; ``args`` holds the interval at 95 %, the number of images, the guard,
+    the attack and the budget. It can stand in the header of a model's ``README.md`` as YAML."""
     found = verdict(run)
-    classifier, data = (", ".join(dict.fromkeys(run.table[c].astype(str))) for c in ("classifier", "dataset"))
+    classifier, data = (
+        ", ".join(dict.fromkeys(run.table[c].astype(str)))
+        for c in ("classifier", "dataset")
+    )
     metrics = list(_clean(run))
     if found.success is not None:
-        metrics.append(_metric("attack_success_rate", "Attack success, no guard", found.success, **_budget(run)))
+        metrics.append(
+            _metric(
+                "attack_success_rate",
+                "Attack success, no guard",
+                found.success,
+                **_budget(run),
+            )
+        )
     metrics += [m for finding in found.findings for m in _guard(run, finding)]
     result = {
-        "task": {"type": "image-classification", "name": "Adversarial robustness of a guarded classifier"},
+        "task": {
+            "type": "image-classification",
+            "name": "Adversarial robustness of a guarded classifier",
+        },
         "dataset": {"type": data, "name": data},
         "metrics": metrics,
         "source": {"name": f"feathide {run.versions.get('feathide', '')}".strip()},
@@ -52,7 +67,12 @@ def _guard(run: Run, finding: Finding) -> Iterator[dict[str, Any]]:
     for level, rate in finding.worst.items():
         name = f"{METRICS[level]}, {label(finding.detector)}, worst attack"
         yield _metric(
-            f"slips_through_fpr{level}", name, rate, guard=finding.detector, attack=finding.attack, **_budget(run)
+            f"slips_through_fpr{level}",
+            name,
+            rate,
+            guard=finding.detector,
+            attack=finding.attack,
+            **_budget(run),
         )
 
 

@@ -5,7 +5,20 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from feathide.report.drawing import MARKERS, SHARE, Figure, Panel, Style, bars, errors, gap, line, looks, say, ticks
+from feathide.report.drawing import (
+    MARKERS,
+    SHARE,
+    Figure,
+    Panel,
+    Style,
+    bars,
+    errors,
+    gap,
+    line,
+    looks,
+    say,
+    ticks,
+)
 from feathide.report.verdict import label
 
 __all__ = ["features", "search", "stress_curve", "transfer", "transfer_curve"]
@@ -16,7 +29,9 @@ MOST = 12  # panels of a figure with one panel a layer
 
 
 def features(curves: Curves) -> Iterable[Figure]:
-    """Where the features lie: outlierness by layer, the picture in two dimensions, the stress test."""
+    """Where the features lie: outlierness by layer, the picture in two dimensions, the stress
+    test.
+    """
     if "outlierness" in curves:
         yield _outlierness(curves["outlierness"])
     if "embedding" in curves:
@@ -26,9 +41,15 @@ def features(curves: Curves) -> Iterable[Figure]:
         yield Figure(
             id="stress",
             title="How easily each layer is moved",
-            caption="Stress test: how far an attacker can drive the mean activation of a layer within the same budget, in "
+            caption="Stress test: how far an attacker can drive the mean activation of a layer "
+            "within the same budget, in "
             "standard deviations over clean images. Bars are 95 % intervals.",
-            panels=[Panel("", [bars(part, str(group), i) for i, (group, part) in enumerate(groups)])],
+            panels=[
+                Panel(
+                    "",
+                    [bars(part, str(group), i) for i, (group, part) in enumerate(groups)],
+                )
+            ],
             data=curves["stress"],
             x=LAYERS,
             y={"title": "change / clean s.d."},
@@ -40,15 +61,21 @@ def _outlierness(frame: pd.DataFrame) -> Figure:
     traces = []
     for condition, style in looks(dict.fromkeys(frame["condition"])).items():
         part = frame[frame["condition"] == condition]
-        values = {"x": [say(v) for v in part["layer"]], "y": part["value"].tolist(), "error_y": errors(part)}
+        values = {
+            "x": [say(v) for v in part["layer"]],
+            "y": part["value"].tolist(),
+            "error_y": errors(part),
+        }
         traces.append({"type": "scatter", "mode": "lines+markers", **style, **values})
         if condition == "noisy":
             traces[-1]["visible"] = True
     return Figure(
         id="outlierness",
         title="How far the features leave the normal range",
-        caption="Outlierness of the features of each layer under the clean model of the target class, in network order. "
-        "Features that stay near the clean line cannot be told from clean ones by this layer. Bars are 95 % intervals.",
+        caption="Outlierness of the features of each layer under the clean model of the target "
+        "class, in network order. "
+        "Features that stay near the clean line cannot be told from clean ones by this "
+        "layer. Bars are 95 % intervals.",
         panels=[Panel("", traces)],
         data=frame,
         x=LAYERS,
@@ -59,7 +86,9 @@ def _outlierness(frame: pd.DataFrame) -> Figure:
 
 def _embedding(frame: pd.DataFrame) -> Figure:
     traces = []
-    for i, (condition, style) in enumerate(looks(dict.fromkeys(frame["condition"])).items()):
+    for i, (condition, style) in enumerate(
+        looks(dict.fromkeys(frame["condition"])).items()
+    ):
         part = frame[frame["condition"] == condition]
         marker = {**style["marker"], "opacity": 0.7, "symbol": MARKERS[i % len(MARKERS)]}
         values = {"x": part["x"].tolist(), "y": part["y"].tolist(), "marker": marker}
@@ -68,7 +97,8 @@ def _embedding(frame: pd.DataFrame) -> Figure:
     return Figure(
         id="embedding",
         title="A picture of the feature space",
-        caption="The features in two dimensions, one point an image. Distances in such a picture are only a hint; "
+        caption="The features in two dimensions, one point an image. Distances in such a picture "
+        "are only a hint; "
         "the scores above decide.",
         panels=[Panel("", traces)],
         data=frame,
@@ -80,7 +110,9 @@ def _embedding(frame: pd.DataFrame) -> Figure:
 
 
 def search(curves: Curves) -> Iterable[Figure]:
-    """How the settings were found and what the defender's answer changes: components, weight, rounds."""
+    """How the settings were found and what the defender's answer changes: components, weight,
+    rounds.
+    """
     if "mixture" in curves:
         yield _mixture(curves["mixture"])
     if "lambda" in curves:
@@ -88,21 +120,25 @@ def search(curves: Curves) -> Iterable[Figure]:
         yield Figure(
             id="lambda",
             title="Hiding against fooling",
-            caption="What the weight of the hiding term buys and costs; tuned on the fit part only. Bars are 95 % intervals.",
+            caption=(
+                "What the weight of the hiding term buys and costs; tuned on the "
+                "detector-training split only. Bars are 95 % intervals."
+            ),
             panels=[Panel("", _lines(shown, "weight", "metric"))],
             data=curves["lambda"],
             x={"title": "weight of the hiding term", **ticks(shown["weight"])},
             y={**SHARE, "title": "share"},
             height=320,
         )
-    if "duel" in curves:
+    if "arms_race" in curves:
         yield Figure(
-            id="duel",
+            id="arms_race",
             title="The defender's next move",
-            caption="Slips-through at 10 % false alarms by round: the defender refits with the attacker's last images, then "
+            caption="Slips-through at 10 % false alarms by round: the defender refits with the "
+            "attacker's last images, then "
             "the attacker attacks again. Bars are 95 % intervals.",
-            panels=[Panel("", _lines(curves["duel"], "round", "detector"))],
-            data=curves["duel"],
+            panels=[Panel("", _lines(curves["arms_race"], "round", "detector"))],
+            data=curves["arms_race"],
             x={"title": "round", "dtick": 1},
             y={**SHARE, "title": "slips through"},
             height=320,
@@ -110,24 +146,41 @@ def search(curves: Curves) -> Iterable[Figure]:
 
 
 def _lines(frame: pd.DataFrame, x: str, by: str) -> list[Style]:
-    return [line(part[x], part, label(str(n)), i) for i, (n, part) in enumerate(frame.groupby(by, sort=False))]
+    return [
+        line(part[x], part, label(str(n)), i)
+        for i, (n, part) in enumerate(frame.groupby(by, sort=False))
+    ]
 
 
 def _mixture(frame: pd.DataFrame) -> Figure:
     layers = list(dict.fromkeys(frame["layer"]))
     chosen = [
-        layers[i] for i in sorted(set(np.linspace(0, len(layers) - 1, min(MOST, len(layers))).round().astype(int)))
+        layers[i]
+        for i in sorted(
+            set(np.linspace(0, len(layers) - 1, min(MOST, len(layers))).round().astype(int))
+        )
     ]
-    shown = frame.assign(value=frame["heldout"], low=np.nan, high=np.nan, name="class " + frame["class"].astype(str))
+    shown = frame.assign(
+        value=frame["heldout"],
+        low=np.nan,
+        high=np.nan,
+        name="class " + frame["class"].astype(str),
+    )
     few = (
-        f" {len(chosen)} of {len(layers)} layers are drawn; the download has all." if len(chosen) < len(layers) else ""
+        f" {len(chosen)} of {len(layers)} layers are drawn; the download has all."
+        if len(chosen) < len(layers)
+        else ""
     )
     return Figure(
         id="mixture",
         title="How many components the clean features need",
-        caption="Held-out log-likelihood of the clean features by the number of mixture components, for each layer and class. "
+        caption="Held-out log-likelihood of the clean features by the number of mixture "
+        "components, for each layer and class. "
         f"The best number is the highest point.{few}",
-        panels=[Panel(str(n), _lines(shown[shown["layer"] == n], "components", "name")) for n in chosen],
+        panels=[
+            Panel(str(n), _lines(shown[shown["layer"] == n], "components", "name"))
+            for n in chosen
+        ],
         data=frame,
         x={"title": "components", **ticks(frame["components"])},
         y={"title": "log-likelihood"},
@@ -150,14 +203,19 @@ def transfer(curves: Curves) -> Figure | None:
         "ygap": 2,
     }
     for condition, part in frame.groupby("condition", sort=False):
-        cells = part.pivot_table(index="substitute", columns="victim", values="value", sort=False)
+        cells = part.pivot_table(
+            index="substitute", columns="victim", values="value", sort=False
+        )
         names = {"x": [say(v) for v in cells.columns], "y": [say(v) for v in cells.index]}
         numbers = {"z": cells.to_numpy(float).tolist(), "texttemplate": "%{z:.0%}"}
-        panels.append(Panel(label(str(condition)), [{"type": "heatmap", **names, **numbers, **look}]))
+        panels.append(
+            Panel(label(str(condition)), [{"type": "heatmap", **names, **numbers, **look}])
+        )
     return Figure(
         id="transfer",
         title="An attacker who does not have the network",
-        caption="Share of images crafted on the substitute (row) that fool the victim (column). Where both are the same, "
+        caption="Share of images crafted on the substitute (row) that fool the victim (column). "
+        "Where both are the same, "
         "the attacker has the network itself.",
         panels=panels,
         data=frame,
@@ -169,15 +227,30 @@ def transfer(curves: Curves) -> Figure | None:
 
 
 def stress_curve(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows ``drift_away`` of one or several studies as the report's curve "stress": one group for each data set, network and seed."""
+    """The rows ``drift_away`` of one or several studies as the report's curve "stress": one group
+    for each data set, network and seed.
+    """
     away = table[table.metric == "drift_away"]
     several = table.seed.nunique() > 1
-    group = away.dataset + ", " + away.classifier + (", seed " + away.seed.astype(str) if several else "")
-    return away.assign(group=group)[["group", "layer", "value", "low", "high"]].reset_index(drop=True)
+    group = (
+        away.dataset
+        + ", "
+        + away.classifier
+        + (", seed " + away.seed.astype(str) if several else "")
+    )
+    return away.assign(group=group)[["group", "layer", "value", "low", "high"]].reset_index(
+        drop=True
+    )
 
 
 def transfer_curve(table: pd.DataFrame) -> pd.DataFrame:
     """The success of a ``transfer_frame`` as the report's curve "transfer"."""
     part = table[table.metric == "success"]
-    named = {"condition": part.attack + "+" + part.objective, "substitute": part.versus, "victim": part.classifier}
-    return part.assign(**named)[["condition", "substitute", "victim", "value"]].reset_index(drop=True)
+    named = {
+        "condition": part.attack + "+" + part.objective,
+        "substitute": part.versus,
+        "victim": part.classifier,
+    }
+    return part.assign(**named)[["condition", "substitute", "victim", "value"]].reset_index(
+        drop=True
+    )

@@ -1,8 +1,8 @@
-"""What a page of ours is made of: a template, its style, its scripts, which the policy allows by their hash, and the data as JSON.
+"""What a page of ours is made of: a template, its style, its scripts, which the policy allows by
+their hash, and the data as JSON.
 
-A page has no address in it: everything is inside, and a content-security policy forbids it to load anything. Text is escaped by the
-template, or stands as JSON in a block that is not run.
-"""
+A page has no address in it: everything is inside, and a content-security policy forbids it to
+load anything. Text is escaped by the template, or stands as JSON in a block that is not run."""
 
 import base64
 import hashlib
@@ -22,13 +22,18 @@ from feathide.report.verdict import label
 
 __all__ = ["asset", "document", "plain"]
 
+# control characters, turns of direction
 MARKS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)  # control characters, turns of direction
+)
 
 
-def document(template: str, scripts: Sequence[str], data: Mapping[str, Any], **values: Any) -> str:
-    """The page that ``template`` (a file of this package) makes of ``values``, with plotly, ``scripts`` and ``data`` inside."""
+def document(
+    template: str, scripts: Sequence[str], data: Mapping[str, Any], **values: Any
+) -> str:
+    """The page that ``template`` (a file of this package) makes of ``values``, with plotly,
+    ``scripts`` and ``data`` inside.
+    """
     inside = [_script(get_plotlyjs()), *(_script(asset(name)) for name in scripts)]
     env = Environment(
         loader=FunctionLoader(asset),
@@ -63,13 +68,16 @@ def _script(text: str) -> tuple[Markup, str]:
     """A script for the page and the base64 of its SHA-256, by which the policy allows it."""
     if "</script" in text.lower() or "\r" in text:
         raise ValueError(
-            "a script of the report must not close itself or hold carriage returns: its hash would not match"
+            "a script of the report must not close itself or hold carriage returns: its "
+            "hash would not match"
         )
     return Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _json(value: Any) -> Markup:
-    """JSON that is safe inside a script block: no <, > or & in it; numbers that are not finite become null."""
+    """JSON that is safe inside a script block: no <, > or & in it; numbers that are not finite
+    become null.
+    """
     text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -1,8 +1,8 @@
 """What a figure is made of: panels of plotly traces, the looks of conditions, error bars.
 
-Panels are placed by the page, as many in a row as fit. Colours are names of the page's style, "--hfc", so that they
-follow the light and dark theme: the hue says the objective, the dash and the marker say the attack.
-"""
+Panels are placed by the page, as many in a row as fit. Colours are names of the page's style,
+"--hfc", so that they follow the light and dark theme: the hue says the objective, the dash and
+the marker say the attack."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,10 +52,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels that share the axes' settings ``x`` and ``y``, a caption, and the rows ``data`` that they show.
+    """Panels that share the axes' settings ``x`` and ``y``, a caption, and the rows ``data`` that
+    they show.
 
-    ``height`` is that of a panel with its margins, ``gap`` the room left of each panel, in pixels.
-    """
+    ``height`` is that of a panel with its margins, ``gap`` the room left of each panel, in
+    pixels."""
 
     id: str
     title: str
@@ -84,7 +85,10 @@ class Figure:
             ],
             "height": self.height,
             "gap": self.gap,
-            "data": {"columns": list(self.data.columns), "rows": self.data.to_numpy(object).tolist()},
+            "data": {
+                "columns": list(self.data.columns),
+                "rows": self.data.to_numpy(object).tolist(),
+            },
         }
 
 
@@ -94,7 +98,9 @@ def say(text: object) -> str:
 
 
 def looks(conditions: Iterable[str]) -> dict[str, Style]:
-    """Line, marker and visibility of each condition. Shown at first: clean images, and the attack that was run with most objectives."""
+    """Line, marker and visibility of each condition. Shown at first: clean images, and the attack
+    that was run with most objectives.
+    """
     conditions = list(conditions)
     attacks = [c.partition("+")[0] for c in conditions if "+" in c]
     first = max(attacks, key=attacks.count, default="")
@@ -123,8 +129,13 @@ def errors(frame: pd.DataFrame) -> Style:
 
 
 def line(x: Iterable[float], frame: pd.DataFrame, name: str, number: int) -> Style:
-    """A line with interval bars through ``frame["value"]``; ``number`` -1 is the reference, drawn in the ink."""
-    hue, symbol = ("--ink" if number < 0 else CYCLE[number % len(CYCLE)]), MARKERS[number % len(MARKERS)]
+    """A line with interval bars through ``frame["value"]``; ``number`` -1 is the reference, drawn
+    in the ink.
+    """
+    hue, symbol = (
+        ("--ink" if number < 0 else CYCLE[number % len(CYCLE)]),
+        MARKERS[number % len(MARKERS)],
+    )
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -165,4 +176,7 @@ def gap(names: Iterable[object]) -> int:
 def categories(names: Iterable[object]) -> Style:
     """A category axis that says as much of each name as ``gap`` leaves room for."""
     shown = [str(n) for n in names]
-    return {"tickvals": [say(n) for n in shown], "ticktext": [say(n if len(n) <= 23 else f"{n[:22]}…") for n in shown]}
+    return {
+        "tickvals": [say(n) for n in shown],
+        "ticktext": [say(n if len(n) <= 23 else f"{n[:22]}…") for n in shown],
+    }

@@ -1,4 +1,6 @@
-"""The figures of the page, each only where the run holds its data. Those of scores and table stand here."""
+"""The figures of the page, each only where the run holds its data. Those of scores and table
+stand here.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +9,18 @@ import numpy as np
 import pandas as pd
 
 from feathide.report.curves import features, search, transfer
-from feathide.report.drawing import SHARE, Figure, Panel, Style, categories, gap, line, looks, say, ticks
+from feathide.report.drawing import (
+    SHARE,
+    Figure,
+    Panel,
+    Style,
+    categories,
+    gap,
+    line,
+    looks,
+    say,
+    ticks,
+)
 from feathide.report.results import Run
 from feathide.report.verdict import at_budget, label
 
@@ -33,12 +46,16 @@ def figures(run: Run) -> Iterable[Figure]:
 
 
 def roc(run: Run) -> Figure | None:
-    """Caught among the images that fool the classifier, against false alarms among clean and noisy ones."""
+    """Caught among the images that fool the classifier, against false alarms among clean and
+    noisy ones.
+    """
     attacked = [c for c in dict.fromkeys(run.scores["condition"]) if "+" in c]
     style, panels = looks(attacked), list[Panel]()
     rows: Rows = []
     for detector, part in run.scores.groupby("detector", sort=False):
-        negative = part.loc[part["condition"].isin(["clean", "noisy"]), "score"].to_numpy(float)
+        negative = part.loc[part["condition"].isin(["clean", "noisy"]), "score"].to_numpy(
+            float
+        )
         traces = []
         for condition in attacked:
             chosen = (part["condition"] == condition) & part["fooled"].astype(bool)
@@ -46,27 +63,44 @@ def roc(run: Run) -> Figure | None:
             if len(negative) and len(positive):
                 x, y = _curve(negative, positive)
                 traces.append(
-                    {"type": "scatter", "mode": "lines", "x": x.tolist(), "y": y.tolist(), **style[condition]}
+                    {
+                        "type": "scatter",
+                        "mode": "lines",
+                        "x": x.tolist(),
+                        "y": y.tolist(),
+                        **style[condition],
+                    }
                 )
                 rows += [(detector, condition, a, b) for a, b in zip(x, y, strict=True)]
         panels.append(Panel(label(str(detector)), traces, marks=[(0.1, "")]))
-    return None if not rows else Figure(
-        id="roc",
-        title="What each guard catches",
-        caption="ROC curves: the share of images that fool the classifier and are caught, against the share of harmless "
-        "test images (clean and noisy) that raise a false alarm. The dotted line is 10 % false alarms. A curve on the "
-        "diagonal is a coin toss; below it, the guard finds the attack more normal than normal.",
-        panels=panels,
-        data=pd.DataFrame(rows, columns=["detector", "condition", "false_alarms", "caught"]),
-        x={**SHARE, "title": "false alarms"},
-        y={**SHARE, "title": "caught"},
-    )  # fmt: skip
+    return (
+        None
+        if not rows
+        else Figure(
+            id="roc",
+            title="What each guard catches",
+            caption="ROC curves: the share of images that fool the classifier and are caught, "
+            "against the share of harmless "
+            "test images (clean and noisy) that raise a false alarm. The dotted line is 10 "
+            "% false alarms. A curve on the "
+            "diagonal is a coin toss; below it, the guard finds the attack more normal "
+            "than normal.",
+            panels=panels,
+            data=pd.DataFrame(
+                rows, columns=["detector", "condition", "false_alarms", "caught"]
+            ),
+            x={**SHARE, "title": "false alarms"},
+            y={**SHARE, "title": "caught"},
+        )
+    )
 
 
 def _curve(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ROC curve: shares at or above each cut, for cuts at every score, corners only."""
     cuts = np.concatenate([[np.inf], np.unique(np.concatenate([negative, positive]))[::-1]])
-    x, y = (1 - np.searchsorted(np.sort(s), cuts, "left") / len(s) for s in (negative, positive))
+    x, y = (
+        1 - np.searchsorted(np.sort(s), cuts, "left") / len(s) for s in (negative, positive)
+    )
     corner = np.ones(len(cuts), bool)
     straight = [(v[1:-1] == v[:-2]) & (v[1:-1] == v[2:]) for v in (x, y)]
     corner[1:-1] = ~(straight[0] | straight[1])
@@ -77,34 +111,59 @@ def histograms(run: Run) -> Figure | None:
     """Scores by condition, with the threshold at 10 % false alarms."""
     style, panels = looks(dict.fromkeys(run.scores["condition"])), list[Panel]()
     rows: Rows = []
-    for detector, part in run.scores[np.isfinite(run.scores["score"].astype(float))].groupby("detector", sort=False):
+    for detector, part in run.scores[
+        np.isfinite(run.scores["score"].astype(float))
+    ].groupby("detector", sort=False):
         to, axis = _axis(part)
         ends = np.quantile(to(part["score"].to_numpy(float)), EDGE)
         edges = np.linspace(float(ends[0]), float(ends[1]), BINS + 1)
         middle, traces = ((edges[1:] + edges[:-1]) / 2).tolist(), []
         for condition, look in style.items():
             scores = to(part.loc[part["condition"] == condition, "score"].to_numpy(float))
-            share = np.histogram(scores.clip(edges[0], edges[-1]), edges)[0] / max(1, len(scores))
+            share = np.histogram(scores.clip(edges[0], edges[-1]), edges)[0] / max(
+                1, len(scores)
+            )
             traces.append(
-                {"type": "scatter", "mode": "lines", "x": middle, "y": share.tolist(), **_steps(condition, look)}
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": middle,
+                    "y": share.tolist(),
+                    **_steps(condition, look),
+                }
             )
             whole = zip(to.back(edges[:-1]), to.back(edges[1:]), share, strict=True)
             rows += [(detector, condition, *values) for values in whole]
-        threshold = to(np.array([run.thresholds.get(str(detector), {}).get("fpr10", np.nan)]))
-        panels.append(
-            Panel(label(str(detector)), traces, x=axis, marks=[(t, "threshold") for t in threshold if np.isfinite(t)])
+        threshold = to(
+            np.array([run.thresholds.get(str(detector), {}).get("fpr10", np.nan)])
         )
-    return None if not rows else Figure(
-        id="histograms",
-        title="Scores, and where the threshold cuts them",
-        caption="Share of images by score; higher is more suspicious. The dotted line is the threshold at 10 % false alarms, "
-        "taken from the calibration images: what lies left of it passes. The outermost 0.2 % are drawn at the edge; "
-        "where scores span orders of magnitude the axis is compressed.",
-        panels=panels,
-        data=pd.DataFrame(rows, columns=["detector", "condition", "from", "to", "share"]),
-        x={"title": "score"},
-        y={"rangemode": "tozero", "tickformat": ".0%", "title": "images"},
-    )  # fmt: skip
+        panels.append(
+            Panel(
+                label(str(detector)),
+                traces,
+                x=axis,
+                marks=[(t, "threshold") for t in threshold if np.isfinite(t)],
+            )
+        )
+    return (
+        None
+        if not rows
+        else Figure(
+            id="histograms",
+            title="Scores, and where the threshold cuts them",
+            caption="Share of images by score; higher is more suspicious. The dotted line is the "
+            "threshold at 10 % false alarms, "
+            "taken from the calibration images: what lies left of it passes. The outermost "
+            "0.2 % are drawn at the edge; "
+            "where scores span orders of magnitude the axis is compressed.",
+            panels=panels,
+            data=pd.DataFrame(
+                rows, columns=["detector", "condition", "from", "to", "share"]
+            ),
+            x={"title": "score"},
+            y={"rangemode": "tozero", "tickformat": ".0%", "title": "images"},
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +181,9 @@ class _Squeeze:
 
 
 def _axis(part: pd.DataFrame) -> tuple[_Squeeze, Style]:
-    """How scores are placed: as they are, or squeezed where they reach far beyond the clean ones, with ticks in their units."""
+    """How scores are placed: as they are, or squeezed where they reach far beyond the clean ones,
+    with ticks in their units.
+    """
     scores = part["score"].to_numpy(float)
     clean = part.loc[part["condition"] == "clean", "score"].to_numpy(float)
     low, centre, high = np.quantile(clean if len(clean) else scores, (0.25, 0.5, 0.75))
@@ -132,19 +193,29 @@ def _axis(part: pd.DataFrame) -> tuple[_Squeeze, Style]:
     to = _Squeeze(float(centre), float(high - low))
     first, last = (float(v) for v in to(ends))
     at = np.linspace(first, last, 5)
-    return to, {"tickvals": at.tolist(), "ticktext": [f"{v:.2g}".replace("e+0", "e") for v in to.back(at)]}
+    return to, {
+        "tickvals": at.tolist(),
+        "ticktext": [f"{v:.2g}".replace("e+0", "e") for v in to.back(at)],
+    }
 
 
 def _steps(condition: str, look: Style) -> Style:
     """The looks of a histogram: an outline, filled for the clean images."""
-    filled = {"fill": "tozeroy", "fillcolor": f"{look['line']['color']}/0.2"} if condition == "clean" else {}
+    filled = (
+        {"fill": "tozeroy", "fillcolor": f"{look['line']['color']}/0.2"}
+        if condition == "clean"
+        else {}
+    )
     return {**look, "line": {**look["line"], "shape": "hvh", "width": 1.5}, **filled}
 
 
 def budget(run: Run) -> Figure | None:
     """Success and slips-through against eps, where the run holds several."""
     table = run.curves.get("eps", run.table)
-    table = table[table["metric"].isin(["success", "slips_through_fpr10"]) & (table["eps"].astype(float) > 0)]
+    table = table[
+        table["metric"].isin(["success", "slips_through_fpr10"])
+        & (table["eps"].astype(float) > 0)
+    ]
     names = list(dict.fromkeys(d for d in table["detector"] if d))
     panels = []
     for (attack, objective), part in table.groupby(["attack", "objective"], sort=False):
@@ -152,20 +223,40 @@ def budget(run: Run) -> Figure | None:
             continue
         traces = []
         for number, name in enumerate(["", *names], start=-1):
-            chosen = (part["detector"] == name) & (part["metric"] == ("slips_through_fpr10" if name else "success"))
-            worst = part[chosen].groupby("eps")[["value", "low", "high"]].max().reset_index()
-            traces.append(line(run.scale.native(1) * worst["eps"], worst, label(name) if name else "no guard", number))
+            chosen = (part["detector"] == name) & (
+                part["metric"] == ("slips_through_fpr10" if name else "success")
+            )
+            worst = (
+                part[chosen].groupby("eps")[["value", "low", "high"]].max().reset_index()
+            )
+            traces.append(
+                line(
+                    run.scale.native(1) * worst["eps"],
+                    worst,
+                    label(name) if name else "no guard",
+                    number,
+                )
+            )
         panels.append(Panel(label(f"{attack}+{objective}"), traces))
-    return None if not panels else Figure(
-        id="eps",
-        title="What slips through as the budget grows",
-        caption="Share of attacked images that fool the classifier and pass the guard at 10 % false alarms, by the largest "
-        "change allowed; the line without a guard is the attack's success. Bars are 95 % intervals.",
-        panels=panels,
-        data=table,
-        x={"title": f"eps ({say(run.threat['unit'])})", **ticks(run.scale.native(1) * table["eps"])},
-        y={**SHARE, "title": "slips through"},
-    )  # fmt: skip
+    return (
+        None
+        if not panels
+        else Figure(
+            id="eps",
+            title="What slips through as the budget grows",
+            caption="Share of attacked images that fool the classifier and pass the guard at 10 % "
+            "false alarms, by the largest "
+            "change allowed; the line without a guard is the attack's success. Bars are 95 "
+            "% intervals.",
+            panels=panels,
+            data=table,
+            x={
+                "title": f"eps ({say(run.threat['unit'])})",
+                **ticks(run.scale.native(1) * table["eps"]),
+            },
+            y={**SHARE, "title": "slips through"},
+        )
+    )
 
 
 def cost(run: Run) -> Figure | None:
@@ -173,21 +264,37 @@ def cost(run: Run) -> Figure | None:
     rows = at_budget(run)
     table = rows[rows["metric"].str.endswith("_per_image") & (rows["attack"] != "")]
     table = table.assign(
-        condition=[label(f"{a}+{o}") for a, o in zip(table["attack"], table["objective"], strict=True)]
+        condition=[
+            label(f"{a}+{o}")
+            for a, o in zip(table["attack"], table["objective"], strict=True)
+        ]
     )
     panels = []
     for metric, part in table.groupby("metric", sort=False):
         mean = part.groupby("condition", sort=False)["value"].mean()
-        values = {"x": mean.tolist(), "y": [say(n) for n in mean.index], "marker": {"color": "--c0"}}
-        panels.append(Panel(str(metric).replace("_", " "), [{"type": "bar", "orientation": "h", **values}]))
-    return None if not panels else Figure(
-        id="cost",
-        title="Cost of the attacks",
-        caption="What each attack costs; attacks are compared at the same number of gradients.",
-        panels=panels,
-        data=table,
-        x={"rangemode": "tozero"},
-        y={"autorange": "reversed", **categories(table["condition"].unique())},
-        height=110 + 26 * table["condition"].nunique(),
-        gap=gap(table["condition"]),
-    )  # fmt: skip
+        values = {
+            "x": mean.tolist(),
+            "y": [say(n) for n in mean.index],
+            "marker": {"color": "--c0"},
+        }
+        panels.append(
+            Panel(
+                str(metric).replace("_", " "),
+                [{"type": "bar", "orientation": "h", **values}],
+            )
+        )
+    return (
+        None
+        if not panels
+        else Figure(
+            id="cost",
+            title="Cost of the attacks",
+            caption="What each attack costs; attacks are compared at the same number of gradients.",
+            panels=panels,
+            data=table,
+            x={"rangemode": "tozero"},
+            y={"autorange": "reversed", **categories(table["condition"].unique())},
+            height=110 + 26 * table["condition"].nunique(),
+            gap=gap(table["condition"]),
+        )
+    )

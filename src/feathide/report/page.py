@@ -1,4 +1,6 @@
-"""``render``: one self-contained HTML page from the results of a run. It reads the results only, never the network."""
+"""``render``: one self-contained HTML page from the results of a run. It reads the results only,
+never the network.
+"""
 
 import json
 import math
@@ -84,31 +86,64 @@ def limits(run: Run) -> list[str]:
     rows = at_budget(run)
     out = []
     if run.synthetic:
-        out.append("The images are synthetic. The numbers say how the method behaves, nothing about patients.")
+        out.append(
+            "The images are synthetic. The numbers say how the method behaves, nothing "
+            "about patients."
+        )
     if not (rows["knowledge"] == "detector-aware").any():
-        out.append("No attack knew the guards. What they catch here is an upper bound of what they are worth.")
+        out.append(
+            "No attack knew the guards. What they catch here is an upper bound of what "
+            "they are worth."
+        )
     if not (rows["knowledge"] == "transfer").any():
-        out.append("Every attacker had the classifier itself; an attacker with a substitute was not tried.")
+        out.append(
+            "Every attacker had the classifier itself; an attacker with a substitute was "
+            "not tried."
+        )
     out.append(
-        f"{run.budget}: larger, local or physical changes, and attacks on the data before training, were not tried."
+        f"{run.budget}: larger, local or physical changes, and attacks on the data before "
+        "training, were not tried."
     )
-    if rows["classifier"].nunique() == 1 and rows["seed"].nunique() == 1 and run.seeds is None:
-        out.append("One classifier, trained once: the intervals cover the choice of test images, not of networks.")
+    if (
+        rows["classifier"].nunique() == 1
+        and rows["seed"].nunique() == 1
+        and run.seeds is None
+    ):
+        out.append(
+            "One classifier, trained once: the intervals cover the choice of test images, "
+            "not of networks."
+        )
     if rows.loc[rows["detector"] != "", "detector"].nunique() > 1:
-        out.append("The best guard was picked on the images that measure it; on new images it may look worse.")
+        out.append(
+            "The best guard was picked on the images that measure it; on new images it may "
+            "look worse."
+        )
     if kind := kind_of(verdict(run).findings):
         out.append(
-            f"Only {kind}guards were audited: what hides from them may still show in the image itself, where no guard looked."
+            f"Only {kind}guards were audited: what hides from them may still show in the "
+            "image itself, where no guard looked."
         )
-    out.append("An attack that gets through is proof; that none got through would not prove that none can.")
+    out.append(
+        "An attack that gets through is proof; that none got through would not prove that "
+        "none can."
+    )
     return out
 
 
 def _browser(run: Run, album: Album) -> dict[str, Any]:
-    """What the case browser knows: conditions in turn, fooled cases first, so that these have pictures if not all fit."""
-    found = [(not case.fooled, i, name, case) for name, part in run.cases.items() for i, case in enumerate(part)]
+    """What the case browser knows: conditions in turn, fooled cases first, so that these have
+    pictures if not all fit.
+    """
+    found = [
+        (not case.fooled, i, name, case)
+        for name, part in run.cases.items()
+        for i, case in enumerate(part)
+    ]
     found.sort(key=lambda item: item[:2])
-    cases = [{"condition": label(name), **_facts(case), "picture": album.add(case)} for _, _, name, case in found]
+    cases = [
+        {"condition": label(name), **_facts(case), "picture": album.add(case)}
+        for _, _, name, case in found
+    ]
     s = run.scale
     return {
         "cases": cases,
@@ -116,18 +151,42 @@ def _browser(run: Run, album: Album) -> dict[str, Any]:
         "classes": list(run.class_names),
         "thresholds": plain(run.thresholds),
         "names": {d: label(d) for d in run.thresholds},
-        "scale": {"levels": s.levels, "bits": album.bits, "low": s.native_low, "high": s.native_high, "unit": s.unit},
+        "scale": {
+            "levels": s.levels,
+            "bits": album.bits,
+            "low": s.native_low,
+            "high": s.native_high,
+            "unit": s.unit,
+        },
         "amplify": _amplify(run),
     }
 
 
 def _facts(case: Case) -> dict[str, Any]:
-    keep = ("id", "label", "target", "predicted", "fooled", "clean_predicted", "scores", "clean_scores", "energies")
+    keep = (
+        "id",
+        "label",
+        "target",
+        "predicted",
+        "fooled",
+        "clean_predicted",
+        "scores",
+        "clean_scores",
+        "energies",
+    )
     return {name: plain(getattr(case, name)) for name in keep}
 
 
 def _amplify(run: Run) -> float:
     """The power of two that makes the largest change of any case nearly saturate."""
-    changes = [float(np.abs(c.adversarial - c.clean).max()) for part in run.cases.values() for c in part]
-    largest = max([change for change in changes if change > 0], default=float(run.threat["eps"]))
-    return 2.0 ** max(0, min(10, math.floor(math.log2((run.scale.high - run.scale.low) / largest))))
+    changes = [
+        float(np.abs(c.adversarial - c.clean).max())
+        for part in run.cases.values()
+        for c in part
+    ]
+    largest = max(
+        [change for change in changes if change > 0], default=float(run.threat["eps"])
+    )
+    return 2.0 ** max(
+        0, min(10, math.floor(math.log2((run.scale.high - run.scale.low) / largest)))
+    )

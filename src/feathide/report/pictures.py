@@ -1,9 +1,10 @@
-"""The images of the cases as PNG text: exact stored levels for the browser, and ready-made pairs for paper.
+"""The images of the cases as PNG text: exact stored levels for the browser, and ready-made pairs
+for paper.
 
-A picture (C, *S) becomes a list of planes (channels x slices, then low and high byte) tiled into one 8-bit grey PNG,
-so that images of any depth, number of channels and up to 16 bits reach the page without loss. Adversarial images are
-stored as their difference to the clean one modulo the number of levels of the type, which is exact and half as large.
-"""
+A picture (C, *S) becomes a list of planes (channels x slices, then low and high byte) tiled into
+one 8-bit grey PNG, so that images of any depth, number of channels and up to 16 bits reach the
+page without loss. Adversarial images are stored as their difference to the clean one modulo the
+number of levels of the type, which is exact and half as large."""
 
 import base64
 import io
@@ -19,7 +20,8 @@ from feathide.report.results import Case, Scale
 
 __all__ = ["BUDGET", "Album", "busiest", "data_uri", "difference", "pairs", "tile", "view"]
 
-BUDGET = 8_500_000  # characters of picture text in one report, so that the page stays below 15 MB
+# characters of picture text in one report, so that the page stays below 15 MB
+BUDGET = 8_500_000
 BLUE, VERMILLION = np.array([0, 114, 178]), np.array([213, 94, 0])
 
 
@@ -35,7 +37,9 @@ def data_uri(pixels: np.ndarray) -> str:
 
 
 def tile(levels: np.ndarray, bits: int) -> str:
-    """Levels (C, *S) as one grey PNG, base64: planes row by row in a near-square grid; with 16 bits all low bytes, then all high bytes."""
+    """Levels (C, *S) as one grey PNG, base64: planes row by row in a near-square grid; with 16
+    bits all low bytes, then all high bytes.
+    """
     planes = levels.reshape(-1, *levels.shape[-2:]).astype(np.uint16)  # (P, H, W)
     if bits == 16:
         planes = np.concatenate([planes & 255, planes >> 8])
@@ -44,7 +48,9 @@ def tile(levels: np.ndarray, bits: int) -> str:
     rows = math.ceil(p / columns)
     grid = np.zeros((rows * columns, h, w), np.uint8)
     grid[:p] = planes
-    return _png(grid.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w))
+    return _png(
+        grid.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
+    )
 
 
 @dataclass
@@ -64,7 +70,10 @@ class Album:
 
     def add(self, case: Case) -> dict[str, Any] | None:
         """Where the case's pictures stand in ``pictures``; None if they do not fit any more."""
-        clean, adversarial = self.scale.quantise(case.clean), self.scale.quantise(case.adversarial)
+        clean, adversarial = (
+            self.scale.quantise(case.clean),
+            self.scale.quantise(case.adversarial),
+        )
         delta = (adversarial.astype(np.int32) - clean) % (1 << self.bits)
         key = clean.tobytes() + str(clean.shape).encode()
         text = [tile(delta, self.bits)]
@@ -78,17 +87,25 @@ class Album:
             self.clean[key] = len(self.pictures)
             self.pictures.append(text[1])
         self.pictures.append(text[0])
-        return {"shape": clean.shape, "clean": self.clean[key], "delta": len(self.pictures) - 1}
+        return {
+            "shape": clean.shape,
+            "clean": self.clean[key],
+            "delta": len(self.pictures) - 1,
+        }
 
 
 def view(x: np.ndarray, scale: Scale, at: int) -> np.ndarray:
-    """Slice ``at`` of the first spatial axis of a volume (or the whole 2D image) as uint8 pixels, the box stretched to 0 .. 255."""
+    """Slice ``at`` of the first spatial axis of a volume (or the whole 2D image) as uint8 pixels,
+    the box stretched to 0 .. 255.
+    """
     flat = _slice(scale.quantise(x), at).astype(np.float64) * 255 / (scale.levels - 1)
     return _colour(np.rint(flat).astype(np.uint8))
 
 
 def difference(case: Case, scale: Scale, at: int, amplify: float) -> np.ndarray:
-    """The amplified difference as uint8 pixels (H, W, 3): vermillion brighter, blue darker, white unchanged; colour images show 128 + difference."""
+    """The amplified difference as uint8 pixels (H, W, 3): vermillion brighter, blue darker, white
+    unchanged; colour images show 128 + difference.
+    """
     change = scale.quantise(case.adversarial).astype(np.int64) - scale.quantise(case.clean)
     d = _slice(change, at) * amplify / (scale.levels - 1)
     if len(d) == 3:
@@ -107,7 +124,9 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
 
 
 def busiest(case: Case) -> int:
-    """The middlemost of the slices along the first spatial axis that change most, up to a tenth; 0 for 2D images."""
+    """The middlemost of the slices along the first spatial axis that change most, up to a tenth;
+    0 for 2D images.
+    """
     change = np.abs(case.adversarial - case.clean)
     if change.ndim == 3:
         return 0
@@ -119,7 +138,9 @@ def busiest(case: Case) -> int:
 def pairs(
     cases: Mapping[str, Sequence[Case]], scale: Scale, *, amplify: float, count: int = 4
 ) -> Iterable[dict[str, Any]]:
-    """The first fooled cases of each condition with ready-made pictures of their most changed slice, ``count`` or a few more."""
+    """The first fooled cases of each condition with ready-made pictures of their most changed
+    slice, ``count`` or a few more.
+    """
     fooled = {condition: [c for c in part if c.fooled] for condition, part in cases.items()}
     each = max(1, count // max(1, sum(map(bool, fooled.values()))))
     for condition, part in fooled.items():
@@ -127,4 +148,9 @@ def pairs(
             at = busiest(case)
             both = [view(x, scale, at) for x in (case.clean, case.adversarial)]
             shown = [*both, difference(case, scale, at, amplify)]
-            yield {"condition": condition, "case": case, "slice": at, "pictures": [data_uri(p) for p in shown]}
+            yield {
+                "condition": condition,
+                "case": case,
+                "slice": at,
+                "pictures": [data_uri(p) for p in shown],
+            }

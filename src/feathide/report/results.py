@@ -1,8 +1,9 @@
-"""What a report is made from: ``Run``, the results of one audit, and ``Case``, one attacked image of it.
+"""What a report is made from: ``Run``, the results of one audit, and ``Case``, one attacked image
+of it.
 
-The report computes nothing that belongs to the audit: thresholds, intervals and scores come in ready. A condition is
-the name of a kind of image: "clean", "noisy", or "<attack>+<objective>" such as "pgd+hfc".
-"""
+The report computes nothing that belongs to the audit: thresholds, intervals and scores come in
+ready. A condition is the name of a kind of image: "clean", "noisy", or "<attack>+<objective>"
+such as "pgd+hfc"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,23 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
-from feathide.metrics import independent
+from feathide.metrics.statistics import independent
 
 __all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
 
 COLUMNS = (
-    *("dataset", "classifier", "attack", "objective", "knowledge", "eps", "detector", "metric"),
+    *(
+        "dataset",
+        "classifier",
+        "attack",
+        "objective",
+        "knowledge",
+        "eps",
+        "detector",
+        "metric",
+    ),
     *("value", "low", "high", "n", "seed"),
-)  # fmt: skip
+)
 SCORES = ("condition", "detector", "id", "score", "fooled")
 THREAT = ("goal", "knowledge", "norm", "eps", "box", "step", "unit", "success")
 CURVES: dict[str, tuple[str, ...]] = {
@@ -30,7 +40,7 @@ CURVES: dict[str, tuple[str, ...]] = {
     "embedding": ("condition", "x", "y"),
     "stress": ("group", "layer", "value", "low", "high"),
     "transfer": ("condition", "substitute", "victim", "value"),
-    "duel": ("round", "detector", "value", "low", "high"),
+    "arms_race": ("round", "detector", "value", "low", "high"),
 }
 
 
@@ -38,10 +48,9 @@ CURVES: dict[str, tuple[str, ...]] = {
 class Case:
     """One attacked test image under one attack and objective.
 
-    ``clean`` and ``adversarial`` are (C, *S), 2D or 3D, in box units and on the stored grey levels. ``scores`` and
-    ``clean_scores`` map a detector to its score, ``energies`` a layer to the energy of the adversarial image under
-    the clean model of the target class.
-    """
+    ``clean`` and ``adversarial`` are (C, *S), 2D or 3D, in box units and on the stored grey
+    levels. ``scores`` and ``clean_scores`` map a detector to its score, ``energies`` a layer to
+    the energy of the adversarial image under the clean model of the target class."""
 
     id: str
     label: int
@@ -70,7 +79,9 @@ class Scale:
     def quantise(self, x: np.ndarray) -> np.ndarray:
         """The stored level of each value of ``x``, uint16."""
         span = (np.asarray(x, np.float64) - self.low) / (self.high - self.low)
-        return np.clip(np.rint(span * (self.levels - 1)), 0, self.levels - 1).astype(np.uint16)
+        return np.clip(np.rint(span * (self.levels - 1)), 0, self.levels - 1).astype(
+            np.uint16
+        )
 
     def native(self, distance: float) -> float:
         """A distance in box units, in native units."""
@@ -81,23 +92,29 @@ class Scale:
 class Run:
     """The results of one audit.
 
-    ``table`` has one number a row, with the columns ``COLUMNS``; metrics named ``slips_through_fpr10`` and so on are
-    shares in [0, 1]. ``threat`` holds ``goal``, ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi),
-    ``step`` (the distance of two stored levels, box units), ``unit`` ("grey levels", "HU"), ``success`` (what counts
-    as success) and, where the unit is not the stored level, ``native_box`` (lo, hi in ``unit``); ``where`` (which
-    pixels may change) and ``eps_in_words`` are shown where they are given. ``thresholds`` maps detector -> {"fpr10":
-    t, "fpr5": t, "fpr1": t}. ``scores`` has one score a row: condition, detector, id, score, fooled. ``curves`` may
-    hold any of the frames of ``CURVES``; a figure appears where its data is. ``gates`` are mappings with name, status
-    (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its cases. ``cost`` is a table of what the
-    run took, one row a stage. ``seeds`` has every number over the seeds of the classifier (``mean``, ``least``, ``greatest``, ``seeds`` in place of ``value``,
-    ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the attack that they ``learnt_from``. ``budgets`` are all budgets that were
-    audited; ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the detectors that it attacks; where it does not say, the
-    objective's name does (``spelling.aimed_at``). ``reads`` maps a detector to the spaces in which it looks ("features", "logits", "image").
-    ``masked`` maps detectors through which no gradient leads to the reason: none of them is said to hold.
-    ``counts`` says how many images stand where: ``counts["calibrate"]`` (images, patients) decides which thresholds can be trusted.
+    ``table`` has one number a row, with the columns ``COLUMNS``; metrics named
+    ``slips_through_fpr10`` and so on are shares in [0, 1]. ``threat`` holds ``goal``,
+    ``knowledge``, ``norm``, ``eps`` (box units), ``box`` (lo, hi), ``step`` (the distance of two
+    stored levels, box units), ``unit`` ("grey levels", "HU"), ``success`` (what counts as
+    success) and, where the unit is not the stored level, ``native_box`` (lo, hi in ``unit``);
+    ``where`` (which pixels may change) and ``eps_in_words`` are shown where they are given.
+    ``thresholds`` maps detector -> {"fpr10": t, "fpr5": t, "fpr1": t}. ``scores`` has one score a
+    row: condition, detector, id, score, fooled. ``curves`` may hold any of the frames of
+    ``CURVES``; a figure appears where its data is. ``sanity_checks`` are mappings with name,
+    status (pass, warn, fail), raised_if, why, do, detail. ``cases`` maps a condition to its
+    cases. ``cost`` is a table of what the run took, one row a stage. ``seeds`` has every number
+    over the seeds of the classifier (``mean``, ``least``, ``greatest``, ``seeds`` in place of
+    ``value``, ``low``, ``high``, ``n``, ``seed``), ``held_out`` the numbers of guards by the
+    attack that they ``learnt_from``. ``budgets`` are all budgets that were audited;
+    ``threat["eps"]`` is the one that the page is about. ``aims`` maps an objective to the
+    detectors that it attacks; where it does not say, the objective's name does
+    (``spelling.aimed_at``). ``reads`` maps a detector to the spaces in which it looks
+    ("features", "logits", "image"). ``masked`` maps detectors through which no gradient leads to
+    the reason: none of them is said to hold. ``counts`` says how many images stand where:
+    ``counts["calibrate"]`` (images, patients) decides which thresholds can be trusted.
 
-    Raises InputError where a column or an entry is missing: a report never leaves something out in silence.
-    """
+    Raises InputError where a column or an entry is missing: a report never leaves something out
+    in silence."""
 
     title: str
     synthetic: bool
@@ -109,7 +126,7 @@ class Run:
     thresholds: Mapping[str, Mapping[str, float]]
     scores: pd.DataFrame
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    gates: Sequence[Mapping[str, str]] = ()
+    sanity_checks: Sequence[Mapping[str, str]] = ()
     caveats: Sequence[str] = ()
     cases: Mapping[str, Sequence[Case]] = field(default_factory=dict)
     cost: pd.DataFrame | None = None
@@ -130,21 +147,33 @@ class Run:
                 raise unknown("curve", name, CURVES)
             _needs(f"the curve {name!r}", CURVES[name], frame.columns)
         if self.seeds is not None:
-            _needs("the table of seeds", (*COLUMNS[:8], "mean", "least", "greatest", "seeds"), self.seeds.columns)
+            _needs(
+                "the table of seeds",
+                (*COLUMNS[:8], "mean", "least", "greatest", "seeds"),
+                self.seeds.columns,
+            )
         if self.held_out is not None:
-            _needs("the table of held-out attacks", (*COLUMNS, "learnt_from"), self.held_out.columns)
-        for gate in self.gates:
-            if gate["status"] not in ("pass", "warn", "fail"):
-                raise unknown("gate status", gate["status"], ("pass", "warn", "fail"))
+            _needs(
+                "the table of held-out attacks",
+                (*COLUMNS, "learnt_from"),
+                self.held_out.columns,
+            )
+        for check in self.sanity_checks:
+            if check["status"] not in ("pass", "warn", "fail"):
+                raise unknown(
+                    "sanity check status", check["status"], ("pass", "warn", "fail")
+                )
 
     @property
     def calibrated(self) -> tuple[int, str] | None:
-        """How many independent calibrate cases the thresholds come from, and what to call them, as ``counts`` says; None where it does not."""
-        part = self.counts.get("calibrate")
+        """How many independent calibration cases the thresholds come from, and what to call them,
+        as ``counts`` says; None where it does not.
+        """
+        part = self.counts.get("calibration")
         if not isinstance(part, Mapping):
             return None
         images = int(part["images"])
-        return independent("calibrate", images, int(part.get("patients", images)))
+        return independent("calibration", images, int(part.get("patients", images)))
 
     @property
     def scale(self) -> Scale:
@@ -163,13 +192,22 @@ class Run:
         """The budget in native units, in words."""
         scale, norm = self.scale, str(self.threat["norm"])
         size = self.size(float(self.threat["eps"]))
-        where = "at every pixel" if "inf" in norm.lower() else f"over all pixels together ({norm})"
-        return f"A change of at most {size} {where}, on a range of {scale.native_high - scale.native_low:.4g}"
+        where = (
+            "at every pixel"
+            if "inf" in norm.lower()
+            else f"over all pixels together ({norm})"
+        )
+        return (
+            f"A change of at most {size} {where}, on a range of "
+            f"{scale.native_high - scale.native_low:.4g}"
+        )
 
 
 def _needs(what: str, wanted: Sequence[str], got: Any) -> None:
     missing = [name for name in wanted if name not in got]
     if missing:
         raise expected(
-            f"{what} must have {', '.join(wanted)}", got=f"none of {', '.join(missing)}", do="add what is missing"
+            f"{what} must have {', '.join(wanted)}",
+            got=f"none of {', '.join(missing)}",
+            do="add what is missing",
         )

@@ -1,4 +1,6 @@
-"""``sheet``: a small self-contained page around some figures, tables and pictures, in the looks of the report."""
+"""``sheet``: a small self-contained page around some figures, tables and pictures, in the looks
+of the report.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ class Plate:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A page: what it is about, sentences on how to read it, figures, pictures, and the table that all of it comes from."""
+    """A page: what it is about, sentences on how to read it, figures, pictures, and the table
+    that all of it comes from.
+    """
 
     title: str
     says: Sequence[str]
@@ -34,5 +38,8 @@ class Sheet:
 
 def sheet(page: Sheet) -> str:
     """The page as HTML text; it loads nothing and holds its numbers."""
-    data = {"figures": [f.spec() for f in page.figures], "csv": {"results": page.table.to_csv(index=False)}}
+    data = {
+        "figures": [f.spec() for f in page.figures],
+        "csv": {"results": page.table.to_csv(index=False)},
+    }
     return document("sheet.html.j2", SCRIPTS, data, page=page)

@@ -28,7 +28,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric of a detector is shown: its title, what it says, and which end is bad for the guard."""
+    """How a metric of a detector is shown: its title, what it says, and which end is bad for the
+    guard.
+    """
 
     title: str
     says: str
@@ -37,19 +39,35 @@ class Metric:
 
 
 NO = Metric("", "", math.nan, math.nan)  # a number that says nothing about a guard
-SLIPS = "share of all attacked images that fool the classifier and pass the guard, at {} % false alarms"
+SLIPS = (
+    "share of all attacked images that fool the classifier and pass the guard, at {} % false "
+    "alarms"
+)
 METRICS = {
-    **{f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k)) for k in LEVELS},
+    **{
+        f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k))
+        for k in LEVELS
+    },
     "slips_through_fpr10_all": Metric(
         "Slips through, with those wrong by themselves",
-        "share of all test images that the classifier takes for a wrong class, attacked or by its own mistake, and that pass "
+        "share of all test images that the classifier takes for a wrong class, attacked or "
+        "by its own mistake, and that pass "
         "the guard, at 10 % false alarms",
     ),
     "auc": Metric(
-        "AUC", "chance that an attacked image scores above a harmless one: 0.5 is a coin toss, less misled", 1.0, 0.5
+        "AUC",
+        (
+            "chance that an attacked image scores above a harmless one: 0.5 is a coin toss, "
+            "less misled"
+        ),
+        1.0,
+        0.5,
     ),
     "tpr_at_fpr10": Metric(
-        "Caught at 10 %", "share of the images that fool the classifier and raise an alarm", 1.0, 0.1
+        "Caught at 10 %",
+        "share of the images that fool the classifier and raise an alarm",
+        1.0,
+        0.1,
     ),
 }
 CLEAN = {
@@ -57,13 +75,19 @@ CLEAN = {
     "calibration_error": "Calibration error",
     "brier_score": "Brier score",
     "accuracy_train": "Accuracy in training",
-    **{f"accuracy_shifted_{s}": f"Accuracy under {s}" for s in ("noise", "contrast", "gamma", "rotation")},
+    **{
+        f"accuracy_shifted_{s}": f"Accuracy under {s}"
+        for s in ("noise", "contrast", "gamma", "rotation")
+    },
 }
 UNITS = {
     **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
     **{f"false_alarms_fpr{k}_noise": f"On noise of eps, at {k} %" for k in LEVELS},
     "false_alarms_fpr10_shifted_noise": "On acquisition noise, at 10 %",
-    **{f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %" for s in ("contrast", "gamma", "rotation")},
+    **{
+        f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %"
+        for s in ("contrast", "gamma", "rotation")
+    },
     "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
     "seconds_per_image": "Seconds per image",
     "gradients_per_image": "Gradients per image",
@@ -77,7 +101,9 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: its text, its interval's text, the sorting key and how bad it is for the guard, 0 to 1."""
+    """One number: its text, its interval's text, the sorting key and how bad it is for the guard,
+    0 to 1.
+    """
 
     text: str
     interval: str = ""
@@ -97,9 +123,13 @@ class Matrix:
 
 
 def _columns(rows: pd.DataFrame) -> pd.Series:
-    """The attack of each row, with the data set, classifier and seed where the table holds several."""
+    """The attack of each row, with the data set, classifier and seed where the table holds
+    several.
+    """
     names = pd.Series(
-        [label(f"{a}+{o}") for a, o in zip(rows["attack"], rows["objective"], strict=True)], rows.index, dtype=object
+        [label(f"{a}+{o}") for a, o in zip(rows["attack"], rows["objective"], strict=True)],
+        rows.index,
+        dtype=object,
     )
     for column, prefix in (("dataset", ""), ("classifier", ""), ("seed", "seed ")):
         if rows[column].nunique() > 1:
@@ -108,49 +138,86 @@ def _columns(rows: pd.DataFrame) -> pd.Series:
 
 
 def matrices(run: Run) -> Iterable[Matrix]:
-    """One matrix for each metric of a detector at the audited budget, the headline's metrics first."""
+    """One matrix for each metric of a detector at the audited budget, the headline's metrics
+    first.
+    """
     rows = at_budget(run)
     rows = rows[(rows["detector"] != "") & (rows["attack"] != "")]
     rows = rows.assign(column=_columns(rows))
     found = list(dict.fromkeys(rows["metric"]))
-    for name in [*(m for m in METRICS if m in found), *(m for m in found if m not in METRICS)]:
+    for name in [
+        *(m for m in METRICS if m in found),
+        *(m for m in found if m not in METRICS),
+    ]:
         part = rows[rows["metric"] == name]
         metric = METRICS.get(name, Metric(name.replace("_", " "), "", math.nan, math.nan))
-        columns, body = _grid(part.assign(row=part["detector"].astype(str).map(label)), metric)
+        columns, body = _grid(
+            part.assign(row=part["detector"].astype(str).map(label)), metric
+        )
         yield Matrix(name, metric.title, metric.says, columns, body)
 
 
-def _grid(rows: pd.DataFrame, metric: Metric) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Cell, ...]], ...]]:
-    """The numbers of one metric by the columns ``row`` and ``column``: the columns, and the lines below them."""
+def _grid(
+    rows: pd.DataFrame, metric: Metric
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Cell, ...]], ...]]:
+    """The numbers of one metric by the columns ``row`` and ``column``: the columns, and the lines
+    below them.
+    """
     columns = tuple(dict.fromkeys(rows["column"]))
     cells = {(r["row"], r["column"]): cell(r, metric) for _, r in rows.iterrows()}
-    return columns, tuple((r, tuple(cells.get((r, c), Cell("–")) for c in columns)) for r in dict.fromkeys(rows["row"]))
+    return columns, tuple(
+        (r, tuple(cells.get((r, c), Cell("–")) for c in columns))
+        for r in dict.fromkeys(rows["row"])
+    )
 
 
 def variants(run: Run) -> Iterator[Matrix]:
-    """What slips through at 10 % with other seeds of the classifier, and past guards that learnt from other attacks, where the audit has that."""
+    """What slips through at 10 % with other seeds of the classifier, and past guards that learnt
+    from other attacks, where the audit has that.
+    """
     slips = METRICS["slips_through_fpr10"]
     if run.seeds is not None:
-        rows = at_budget(run, run.seeds.rename(columns={"mean": "value", "least": "low", "greatest": "high"}))
-        rows = rows[(rows["metric"] == "slips_through_fpr10") & (rows["attack"] != "")].assign(seed=0)
+        rows = at_budget(
+            run,
+            run.seeds.rename(columns={"mean": "value", "least": "low", "greatest": "high"}),
+        )
+        rows = rows[
+            (rows["metric"] == "slips_through_fpr10") & (rows["attack"] != "")
+        ].assign(seed=0)
         rows = rows.assign(row=rows["detector"].map(label), column=_columns(rows))
         says = (
-            f"Mean of {rows['seeds'].max()} classifiers that were trained alike from different seeds, and the range from the least to the greatest: "
+            f"Mean of {rows['seeds'].max()} classifiers that were trained alike from "
+            "different seeds, and the range from the least to the greatest: "
             "where it is wide, the number of one classifier is a matter of chance."
         )
-        yield Matrix("seeds", f"{slips.title}, over the classifier's seeds", says, *_grid(rows, slips))
+        yield Matrix(
+            "seeds",
+            f"{slips.title}, over the classifier's seeds",
+            says,
+            *_grid(rows, slips),
+        )
     if run.held_out is not None and len(run.held_out):
         rows = at_budget(run, run.held_out)
         rows = rows[rows["metric"] == "slips_through_fpr10"]
         order = {name: i for i, name in enumerate(dict.fromkeys(rows["detector"]))}
-        rows = rows.sort_values("detector", key=lambda names: names.map(order), kind="stable")
-        row = rows["detector"].map(label) + ", learnt from " + rows["learnt_from"].map(label)
+        rows = rows.sort_values(
+            "detector", key=lambda names: names.map(order), kind="stable"
+        )
+        row = (
+            rows["detector"].map(label) + ", learnt from " + rows["learnt_from"].map(label)
+        )
         says = (
-            "Read along a line: a guard that stops the attack it learnt from and lets others pass has learnt that attack, "
+            "Read along a line: a guard that stops the attack it learnt from and lets "
+            "others pass has learnt that attack, "
             "not what attacks have in common."
         )
         rows = rows.assign(row=row, column=_columns(rows))
-        yield Matrix("held-out", f"{slips.title}, by what the guards learnt from", says, *_grid(rows, slips))
+        yield Matrix(
+            "held-out",
+            f"{slips.title}, by what the guards learnt from",
+            says,
+            *_grid(rows, slips),
+        )
 
 
 def cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
@@ -160,36 +227,73 @@ def cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
         return Cell("–")
     bad = (value - metric.best) / (metric.worst - metric.best)
     interval = "" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
-    return Cell(f"{value:.3f}", interval, value, None if math.isnan(bad) else min(1.0, max(0.0, bad)))
+    return Cell(
+        f"{value:.3f}",
+        interval,
+        value,
+        None if math.isnan(bad) else min(1.0, max(0.0, bad)),
+    )
 
 
 def attacks(run: Run) -> Matrix:
-    """The attacks at the audited budget by what was measured of them without a guard: success, largest change, cost."""
+    """The attacks at the audited budget by what was measured of them without a guard: success,
+    largest change, cost.
+    """
     rows = at_budget(run)
     rows = rows[(rows["detector"] == "") & (rows["attack"] != "")]
-    table = _by_metric(rows.assign(row=_columns(rows)), run, "attacks", "The attacks, without a guard")
-    known = {str(name): Cell(str(k)) for name, k in zip(_columns(rows), rows["knowledge"], strict=True)}
+    table = _by_metric(
+        rows.assign(row=_columns(rows)), run, "attacks", "The attacks, without a guard"
+    )
+    known = {
+        str(name): Cell(str(k))
+        for name, k in zip(_columns(rows), rows["knowledge"], strict=True)
+    }
     body = tuple((name, (known[name], *cells)) for name, cells in table.rows)
     return Matrix(table.id, table.title, table.says, ("Knowledge", *table.columns), body)
 
 
 def classifiers(table: pd.DataFrame) -> Matrix:
-    """What each classifier does on clean images, all of them: its accuracy, and whether its probabilities can be believed."""
-    rows = table[(table["attack"] == "") & (table["detector"] == "") & table["metric"].isin(list(CLEAN))]
+    """What each classifier does on clean images, all of them: its accuracy, and whether its
+    probabilities can be believed.
+    """
+    rows = table[
+        (table["attack"] == "")
+        & (table["detector"] == "")
+        & table["metric"].isin(list(CLEAN))
+    ]
     names = rows["dataset"].astype(str) + ", " + rows["classifier"].astype(str)
-    names = names + ", seed " + rows["seed"].astype(str) if rows["seed"].nunique() > 1 else names
+    names = (
+        names + ", seed " + rows["seed"].astype(str)
+        if rows["seed"].nunique() > 1
+        else names
+    )
     metrics = [m for m in CLEAN if m in set(rows["metric"])]
-    cells = {(n, r["metric"]): cell(r, NO) for n, (_, r) in zip(names, rows.iterrows(), strict=True)}
-    body = tuple((n, tuple(cells.get((n, m), Cell("–")) for m in metrics)) for n in dict.fromkeys(names))
+    cells = {
+        (n, r["metric"]): cell(r, NO)
+        for n, (_, r) in zip(names, rows.iterrows(), strict=True)
+    }
+    body = tuple(
+        (n, tuple(cells.get((n, m), Cell("–")) for m in metrics))
+        for n in dict.fromkeys(names)
+    )
     says = (
-        "Calibration error: how far, on average over 15 bins, the largest probability lies from the share of right answers; "
+        "Calibration error: how far, on average over 15 bins, the largest probability lies "
+        "from the share of right answers; "
         "Brier score: mean squared error of the probabilities, 0 to 1; less is better."
     )
-    return Matrix("classifiers", "Classifiers on clean test images", says, tuple(CLEAN[m] for m in metrics), body)
+    return Matrix(
+        "classifiers",
+        "Classifiers on clean test images",
+        says,
+        tuple(CLEAN[m] for m in metrics),
+        body,
+    )
 
 
 def guards(run: Run) -> Matrix:
-    """What each detector reads, and what it does without an attack: the false alarms it really raises, the accuracy on what it accepts."""
+    """What each detector reads, and what it does without an attack: the false alarms it really
+    raises, the accuracy on what it accepts.
+    """
     rows = at_budget(run)
     rows = rows[(rows["detector"] != "") & (rows["attack"] == "")]
     rows = rows.assign(row=[label(str(d)) for d in rows["detector"]])
@@ -205,7 +309,10 @@ def _by_metric(rows: pd.DataFrame, run: Run, name: str, title: str) -> Matrix:
     """One line for each value of the column ``row``, one column a metric."""
     metrics = tuple(dict.fromkeys(rows["metric"]))
     cells = {(r["row"], r["metric"]): _measure(r, run) for _, r in rows.iterrows()}
-    body = ((str(r), tuple(cells.get((r, m), Cell("–")) for m in metrics)) for r in dict.fromkeys(rows["row"]))
+    body = (
+        (str(r), tuple(cells.get((r, m), Cell("–")) for m in metrics))
+        for r in dict.fromkeys(rows["row"])
+    )
     titles = (UNITS.get(m, m.replace("_", " ").capitalize()) for m in metrics)
     return Matrix(name, title, "", tuple(titles), tuple(body))
 
@@ -214,8 +321,13 @@ def parts(run: Run) -> Matrix:
     """The counts that are given by part: images, patients, correct."""
     given = {name: part for name, part in run.counts.items() if isinstance(part, Mapping)}
     columns = tuple(dict.fromkeys(str(k) for part in given.values() for k in part))
-    body = ((str(n), tuple(Cell(str(part.get(c, "–")), "", part.get(c)) for c in columns)) for n, part in given.items())
-    return Matrix("parts", "Images by part", "", tuple(c.capitalize() for c in columns), tuple(body))
+    body = (
+        (str(n), tuple(Cell(str(part.get(c, "–")), "", part.get(c)) for c in columns))
+        for n, part in given.items()
+    )
+    return Matrix(
+        "parts", "Images by part", "", tuple(c.capitalize() for c in columns), tuple(body)
+    )
 
 
 def _measure(row: pd.Series, run: Run) -> Cell:

@@ -1,0 +1,1 @@
+"""Attacks: one loop, update rules, threat models, presets."""

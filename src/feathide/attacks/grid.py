@@ -1,0 +1,43 @@
+"""The values that a file can hold: a perturbed image as it will be read back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from feathide.attacks.threats import ThreatModel
+from feathide.errors import expected
+from feathide.types import Box
+
+__all__ = ["Grid"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that a file can hold: lo + k * step. ``Grid(1 / 255)`` is an 8-bit picture in
+    [0, 1].
+
+    ``store`` gives the image as it will be read back from the file, without leaving the ball (see
+    ``ThreatModel.whole``). The clean image must lie on the grid."""
+
+    step: float
+
+    def store(self, x: Tensor, delta: Tensor, threat: ThreatModel, box: Box) -> Tensor:
+        base = torch.round((x - box[0]) / self.step)
+        top = round((box[1] - box[0]) / self.step)
+        levels = (base + threat.whole(delta, self.step)).clamp(0, top)
+        return (box[0] + levels * self.step).clamp(*box)
+
+    def check(self, x: Tensor, box: Box) -> None:
+        """Refuse clean images that are not on the grid."""
+        off = (x - box[0]) / self.step
+        gap = float((off - off.round()).abs().amax())
+        if gap > 0.02:
+            raise expected(
+                f"clean images must lie on the storage grid of step {self.step:g}",
+                got=f"values up to {gap:.2f} of a step off",
+                do=(
+                    "give the step of the stored images, or grid=None to keep floating-point "
+                    "images"
+                ),
+            )

@@ -1,0 +1,239 @@
+"""Recipes: the attacks of the literature as values of the one loop. Steps are fractions of eps,
+so a recipe does not depend on the budget.
+
+Every recipe takes the threat model and an optional ``hide``, an objective that is added to its
+own (``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``). Other fields of ``Attack`` pass through
+(``restarts=5``, ``objective=AwayFrom()``), except those that make the recipe what it is: FGSM
+stays one step. ``kappa``: the lead of the target from which on the loss has no slope, so that all
+of the step goes to ``hide``; in ``Attack.unit``, infinite unless said."""
+
+from dataclasses import replace
+from typing import Any
+
+from feathide.attacks.apgd import AutoStep
+from feathide.attacks.ensemble import Ensemble
+from feathide.attacks.loop import Attack, Leave, never, when_fooled
+from feathide.attacks.square import Square
+from feathide.attacks.threats import ThreatModel
+from feathide.attacks.transforms import GaussianSmooth, LowPass, ResizeAndPad
+from feathide.attacks.updates import Momentum, Plain
+from feathide.errors import expected
+from feathide.losses import DLR, AwayFrom, CrossEntropy, Margin, Objective
+
+__all__ = [
+    "apgd_ce",
+    "apgd_dlr",
+    "bim",
+    "cw",
+    "dim",
+    "fgsm",
+    "mim",
+    "noise",
+    "pgd",
+    "pgd_smooth",
+    "square",
+    "standard",
+    "tim",
+]
+
+J: Objective = CrossEntropy()
+
+
+def fgsm(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """FGSM (Goodfellow et al. 2015): one step of length eps."""
+    return _attack(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
+
+
+def bim(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """BIM / I-FGSM (Kurakin et al. 2017): steps from the clean image."""
+    return _attack(threat, J, hide, fields)
+
+
+def pgd(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    one_sided: bool = False,
+    **fields: Any,
+) -> Attack:
+    """PGD (Madry et al. 2018): BIM from a random start on both sides of the image; ``one_sided``:
+    above it only, a flaw of published code kept to compare.
+    """
+    return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
+
+
+def pgd_smooth(
+    threat: ThreatModel, *, hide: Objective | None = None, share: float = 0.5, **fields: Any
+) -> Attack:
+    """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis:
+    against guards that look for roughness in the image itself.
+    """
+    return _attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
+
+
+def mim(
+    threat: ThreatModel, *, hide: Objective | None = None, mu: float = 1.0, **fields: Any
+) -> Attack:
+    """MIM / MI-FGSM (Dong et al. 2018): momentum ``mu`` on gradients of unit L1 norm."""
+    return _attack(threat, J, hide, fields, rule=Momentum(mu))
+
+
+def dim(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    p: float = 0.5,
+    mu: float = 1.0,
+    **fields: Any,
+) -> Attack:
+    """DIM / DI-FGSM (Xie et al. 2019): MIM whose gradient is taken at a resized and padded view
+    with probability ``p``.
+    """
+    return _attack(
+        threat, J, hide, fields, rule=Momentum(mu) if mu else Plain(), view=ResizeAndPad(p)
+    )
+
+
+def tim(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    taps: int = 7,
+    mu: float = 1.0,
+    **fields: Any,
+) -> Attack:
+    """TIM / TI-FGSM (Dong et al. 2019): MIM with the gradient smoothed by a Gaussian of ``taps``
+    taps per axis.
+    """
+    return _attack(
+        threat,
+        J,
+        hide,
+        fields,
+        rule=Momentum(mu) if mu else Plain(),
+        smooth=GaussianSmooth(taps),
+    )
+
+
+def cw(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    kappa: float = float("inf"),
+    **fields: Any,
+) -> Attack:
+    """CW-Linf (Carlini & Wagner 2017, as in Madry et al. 2018): PGD on the margin to the best
+    other class in place of the cross-entropy.
+    """
+    return _attack(threat, Margin(kappa), hide, fields, random_start=True)
+
+
+def apgd_ce(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """APGD-CE (Croce & Hein 2020): PGD whose step sizes choose themselves, on the
+    cross-entropy.
+    """
+    return _apgd(threat, J, hide, fields)
+
+
+def apgd_dlr(
+    threat: ThreatModel, *, hide: Objective | None = None, **fields: Any
+) -> Attack:
+    """APGD on the targeted difference-of-logits ratio, or on the margin where there are fewer
+    than four classes (``AttackResult.losses`` says which).
+    """
+    return _apgd(threat, DLR(), hide, fields)
+
+
+def square(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    queries: int = 5000,
+    **fields: Any,
+) -> Attack:
+    """Square (Andriushchenko et al. 2020): random search on the margin with ``queries`` forward
+    passes and no gradient.
+    """
+    return _square(threat, Margin(), hide, fields, queries)
+
+
+def standard(
+    threat: ThreatModel,
+    *,
+    hide: Objective | None = None,
+    classes: int | None = None,
+    queries: int = 5000,
+    **fields: Any,
+) -> Ensemble:
+    """APGD-CE, then APGD-DLR, then Square, after AutoAttack (Croce & Hein 2020), for any number
+    of classes and axes: each attacks what the ones before it left.
+
+    Towards the goal's target; or, with the number of ``classes``, untargeted, where APGD-DLR aims
+    at up to nine other classes in turn, as AutoAttack does. AutoAttack's FAB, a minimal-norm
+    attack, is left out. With ``hide`` no image is finished early."""
+    fields = {"leave": _leave(hide), **fields}
+    aims: tuple[Objective, ...] = (J, DLR())
+    if classes is not None:
+        aims = (AwayFrom(), *(DLR(rank) for rank in range(1, min(classes, 10))))
+    last = Margin() if classes is None else AwayFrom("margin")
+    walks = [_apgd(threat, aim, hide, fields) for aim in aims]
+    return Ensemble((*walks, _square(threat, last, hide, fields, queries)), fields["leave"])
+
+
+def noise(threat: ThreatModel, *, hide: Objective | None = None, **fields: Any) -> Attack:
+    """No attack at all: random noise in the ball. What every attack must beat, and the "noisy"
+    negatives of the detectors.
+    """
+    return _attack(threat, J, None, fields, steps=0, random_start=True)
+
+
+def _attack(
+    threat: ThreatModel,
+    base: Objective,
+    hide: Objective | None,
+    fields: dict[str, Any],
+    **own: Any,
+) -> Attack:
+    """``own``, what the recipe is, goes before ``fields``, what the caller chose."""
+    fields = dict(fields)
+    if (kappa := fields.pop("kappa", None)) is not None:
+        if not isinstance(base, CrossEntropy | Margin | DLR):
+            raise expected(
+                "kappa is the lead of a target",
+                got="an untargeted attack",
+                do="leave kappa out",
+            )
+        base = replace(base, kappa=kappa)
+    objective = base if hide is None else base + hide
+    return Attack(
+        **{
+            "objective": objective,
+            "threat": threat,
+            "steps": 40,
+            "step_size": 0.1,
+            **fields,
+            **own,
+        }
+    )
+
+
+def _apgd(
+    threat: ThreatModel, base: Objective, hide: Objective | None, fields: dict[str, Any]
+) -> Attack:
+    own = {"rule": AutoStep(), "random_start": True, "step_size": 2.0, "decay": "constant"}
+    return _attack(threat, base, hide, {"steps": 100, **fields}, **own)
+
+
+def _square(
+    threat: ThreatModel,
+    base: Objective,
+    hide: Objective | None,
+    fields: dict[str, Any],
+    queries: int,
+) -> Attack:
+    own = {"rule": Square(), "steps": queries, "random_start": False}
+    return _attack(threat, base, hide, {"leave": _leave(hide), **fields}, **own)
+
+
+def _leave(hide: Objective | None) -> Leave:
+    return when_fooled if hide is None else never

@@ -1,0 +1,1 @@
+"""An audit: preflight, run, report, verification, export."""

@@ -1,0 +1,204 @@
+"""An audit: from a plan to a folder with the table, the images, the plan as run and the
+report.
+"""
+
+import io
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import yaml
+
+from feathide.auditing.ci import Condition, Judged, write_junit
+from feathide.auditing.disk_space import check_room
+from feathide.auditing.report_data import run_of, versions
+from feathide.auditing.tasks import audit_tasks
+from feathide.data.budgets import format_eps
+from feathide.errors import InputError
+from feathide.execution.digests import digest
+from feathide.execution.engine import Progress
+from feathide.execution.engine import run as work_off
+from feathide.execution.ray import run_on_ray
+from feathide.execution.remote import near
+from feathide.execution.store import Store, open_folder, write_whole
+from feathide.models.classifier import FeatureClassifier
+from feathide.models.memory import activations, batch_for
+from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.survival import check_archives
+from feathide.pipeline.table import comparisons_of, table_of
+from feathide.pipeline.variants import held_out_of, seeds_of
+from feathide.plans.plan import Plan
+from feathide.report import Verdict, card, render, verdict
+from feathide.sanity.checks import sanity_checks_of
+from feathide.sanity.fitness import check_fitness, check_hiding
+
+__all__ = ["Audit", "audit", "checked"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A finished audit: its folder, the table, the report's path, its verdict in words, the
+    sanity checks that failed, and the conditions of ``fail_if``.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    report: Path
+    verdict: Verdict
+    failed: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
+
+
+def checked(plan: Plan, out: Path) -> Context:
+    """Everything that can be refused is refused here, before any long work: data, network,
+    layers, budgets.
+    """
+    context = context_of(plan.model_dump_json(), Store(Path(out)))
+    _ = context.budgets, context.parts, context.class_names, context.region, context.organ
+    check_archives(context)
+    check_hiding(context)
+    _check_head(context)
+    if context.trains:
+        context.taken()
+        check_fitness(context, context.check_untrained())
+    else:
+        context.check_classifier()
+        check_fitness(context, context.classifier)
+    if not plan.batch_size:
+        context = context_of(_with_batch(context).model_dump_json(), context.store)
+    if has_network(context):
+        check_learnt(context, learnt_of(context))
+    return context
+
+
+def _with_batch(context: Context) -> Plan:
+    """The plan with the batch size that suits its images and network."""
+    model = (
+        context.empty_network().eval().to(context.device)
+        if context.trains
+        else context.classifier.model
+    )
+    x = FeatureClassifier(model, (), box=context.cases.box).prepared(
+        context.images(context.rows("train")[:1])
+    )
+    return context.plan.model_copy(update={"batch_size": batch_for(activations(model, x))})
+
+
+def audit(
+    plan: Plan,
+    out: Path | str,
+    *,
+    progress: Progress | None = None,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    gpus: float = 0.0,
+    reuse: bool = False,
+    fail_if: Sequence[str] = (),
+) -> Audit:
+    """Run the audit of ``plan`` into ``out``, a folder or an fsspec URL such as s3://bucket/run
+    (``study.remote``), and give the table and the report.
+
+    ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several
+    machines on one folder; ``engine`` "ray": on the Ray cluster at ``address``, whose machines
+    see ``out``, with ``gpus`` for each task (0.25: four share one); ``reuse``: take a folder that
+    holds another plan, where work that both share is kept; ``fail_if``: conditions such as
+    "slips_through_fpr10 > 0.05", judged in ``Audit.judged`` and in ``audit.junit.xml``.
+
+    Finished work in ``out`` is kept: after an interruption the same call goes on. Raises
+    ``InputError`` before any long work for whatever cannot be used, and for a folder that holds a
+    different plan."""
+    conditions = [Condition.parse(text) for text in fail_if]
+    context = checked(plan, near(out))
+    order = audit_tasks(context)
+    check_room(context, order)
+    open_folder(out, digest([context.plan, context.cases.digest]), reuse=reuse)
+    write_plan(context)
+    if engine == "ray":
+        run_on_ray(order, context.store, address=address, progress=progress, gpus=gpus)
+    else:
+        work_off(order, context.store, progress=progress, workers=workers, shard=shard)
+    table = table_of(context)
+    folder = context.store.folder
+    write_whole(folder / "results.csv", table.to_csv(index=False).encode())
+    write_whole(
+        folder / "comparisons.csv", comparisons_of(context).to_csv(index=False).encode()
+    )
+    if plan.network.seeds:
+        write_whole(
+            folder / "seeds.csv", seeds_of(context, table).to_csv(index=False).encode()
+        )
+    if plan.held_out:
+        write_whole(
+            folder / "held_out.csv", held_out_of(context).to_csv(index=False).encode()
+        )
+    _write_parquet(table, folder / "results.parquet")
+    sanity_checks = sanity_checks_of(context)
+    write_whole(
+        folder / "sanity_checks.json",
+        json.dumps(sanity_checks, indent=1, ensure_ascii=False).encode() + b"\n",
+    )
+    judged = tuple(condition.judge(table) for condition in conditions)
+    write_junit(folder, judged)
+    found = run_of(context, table, sanity_checks=sanity_checks)
+    write_whole(
+        folder / "model-card.json",
+        json.dumps(card(found), indent=1, ensure_ascii=False).encode() + b"\n",
+    )
+    write_whole(folder / "report.html", render(found).encode())
+    failed = tuple(g["name"] for g in sanity_checks if g["status"] == "fail")
+    return Audit(folder, table, folder / "report.html", verdict(found), failed, judged)
+
+
+def write_plan(context: Context) -> None:
+    """``plan.yaml``: the full plan with versions, seeds and hashes; it can be run again as it
+    is.
+    """
+    record = {
+        "versions": versions(),
+        "hardware": {
+            "machine": platform.machine(),
+            "device": str(context.device),
+            "threads": torch.get_num_threads(),
+        },
+        "eps_in_box_units": list(context.budgets),
+        "eps_in_words": [format_eps(e, context.cases) for e in context.budgets],
+        "data": {
+            "digest": context.cases.digest,
+            "images": len(context.cases),
+            "skipped": [f"{s.path}: {s.reason}" for s in context.cases.skipped],
+        },
+        "classifier": {"digest": context.network_digest, "trained_here": context.trains},
+    }
+    text = yaml.safe_dump(
+        {**context.plan.model_dump(mode="json"), "record": record},
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    write_whole(context.store.folder / "plan.yaml", text.encode())
+
+
+def _check_head(context: Context) -> None:
+    head = context.plan.network.head
+    if head not in ("softmax", "sigmoid") and not head.startswith("finding:"):
+        raise InputError(
+            f"head must be softmax, sigmoid or finding:NAME, got {head!r}; correct network.head"
+        )
+    if head == "sigmoid" and len(context.class_names) != 2:
+        raise InputError(
+            f"a sigmoid head decides between 2 classes, got {len(context.class_names)}; say "
+            "head: softmax"
+        )
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_whole(path, buffer.getvalue())

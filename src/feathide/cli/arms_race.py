@@ -1,0 +1,90 @@
+"""The verb ``feathide arms-race``: rounds of a defender who learns from the last attack and an
+attacker who attacks again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feathide.cli.ending import said
+from feathide.execution.remote import near
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from feathide.execution.engine import Task
+
+__all__ = ["arms_race"]
+
+
+def arms_race(
+    plan: Annotated[Path, typer.Argument(help="The YAML plan of the audit.")],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            parser=near,
+            metavar="PATH",
+            help="Folder or URL of the audit, or a new one.",
+        ),
+    ] = Path("runs/audit"),
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1, help="At most so many rounds; fewer if nothing moves any more."
+        ),
+    ] = 3,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that work side by side.")
+    ] = 1,
+) -> None:
+    """What happens when the guard learns from the attack, and the attacker answers?"""
+    with said():
+        from feathide.auditing.run import checked
+        from feathide.execution.digests import digest
+        from feathide.execution.engine import RichProgress, run
+        from feathide.execution.store import open_folder, write_whole
+        from feathide.pipeline.rows import with_needs
+        from feathide.pipeline.steps import tasks
+        from feathide.plans.plan import load_plan
+        from feathide.studies.arms_race import arms_race as fight
+
+        context = checked(load_plan(plan), out)
+        open_folder(out, digest([context.plan, context.cases.digest]))
+
+        def work_off(own: Sequence["Task"]) -> None:
+            with RichProgress() as progress:
+                run(
+                    with_needs(own, tasks(context)),
+                    context.store,
+                    progress=progress,
+                    workers=workers,
+                )
+
+        table = fight(context, rounds=rounds, work_off=work_off)
+        write_whole(out / "arms_race.csv", table.to_csv(index=False).encode())
+        _show(table)
+        typer.echo(str(out / "arms_race.csv"))
+
+
+def _show(table: "pd.DataFrame") -> None:
+    """Slips-through per round: detectors by rounds, the better of both attacks on each case."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(
+        title="Slips through at 10 % false alarms, by round", title_justify="left"
+    )
+    shown.add_column("guard")
+    worst = table[table.objective == "worst"].pivot(
+        index="detector", columns="round", values="value"
+    )
+    for number in worst.columns:
+        shown.add_column(f"round {number}", justify="right")
+    for name in dict.fromkeys(table.detector):
+        shown.add_row(str(name), *(f"{v:.2f}" for v in worst.loc[name]))
+    Console().print(shown)

@@ -1,0 +1,129 @@
+"""The verbs ``feathide attack``: one attack on the images of a split, without detectors; and
+``feathide bench``: what a step costs here.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feathide.cli.ending import said
+
+__all__ = ["attack", "bench"]
+
+
+def attack(
+    data: Annotated[str, typer.Argument(help="Images, as for audit --data.")],
+    *,
+    network: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "A name of the zoo (trained here without --weights) or your own "
+                "package.module:callable."
+            )
+        ),
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights: .pt state dict, .safetensors or a Lightning checkpoint."
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the Python code that --network names.")
+    ] = False,
+    layers: Annotated[
+        str,
+        typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last."),
+    ] = "blocks",
+    recipe: Annotated[
+        str, typer.Option(help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...")
+    ] = "pgd",
+    objective: Annotated[
+        str, typer.Option(help="plain, or what it hides by: hfc, random, closest, ...")
+    ] = "plain",
+    eps: Annotated[str, typer.Option(help="The budget: '4/255', '2 HU'.")] = "4/255",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of an iterative attack.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the images and the table.")
+    ] = Path("runs/attack"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document for machines.")
+    ] = False,
+) -> None:
+    """Attack the images of one split with one recipe: write them as files like their sources, and
+    a table. No detector is involved.
+    """
+    with said():
+        from feathide.auditing.single import attack_images
+        from feathide.errors import unknown
+        from feathide.execution.engine import RichProgress
+        from feathide.plans.plan import load_plan
+
+        if split not in ("train", "val", "test", "all"):
+            raise unknown("split", split, ("train", "val", "test", "all"))
+        plan = {
+            "data": data,
+            "network": {
+                "arch": network,
+                "weights": weights,
+                "trust": trust,
+                "layers": layers.split(","),
+            },
+            "eps": eps,
+            "attacks": recipe,
+            "objectives": objective,
+            "schedule": {"steps": steps} if steps else {},
+            "seed": seed,
+        }
+        with RichProgress() as progress:
+            table = attack_images(load_plan(plan), out, split=split, progress=progress)  # type: ignore[arg-type]
+        attacked = table[table.file.notna()]
+        if json:
+            typer.echo(table.to_json(orient="records"))
+            return
+        typer.echo(
+            f"{recipe}+{objective} at eps {eps}: {int(attacked.fooled.sum())} of "
+            f"{len(attacked)} attacked images are taken for the target; "
+            f"{len(table) - len(attacked)} were wrong already"
+        )
+        typer.echo(f"images  {out / 'images'}")
+        typer.echo(f"table   {out / 'attack.csv'}")
+
+
+def bench(
+    *,
+    rounds: Annotated[
+        int,
+        typer.Option(min=1, help="How often everything is measured; the median counts."),
+    ] = 3,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document for machines.")
+    ] = False,
+) -> None:
+    """What a step of each kind of attack costs on this machine, in multiples of a bare forward
+    and backward pass.
+    """
+    with said():
+        from feathide.attacks.cost import bench as measure
+
+        found = measure(rounds=rounds)
+        if json:
+            from json import dumps
+
+            typer.echo(
+                dumps(
+                    {
+                        r.what: {"ratio": r.value, "low": r.low, "high": r.high}
+                        for r in found
+                    }
+                )
+            )
+            return
+        for r in found:
+            typer.echo(f"{r.what:28} {r.value:5.2f}  ({r.low:.2f} to {r.high:.2f})")

@@ -1,0 +1,27 @@
+"""How a verb of the command line ends: input errors in one sentence, and Ctrl-C with what is
+kept.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+__all__ = ["said"]
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Input errors become one sentence and exit code 2; Ctrl-C says what is kept, exit code
+    130.
+    """
+    from feathide.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        typer.secho(f"feathide: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt as stop:
+        typer.secho(f"feathide: {str(stop) or 'stopped'}", err=True)
+        raise typer.Exit(130) from None

@@ -1,0 +1,77 @@
+"""The verb ``feathide export``: the adversarial images of an audit as files like their
+sources.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feathide.cli.ending import said
+from feathide.execution.remote import near
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            parser=near, metavar="RUN", help="The folder or URL of a finished audit."
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A new folder; nothing is overwritten.")
+    ],
+    attack: Annotated[
+        str | None, typer.Option(help="Only this attack, such as pgd.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Only this objective, such as hfc.")
+    ] = None,
+    slipped_only: Annotated[
+        bool,
+        typer.Option(
+            "--slipped-only",
+            help="Only images that fool the classifier and that some guard accepts.",
+        ),
+    ] = False,
+    deidentify: Annotated[
+        bool,
+        typer.Option(
+            "--deidentify", help="Empty names, dates and texts; hash ids and file names."
+        ),
+    ] = False,
+    jpeg: Annotated[
+        int | None,
+        typer.Option(help="Pictures as JPEG of this quality: what survives the archive?"),
+    ] = None,
+) -> None:
+    """Write the adversarial images of an audit in the format of their source, read them back and
+    predict again.
+    """
+    with said():
+        from feathide.auditing.export import export_images
+
+        table = export_images(
+            run,
+            out,
+            attack=attack,
+            objective=objective,
+            slipped_only=slipped_only,
+            deidentify=deidentify,
+            jpeg=jpeg,
+        )
+        for (name, hidden, eps), part in table.groupby(
+            ["attack", "objective", "eps"], sort=False
+        ):
+            fooled = int((part.prediction == part.target).sum())
+            typer.echo(
+                f"{name}+{hidden} at eps {eps:.4g}: {len(part)} files; "
+                f"{int(part.survived.sum())} of {fooled} that fool the classifier "
+                "do so when read back from the disk"
+            )
+        if table.empty:
+            typer.echo("no image to export")
+        typer.echo(f"table   {out / 'export.csv'}")

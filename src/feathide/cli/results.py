@@ -1,0 +1,138 @@
+"""The verbs of finished audits: the report again, what changed from one run to another, and
+whether a run still is what it says.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from feathide.cli.ending import said
+from feathide.execution.remote import near
+
+if TYPE_CHECKING:
+    from feathide.auditing.compare import Comparison
+
+__all__ = ["compare", "report", "verify"]
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        parser=near, metavar="RUN", help="The folder or URL of a finished audit."
+    ),
+]
+
+
+def report(run: Run) -> None:
+    """Make report.html of a finished audit again, without attacking anything."""
+    with said():
+        from feathide.auditing.compare import render_again
+
+        typer.echo(f"report  {render_again(run).resolve()}")
+
+
+def compare(
+    run_a: Annotated[
+        Path,
+        typer.Argument(
+            parser=near, metavar="RUN_A", help="The folder or URL of a finished audit."
+        ),
+    ],
+    run_b: Annotated[
+        Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")
+    ],
+    *,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document for machines.")
+    ] = False,
+) -> None:
+    """What changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with paired
+    intervals.
+    """
+    with said():
+        from feathide.auditing.compare import compare as compare_runs
+
+        found = compare_runs(run_a, run_b)
+        if json:
+            typer.echo(_as_json(found))
+        else:
+            _show(found)
+
+
+def verify(
+    run: Run,
+    *,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="So many stored adversarial images are predicted again."),
+    ] = 64,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document for machines.")
+    ] = False,
+) -> None:
+    """Check a finished audit again: files, plan, data and weights, a sample of its images, its
+    tables. Exit code 5 if anything differs.
+    """
+    with said():
+        from dataclasses import asdict
+        from json import dumps
+
+        from feathide.auditing.verify import verify as verify_run
+
+        found = verify_run(run, sample=sample)
+        if json:
+            typer.echo(dumps(asdict(found)))
+        else:
+            for difference in found.differences:
+                typer.echo(f"{difference.where}: {difference.what}")
+            seen = (
+                f"{found.files} files, {found.images} images, {found.numbers} rows of tables "
+                "looked at"
+            )
+            typer.echo(
+                f"{seen}: {len(found.differences) or 'no'} "
+                f"difference{'s' * (len(found.differences) != 1)}"
+            )
+        if found.differences:
+            raise typer.Exit(5)
+
+
+def _as_json(found: "Comparison") -> str:
+    import json
+
+    fields = {name: {"a": a, "b": b} for name, (a, b) in found.fields.items()}
+    return json.dumps(
+        {"fields": fields, "changes": json.loads(found.table.to_json(orient="records"))}
+    )
+
+
+def _show(found: "Comparison") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for name, (a, b) in found.fields.items():
+        console.print(escape(f"{name}: {a} -> {b}"), highlight=False)
+    if found.table.empty:
+        console.print("no attack is in both runs")
+        return
+    shown = Table(
+        title="From A to B; the interval is paired, at 95 %", title_justify="left"
+    )
+    for name in ("attack", "guard", "metric"):
+        shown.add_column(name, overflow="fold")
+    for name in ("A", "B", "difference", "interval"):
+        shown.add_column(name, justify="right")
+    for row in found.table.itertuples():
+        interval = f"{row.low:+.3f} to {row.high:+.3f}" if row.paired else "not paired"
+        shown.add_row(
+            f"{row.attack}+{row.objective}",
+            escape(str(row.detector)),
+            str(row.metric),
+            f"{row.a:.3f}",
+            f"{row.b:.3f}",
+            f"{row.difference:+.3f}",
+            interval,
+        )
+    console.print(shown)

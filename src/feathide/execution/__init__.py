@@ -1,0 +1,1 @@
+"""Tasks, the engines that run them, and the store of their results."""

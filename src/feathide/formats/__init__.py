@@ -1,0 +1,1 @@
+"""File formats: one file each, and the limits within which strangers' files are parsed."""

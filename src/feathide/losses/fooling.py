@@ -1,0 +1,185 @@
+"""What changes the decision: cross-entropy, margin and their untargeted forms."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feathide.data.noise import Noise
+from feathide.errors import expected
+from feathide.losses.base import LOGITS, BoundLoss, Loss, Objective, Reads
+from feathide.types import Goal, Outputs, Rows
+
+__all__ = ["DLR", "AwayFrom", "CrossEntropy", "Margin"]
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """J = max(-log softmax(z)_t, log(1 + e^-kappa)), the cross-entropy to the target t: with
+    ``kappa`` it stops pushing once the target is as probable as with a lead of kappa over one
+    other class.
+
+    With several findings (``Outputs.others``) the other findings must stay: a hinge for each is
+    added, and the wish counts as fulfilled only while none of them has changed sides."""
+
+    kappa: float = float("inf")
+
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        least = math.log1p(math.exp(-self.kappa))
+
+        def fool(out: Outputs, rows: Rows) -> Tensor:
+            loss = F.cross_entropy(out.logits, goal.target[rows], reduction="none")
+            return loss.clamp_min(least) if least else loss
+
+        return _keeping_others(
+            BoundLoss(fool=fool, margin=_lead(goal), name="cross-entropy"), clean
+        )
+
+
+@dataclass(frozen=True)
+class Margin(Objective):
+    """J = max(max_{j != t} z_j - z_t, -kappa) (Carlini & Wagner 2017): stops pushing once the
+    target leads by kappa.
+    """
+
+    kappa: float = float("inf")
+
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        lead = _lead(goal)
+
+        def fool(out: Outputs, rows: Rows) -> Tensor:
+            return (-lead(out, rows)).clamp_min(-self.kappa)
+
+        return _keeping_others(BoundLoss(fool=fool, margin=lead, name="margin"), clean)
+
+
+@dataclass(frozen=True)
+class DLR(Objective):
+    """J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference-of-logits ratio
+    (Croce & Hein 2020); no slope once z_t leads z_y by ``kappa``.
+
+    It needs K >= 4; with fewer classes the margin z_y - z_t takes its place, and the bound loss
+    says so. With ``rank`` r the attack is untargeted: t is, in place of the goal's target, the
+    class with the r-th largest clean logit of those that are not the source, and any class but
+    the source will do."""
+
+    rank: int | None = None
+    kappa: float = float("inf")
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=self.rank is not None, layers=())
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        classes = clean.logits.shape[1]
+        target, margin = goal.target, _lead(goal)
+        if self.rank is not None:
+            if not 1 <= self.rank < classes:
+                raise expected(
+                    f"rank must be 1 to {classes - 1}",
+                    got=self.rank,
+                    do="there is one rank for each class but the source",
+                )
+            others = clean.logits.scatter(1, goal.source[:, None], float("-inf"))
+            target, margin = (
+                others.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1],
+                _away(goal),
+            )
+
+        def fool(out: Outputs, rows: Rows) -> Tensor:
+            z = out.logits
+            gap = _at(z, goal.source[rows]) - _at(z, target[rows])
+            done, gap = gap <= -self.kappa, gap.clamp_min(-self.kappa)
+            if classes < 4:
+                return gap
+            top = z.topk(4, dim=1).values
+            spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+            return gap / torch.where(done, spread.detach(), spread)
+
+        return _keeping_others(
+            BoundLoss(fool=fool, margin=margin, name=self.name(classes)), clean
+        )
+
+    @staticmethod
+    def name(classes: int) -> str:
+        """The loss that is used for so many classes."""
+        return "DLR" if classes >= 4 else "margin"
+
+
+@dataclass(frozen=True)
+class AwayFrom(Objective):
+    """Any class but the source y will do (the untargeted attack): J = log softmax(z)_y, or with
+    ``loss`` "margin" J = z_y - max_{j != y} z_j.
+    """
+
+    loss: Literal["cross-entropy", "margin"] = "cross-entropy"
+
+    @property
+    def reads(self) -> Reads:
+        return LOGITS
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        margin = _away(goal)
+
+        def fool(out: Outputs, rows: Rows) -> Tensor:
+            if self.loss == "margin":
+                return -margin(out, rows)
+            return -F.cross_entropy(out.logits, goal.source[rows], reduction="none")
+
+        return _keeping_others(
+            BoundLoss(fool=fool, margin=margin, name=f"untargeted {self.loss}"), clean
+        )
+
+
+def _at(z: Tensor, classes: Tensor) -> Tensor:
+    return z.gather(1, classes[:, None])[:, 0]
+
+
+def _lead(goal: Goal) -> Loss:
+    """z_t - max_{j != t} z_j."""
+
+    def lead(out: Outputs, rows: Rows) -> Tensor:
+        t = goal.target[rows]
+        return _at(out.logits, t) - out.logits.scatter(1, t[:, None], float("-inf")).amax(1)
+
+    return lead
+
+
+def _away(goal: Goal) -> Loss:
+    """max_{j != y} z_j - z_y."""
+    lead = _lead(Goal(goal.target, goal.source))
+    return lambda out, rows: -lead(out, rows)
+
+
+def _keeping_others(bound: BoundLoss, clean: Outputs) -> BoundLoss:
+    """The same wish with the other findings of a multi-label network held on their side."""
+    if (
+        clean.others is None
+        or clean.others.shape[1] == 0
+        or bound.fool is None
+        or bound.margin is None
+    ):
+        return bound
+    side = torch.where(clean.others > 0, 1.0, -1.0)  # (N, F)
+    fool, margin = bound.fool, bound.margin
+
+    def held(out: Outputs, rows: Rows) -> Tensor:
+        assert out.others is not None
+        return side[rows] * out.others
+
+    return replace(
+        bound,
+        fool=lambda out, rows: fool(out, rows) + F.relu(0.5 - held(out, rows)).sum(1),
+        margin=lambda out, rows: torch.minimum(margin(out, rows), held(out, rows).amin(1)),
+    )

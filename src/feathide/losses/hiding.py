@@ -1,0 +1,252 @@
+"""What lowers the suspicion: features near the mixtures of the target class, scores of detectors,
+features of clean images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feathide.data.noise import Noise
+from feathide.errors import InputError, expected, first_line
+from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
+from feathide.mixtures import MixtureBank
+from feathide.models.memory import lacks_memory
+from feathide.registry.specs import floor_of
+from feathide.types import Goal, Outputs, Rows
+
+__all__ = ["HFC", "Evade", "Guide", "Scorer", "score_of", "without_gradient"]
+
+
+@dataclass(frozen=True, eq=False)
+class HFC(Objective):
+    """The hierarchical feature constraint (Yao et al. 2023): sum over layers of the energy under
+    the mixture of the target class,
+
+        E_l(x, t) = || (f_l(x) - mu_k*) P_k* ||^2 / C_l,    k* = argmax_k log w_k + sum log diag
+        P_k - 1/2 ||(f_l(x) - mu_k) P_k||^2,
+
+    k* without gradient. ``layers``: some of the bank's layers (all by default); ``weights``: one
+    per layer; ``soft``: all components by log-sum-exp in place of the nearest one.
+
+    ``floor``: no layer is pushed below what is usual for the class, max(E_l - floor_l, 0) in
+    place of E_l, so that the image does not look more normal than clean ones, which a two-sided
+    detector sees. "median": the median energy of the clean images that the mixture was fitted to;
+    a number: another quantile of them; "none": no floor, as in the paper."""
+
+    bank: MixtureBank
+    layers: Sequence[str] | None = None
+    weights: Sequence[float] | None = None
+    soft: bool = False
+    floor: Literal["median", "none"] | float = "median"
+
+    def __post_init__(self) -> None:
+        floor_of(self.floor)
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(
+            clean=False,
+            layers=self.bank.layers if self.layers is None else tuple(self.layers),
+        )
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        names = self.bank.layers if self.layers is None else tuple(self.layers)
+        need_layers("HFC", names, clean, self.bank.layers)
+        strange = sorted(set(goal.target.tolist()) - set(self.bank.classes))
+        if strange:
+            raise expected(
+                f"targets of the mixtures' classes {list(self.bank.classes)}",
+                got=strange,
+                do="fit the mixtures on images of every class",
+            )
+        if self.weights is not None and len(self.weights) != len(names):
+            raise expected(
+                f"one weight for each of {len(names)} layers",
+                got=len(self.weights),
+                do="give as many weights as layers",
+            )
+        weights = None if self.weights is None else torch.tensor(self.weights)
+        quantile, least = floor_of(self.floor), None
+        if quantile is not None:
+            least = self.bank.usual(goal.target, quantile, layers=names, soft=self.soft).to(
+                clean.features[names[0]]
+            )
+
+        def hide(out: Outputs, rows: Rows) -> Tensor:
+            # (N, L)
+            energy = self.bank.energy(out, goal.target[rows], layers=names, soft=self.soft)
+            if least is not None:
+                energy = F.relu(energy - least[rows].to(energy))
+            return (energy if weights is None else energy * weights.to(energy)).sum(1)
+
+        return BoundLoss(hide=hide, name="HFC")
+
+
+class Scorer(Protocol):
+    """What ``Evade`` needs of a detector."""
+
+    def score(self, out: Outputs) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Evade(Objective):
+    """The score of fitted detectors as a term: sum_d max(s_d(x) - c_d, 0) / scale_d, with c_d =
+    ``below[d]`` - ``slack`` * scale_d.
+
+    Without ``below`` the scores are added as they are. With it, a detector that already accepts
+    the image, with some slack, adds nothing. ``scales``: the spread of each score on clean
+    images. ``assume_target``: detectors that look at the predicted class are asked what they
+    would say of an image taken for the target. This is the kernel-density constraint for
+    ``Evade(KD)`` (Carlini & Wagner 2017) and the LID constraint for ``Evade(LID)`` (Athalye et
+    al. 2018)."""
+
+    detectors: tuple[Scorer, ...]
+    below: tuple[float, ...] | None = None
+    scales: tuple[float, ...] | None = None
+    slack: float = 0.1
+    assume_target: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.detectors:
+            raise expected(
+                "detectors to evade", got="none", do="name at least one fitted detector"
+            )
+        if self.scales is not None and min(self.scales) <= 0:
+            raise expected(
+                "scales must be positive",
+                got=self.scales,
+                do="leave out detectors whose score is constant",
+            )
+        for values in (self.below, self.scales):
+            if values is not None and len(values) != len(self.detectors):
+                raise expected(
+                    f"one number for each of {len(self.detectors)} detectors",
+                    got=len(values),
+                    do="give as many thresholds and scales as detectors",
+                )
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=False)
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        scales = self.scales or (1.0,) * len(self.detectors)
+
+        def hide(out: Outputs, rows: Rows) -> Tensor:
+            seen = replace(out, assumed=goal.target[rows]) if self.assume_target else out
+            found = [score_of(detector, seen) for detector in self.detectors]
+            if _differentiable(out) and not any(score.requires_grad for score in found):
+                raise without_gradient("evade", [_named(d) for d in self.detectors])
+            total = torch.zeros_like(out.logits[:, 0])
+            for i, (value, scale) in enumerate(zip(found, scales, strict=True)):
+                score = value / scale
+                total = total + (
+                    score
+                    if self.below is None
+                    else F.relu(score - self.below[i] / scale + self.slack)
+                )
+            return total
+
+        return BoundLoss(hide=hide, name="evasion")
+
+
+def score_of(detector: Scorer, out: Outputs) -> Tensor:
+    """The scores of anyone's detector; whatever its code raises becomes one sentence."""
+    try:
+        return detector.score(out)
+    except InputError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise expected(
+            (
+                f"the detector {_named(detector)} must score outputs that carry a gradient, as "
+                "attacks show them"
+            ),
+            got=f"{type(error).__name__}: {first_line(error)}",
+            do=(
+                "compute its score in torch, or detach the outputs in it, and aim at other "
+                "detectors"
+            ),
+        ) from error
+
+
+def without_gradient(objective: str, detectors: Sequence[str]) -> InputError:
+    """The error that an attack is aimed at scores that lead it nowhere."""
+    return expected(
+        f"{objective} needs a detector whose score has a gradient",
+        got=", ".join(detectors),
+        do="aim it at others (options: {detectors: [...]}) or leave it out",
+    )
+
+
+def _named(detector: Scorer) -> str:
+    return str(getattr(detector, "name", type(detector).__name__))
+
+
+def _differentiable(out: Outputs) -> bool:
+    return any(t.requires_grad for t in (out.logits, *out.features.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Guide(Objective):
+    """Feature matching: sum_l || (f_l(x) - f_l(g)) / s_l ||^2 / C_l to one clean image g of the
+    target class.
+
+    ``reference``: outputs of clean training images with ``labels``. ``pick``: "random" (one guide
+    per image, from the image's own random numbers) or "closest" in the same distance. s_l:
+    standard deviation of the layer over the reference, averaged over channels, so that no layer
+    drowns the others."""
+
+    reference: Outputs
+    labels: Tensor
+    pick: Literal["random", "closest"] = "random"
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(clean=self.pick == "closest")
+
+    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+        need_layers("guides", tuple(clean.features), clean, tuple(self.reference.features))
+        if len(self.labels) != len(self.reference) or len(self.labels) < 2:
+            raise expected(
+                "two or more guides with one label each",
+                got=f"{len(self.reference)} and {len(self.labels)}",
+                do="give labelled training images",
+            )
+        like = clean.logits
+        reference = {n: self.reference.features[n].to(f) for n, f in clean.features.items()}
+        scale = {
+            n: f.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5
+            for n, f in reference.items()
+        }
+        reference = {n: f / scale[n] for n, f in reference.items()}
+        same = self.labels.to(like.device)[None, :] == goal.target[:, None]  # (N, R)
+        if not bool(same.any(1).all()):
+            raise expected(
+                "clean images of every target class as guides",
+                got="a class without any",
+                do="add training images",
+            )
+        if self.pick == "random":
+            cost = noise.uniform((same.shape[1],), draw="guide").to(like)
+        else:
+            cost = sum(
+                torch.cdist(clean.features[n].to(like) / scale[n], f) ** 2
+                for n, f in reference.items()
+            )  # type: ignore[assignment]
+        chosen = cost.masked_fill(~same, float("inf")).argmin(1)
+        guides = {n: f[chosen] for n, f in reference.items()}
+
+        def hide(out: Outputs, rows: Rows) -> Tensor:
+            return sum(
+                ((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
+                for n, g in guides.items()
+            )
+
+        return BoundLoss(hide=hide, name=f"{self.pick} guide")

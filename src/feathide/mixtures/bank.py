@@ -1,0 +1,387 @@
+"""One mixture for every layer and class: the normal range of a classifier's features."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from feathide.errors import choose, expected
+from feathide.mixtures.energy import Fields, Groups, energies
+from feathide.mixtures.fit import fit_mixture
+from feathide.mixtures.mixture import Covariance, Mixture
+from feathide.types import Outputs
+
+__all__ = ["MixtureBank"]
+
+CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
+FORMAT = "feathide mixtures 2"
+# quantiles of clean energies that are kept: the least, each percentile, the largest
+PERCENT = 101
+ROWS = 256  # samples at once
+TENSORS = tuple(f.name for f in fields(Mixture) if f.type is Tensor)
+VALUES = tuple(f.name for f in fields(Mixture) if f.init and f.type is not Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureBank:
+    """One :class:`Mixture` for every layer and class; ``mixtures[layer][c]`` is that of class c.
+
+    ``curves`` tells how the number of components was chosen: rows {layer, class, components,
+    heldout, bic}, where "heldout" is the mean log-likelihood of held-out samples in nats (None
+    where none were held out). ``quantiles[layer][c]`` (2, 101) are the percentiles of the energy,
+    and of the soft one, of the samples that the mixture was fitted to: how far from the mixture
+    clean images of the class lie (:meth:`usual`)."""
+
+    mixtures: Mapping[str, Mapping[int, Mixture]]
+    curves: tuple[dict[str, Any], ...] = ()
+    quantiles: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    _ready: dict[tuple[Any, ...], Fields] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @classmethod
+    def fit(
+        cls,
+        outputs: Outputs,
+        labels: Tensor,
+        *,
+        components: int | Sequence[int] | Literal["auto"] = 1,
+        covariance: Covariance = "full",
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+        holdout: float = 0.2,
+        shrinkage: float | Literal["auto"] = "auto",
+        rank: int = 8,
+    ) -> "MixtureBank":
+        """The mixtures of the features of clean training images ``outputs`` of the classes
+        ``labels`` (N,).
+
+        ``components``: a number, or candidates of which the best is taken for each layer and
+        class by the log-likelihood of a share ``holdout`` of the samples, drawn with ``seed`` (by
+        BIC where ``holdout`` is 0); "auto" means 1, 2, 4, ... 64. Candidates are tried in
+        ascending order until two in a row are no better. The chosen number is fitted again to all
+        samples.
+        ``layers``: all by default. ``covariance``, ``shrinkage``, ``rank``: see
+        :func:`fit_mixture`."""
+        if len(labels) != len(outputs) or not len(labels):
+            raise expected(
+                "labels must be one class for each sample",
+                got=f"{len(labels)} for {len(outputs)}",
+                do="align",
+            )
+        if not 0 <= holdout < 1:
+            raise expected(
+                "holdout must lie in [0, 1)",
+                got=holdout,
+                do="give a share, or 0 to choose by BIC",
+            )
+        candidates = sorted(CANDIDATES if components == "auto" else _listed(components))
+
+        def fit(x: Tensor, m: int) -> Mixture:
+            return fit_mixture(
+                x,
+                components=m,
+                covariance=covariance,
+                shrinkage=shrinkage,
+                rank=rank,
+                seed=seed,
+            )
+
+        mixtures: dict[str, dict[int, Mixture]] = {}
+        quantiles: dict[str, dict[int, Tensor]] = {}
+        curves: list[dict[str, Any]] = []
+        for name in outputs.features if layers is None else layers:
+            features = choose("layer", name, outputs.features)
+            mixtures[name], quantiles[name] = {}, {}
+            for label in labels.unique().tolist():
+                x = features[labels.to(features.device) == label]
+                curve = (
+                    _curve(x, candidates, fit, holdout=holdout, seed=seed)
+                    if len(candidates) > 1
+                    else []
+                )
+                curves += [{"layer": name, "class": label, **row} for row in curve]
+                mixture = fit(x, _best(curve) if curve else candidates[0])
+                mixtures[name][label], quantiles[name][label] = (
+                    mixture,
+                    _quantiles(mixture, x),
+                )
+        return cls(mixtures, tuple(curves), quantiles)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.mixtures)
+
+    def width(self, layer: str) -> int:
+        """The number of channels of a layer."""
+        return next(iter(self.mixtures[layer].values())).channels
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(next(iter(self.mixtures.values())))
+
+    def energy(
+        self,
+        out: Outputs,
+        classes: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+        soft: bool = False,
+    ) -> Tensor:
+        """The energy (N, L) of every sample under the mixtures of its own class ``classes`` (N,);
+        differentiable.
+        """
+        if soft:
+            return self._each(
+                out, classes, layers, lambda mixture, f: mixture.energy(f, soft=True)
+            )
+        names, groups = self._layers(layers), self._groups(classes)
+        features = [choose("layer", name, out.features) for name in names]
+        return energies(
+            features,
+            {label: self._fields(label, names, features[0]) for label in groups.labels},
+            groups,
+        )
+
+    def usual(
+        self,
+        classes: Tensor,
+        quantile: float = 0.5,
+        *,
+        layers: Sequence[str] | None = None,
+        soft: bool = False,
+    ) -> Tensor:
+        """The energy (N, L) below which the share ``quantile`` of the clean samples of each class
+        of ``classes`` (N,) lay in each layer, when the mixtures were fitted; in between, the
+        percentiles are interpolated.
+        """
+        names, labels = self._layers(layers), self._groups(classes).labels
+        if any(
+            label not in self.quantiles.get(name, {}) for name in names for label in labels
+        ):
+            raise expected(
+                "mixtures must know the energies of the clean images that they were fitted to",
+                got="none",
+                do="make them with MixtureBank.fit, or ask HFC for floor='none'",
+            )
+        below, share = divmod(quantile * (PERCENT - 1), 1)
+        first, last = int(below), min(int(below) + 1, PERCENT - 1)
+        rows = [
+            [self.quantiles[name][label][int(soft)] for name in names] for label in labels
+        ]
+        table = torch.stack(
+            [
+                torch.stack([q[first] + share * (q[last] - q[first]) for q in row])
+                for row in rows
+            ]
+        )
+        return table.to(classes.device)[
+            torch.searchsorted(classes.new_tensor(labels), classes)
+        ]
+
+    def log_prob(
+        self, out: Outputs, classes: Tensor, *, layers: Sequence[str] | None = None
+    ) -> Tensor:
+        """The log-density (N, L) of every sample under the mixtures of its own class ``classes``
+        (N,); differentiable.
+        """
+        return self._each(out, classes, layers, Mixture.log_prob)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """A row for each layer and class: what was fitted to what, and how it went."""
+        return [
+            {
+                "layer": name,
+                "class": label,
+                "samples": m.samples,
+                "channels": m.channels,
+                "degenerate": m.degenerate,
+                "components": m.components,
+                "covariance": m.covariance,
+                "shrinkage": m.shrinkage,
+                "pooling": m.pooling,
+                "converged": m.converged,
+                "n_iter": m.n_iter,
+                "lower_bound": m.lower_bound,
+                "notes": m.notes,
+            }
+            for name, by_class in self.mixtures.items()
+            for label, m in by_class.items()
+        ]
+
+    def packed(self) -> tuple[dict[str, Tensor], str]:
+        """Everything as named tensors and a text of JSON: equal banks give equal bytes."""
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, Any]] = []
+        for name, by_class in self.mixtures.items():
+            for label, m in by_class.items():
+                tensors |= {
+                    f"{len(rows)}.{t}": getattr(m, t).cpu().contiguous() for t in TENSORS
+                }
+                if label in self.quantiles.get(name, {}):
+                    tensors[f"{len(rows)}.quantiles"] = (
+                        self.quantiles[name][label].cpu().contiguous()
+                    )
+                rows.append(
+                    {"layer": name, "class": label, **{v: getattr(m, v) for v in VALUES}}
+                )
+        return tensors, json.dumps({"mixtures": rows, "curves": self.curves})
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], text: str) -> "MixtureBank":
+        """The inverse of :meth:`packed`."""
+        content = json.loads(text)
+        mixtures: dict[str, dict[int, Mixture]] = {}
+        quantiles: dict[str, dict[int, Tensor]] = {}
+        for i, row in enumerate(content["mixtures"]):
+            values = {v: row[v] for v in VALUES} | {t: tensors[f"{i}.{t}"] for t in TENSORS}
+            mixture = Mixture(**values | {"notes": tuple(row["notes"])})
+            mixtures.setdefault(row["layer"], {})[row["class"]] = mixture
+            if f"{i}.quantiles" in tensors:
+                quantiles.setdefault(row["layer"], {})[row["class"]] = tensors[
+                    f"{i}.quantiles"
+                ]
+        return cls(mixtures, tuple(content["curves"]), quantiles)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file."""
+        tensors, text = self.packed()
+        save_file(tensors, path, metadata={"format": FORMAT, "content": text})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MixtureBank":
+        """The mixtures that :meth:`save` wrote; InputError for any other file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise expected(
+                f"{path} must be a safetensors file",
+                got=error,
+                do="give a file of MixtureBank.save",
+            ) from None
+        if metadata.get("format") != FORMAT:
+            raise expected(
+                f"{path} must hold {FORMAT!r}",
+                got=metadata.get("format"),
+                do="give a file of MixtureBank.save",
+            )
+        return cls.unpacked(tensors, metadata["content"])
+
+    def _layers(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+        return (
+            self.layers
+            if layers is None
+            else tuple(name for name in layers if choose("layer", name, self.mixtures))
+        )
+
+    def _fields(self, label: int, names: tuple[str, ...], like: Tensor) -> Fields:
+        """The mixtures of a class in these layers, in the dtype and on the device of ``like``;
+        made once for each.
+        """
+        key = (label, names, like.dtype, like.device)
+        if key not in self._ready:
+            self._ready[key] = Fields.of(
+                [self.mixtures[name][label].field(like) for name in names]
+            )
+        return self._ready[key]
+
+    def _groups(self, classes: Tensor) -> Groups:
+        groups = Groups.of(classes)
+        if missing := set(groups.labels) - set(self.classes):
+            raise expected(
+                "classes must have mixtures",
+                got=f"class {min(missing)}, fitted: {', '.join(map(str, self.classes))}",
+                do="fit on samples of every class that occurs as a target",
+            )
+        return groups
+
+    def _each(
+        self,
+        out: Outputs,
+        classes: Tensor,
+        layers: Sequence[str] | None,
+        measure: Callable[[Mixture, Tensor], Tensor],
+    ) -> Tensor:
+        """``measure`` of the rows of each class under the mixtures of that class, in the order of
+        the rows, (N, L).
+        """
+        groups = self._groups(classes)
+        columns = []
+        for name in self._layers(layers):
+            parts = choose("layer", name, out.features)[groups.order].split(groups.sizes)
+            mixtures = [self.mixtures[name][label] for label in groups.labels]
+            columns.append(
+                torch.cat(
+                    [measure(m, part) for m, part in zip(mixtures, parts, strict=True)]
+                )
+            )
+        return torch.stack(columns, 1)[groups.back]
+
+
+def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
+    """The percentiles of the energy of the samples ``x`` (N, C), and of the soft one, (2,
+    101).
+    """
+    at = torch.linspace(0, 1, PERCENT, dtype=torch.float64, device=x.device)
+    parts = x.detach().double().split(ROWS)
+    kinds = [
+        torch.cat([mixture.energy(part, soft=soft) for part in parts])
+        for soft in (False, True)
+    ]
+    return torch.stack([energy.quantile(at) for energy in kinds]).cpu()
+
+
+def _listed(components: int | Sequence[int] | str) -> Sequence[int]:
+    if isinstance(components, int):
+        return (components,)
+    if isinstance(components, str) or not components:
+        raise expected(
+            'components must be a number, numbers or "auto"',
+            got=components,
+            do="give one of these",
+        )
+    return components
+
+
+def _curve(
+    x: Tensor,
+    candidates: Sequence[int],
+    fit: Callable[[Tensor, int], Mixture],
+    *,
+    holdout: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """One row for each candidate: its held-out log-likelihood a sample and its BIC."""
+    n = len(x) - round(len(x) * holdout)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(
+        x.device
+    )
+    inside, outside = x[order[:n]], x[order[n:]].double()
+    rows: list[dict[str, Any]] = []
+    for m in candidates:
+        mixture = fit(inside, m)
+        heldout = float(mixture.log_prob(outside).mean()) if len(outside) else None
+        rows.append({"components": m, "heldout": heldout, "bic": mixture.bic})
+        if mixture.components < m or _best(rows) not in [
+            row["components"] for row in rows[-2:]
+        ]:
+            break
+    return rows
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The number of components with the largest held-out log-likelihood, or the smallest BIC
+    where nothing was held out.
+    """
+    best = max(
+        rows, key=lambda row: -row["bic"] if row["heldout"] is None else row["heldout"]
+    )
+    return int(best["components"])

@@ -1,0 +1,1 @@
+"""Classifiers: networks, their layers, weights and memory."""

@@ -1,0 +1,585 @@
+"""FeatureClassifier: any torch network, unmodified, that shows its logits and its pooled features
+in one forward pass.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from feathide.data.valid_range import check_images
+from feathide.errors import InputError, expected, unknown
+from feathide.models.layers import (
+    INPUT,
+    choose_layers,
+    entrance,
+    first_tensor,
+    hooked,
+    shapes_of,
+    turned,
+    units,
+)
+from feathide.models.layouts import Layout, ReadOut, Tokens, readouts
+from feathide.models.logits import logits_of
+from feathide.models.memory import in_halves
+from feathide.types import Box, Outputs
+
+__all__ = ["FeatureClassifier", "Pool", "channel_mean"]
+
+Pool = Callable[[Tensor], Tensor]
+Reading = Callable[[Tensor], Tensor]
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def channel_mean(h: Tensor) -> Tensor:
+    """The mean over all spatial axes: (N, C, *S) -> (N, C), for any number of axes; (N, C) stays.
+    Of half precision in float32: a sum overflows where its mean does not.
+    """
+    if h.ndim == 2:
+        return h
+    # the gradient of a mean would fill memory of the size of h; that of a sum is a view
+    total, count = FIRST.sum(h)
+    return total / count
+
+
+FIRST = ReadOut()
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureClassifier:
+    """A network as an attacker or a guard sees it: images of the box in, ``Outputs`` out,
+    differentiable.
+
+    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output, alone or
+    in a tuple, dict or class. ``layers``: names, globs or presets (see ``choose_layers``);
+    resolved at the first call. ``box`` are the least and the greatest valid image value. The
+    network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is
+    mapped to [0, 1] first: all of it is inside the attacked function, so that eps and box stay in
+    image units. An image of one channel is repeated for a network that takes three.
+
+    The feature of a layer is one value a channel. ``layout``: where the channels stand,
+    "channels-first" (N, C, *S), "channels-last" (N, *S, C) or "tokens" (N, T, C), for all layers
+    or by name or glob; "auto" finds it from what the modules declare. ``tokens``: of layers that
+    begin with a class token, the "mean" of the others, the "class" token, or "both" (N, 2 C).
+    ``pool``: a function of your own, (N, ...) -> (N, C), in place of these.
+
+    ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j):
+    output j of a multi-label network, shown as (0, z_j) with the other outputs in
+    ``Outputs.others``.
+
+    ``output``: "probabilities" for a network that ends in a softmax or in sigmoids: the logarithm
+    of a softmax, or the log odds of a sigmoid, stands in place of its logits. Where a probability
+    is rounded to 0 or 1 there is no slope. ``outputs``: how many it has, where what it returns
+    holds features beside the logits; 0 if it need not be told.
+
+    ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has
+    any, else a dropout of ``dropout_rate`` before the last linear layer. The S masks are drawn
+    once from ``seed`` and shared by all images, so that an image's draws do not depend on its
+    batch.
+
+    ``reference_network``: a second classifier of the same images and classes, whose outputs stand
+    in ``Outputs.reference_network``; for guards that compare the two.
+
+    ``statistics``: a function of the images with the box mapped to [0, 1], (N, C, *S) -> (N, F),
+    whose values stand in ``Outputs.statistics``; for guards that read the image itself.
+    ``feathide.detectors.residuals.statistics`` is one. ``squeezers``: functions of the images
+    with what the network sees of them (the window, else the box) mapped to [0, 1]; the logits of
+    what they give stand in ``Outputs.squeezed``. ``feathide.detectors.squeezing.SQUEEZERS`` are
+    some.
+
+    ``precision``: "bf16" runs the network under autocast; logits and features come out as float32
+    either way.
+    ``compile``: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the
+    network, made at the first call with the weights of that moment; its rounding differs (about
+    1e-5 of a logit). Dropout draws run the network as it is. The first steps wait for the
+    compiler: for long runs on a GPU.
+
+    Hooks live only during a call; the network, its gradients and its mode are left as they are.
+    Raises ``InputError`` if the network is in training mode, if a layer is unknown or if an image
+    is outside the box (checked by ``check``)."""
+
+    model: nn.Module
+    layers: str | Sequence[str] = "blocks"
+    box: Box = (0.0, 1.0)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    window: Box | None = None
+    head: str | tuple[str, int] = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
+    outputs: int = 0
+    layout: Layout | Mapping[str, Layout] = "auto"
+    tokens: Tokens = "mean"
+    pool: Pool = channel_mean
+    dropout_samples: int = 0
+    dropout_rate: float = 0.5
+    seed: int = 0
+    reference_network: "FeatureClassifier | None" = None
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: str | None = None
+    statistics: Reading | None = None
+    squeezers: Sequence[Reading] = ()
+    _resolved: dict[str, tuple[str, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _readouts: dict[str, ReadOut] = field(default_factory=dict, init=False, repr=False)
+    _compiled: list[Callable[[Tensor], tuple[Tensor, ...]]] = field(
+        default_factory=list, init=False, repr=False
+    )
+    # found once: looking takes time
+    _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._modules.extend(self.model.modules())
+        self._refuse_training()
+        if self.head not in ("softmax", "sigmoid") and not (
+            isinstance(self.head, tuple) and self.head[0] == "finding"
+        ):
+            raise expected(
+                'head must be "softmax", "sigmoid" or ("finding", j)',
+                got=repr(self.head),
+                do="choose one of them",
+            )
+        if self.output not in ("logits", "probabilities"):
+            raise unknown("output", str(self.output), ("logits", "probabilities"))
+        if not self.box[0] < self.box[1]:
+            raise expected(
+                "box must be (lo, hi) with lo < hi",
+                got=self.box,
+                do="give the least and greatest image value",
+            )
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise expected(
+                "mean and std must be of one length, std positive",
+                got=f"{self.mean}, {self.std}",
+                do="declare both per channel",
+            )
+
+    def __call__(self, x: Tensor) -> Outputs:
+        self._refuse_training()
+        with torch.autocast(
+            x.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        ):
+            return self._outputs(x)
+
+    def _outputs(self, x: Tensor) -> Outputs:
+        z = self.prepared(x)
+        names = self._names(z)
+        if self.compile and not self.dropout_samples:
+            raw, *pooled = self._fast(names)(z)
+            logits, others = self._as_decision(raw)
+            features = {n: _full(f) for n, f in zip(names, pooled, strict=True)}
+            return Outputs(logits, features, None, others, **self._beside(x))
+        found, counts = dict[str, Tensor](), dict[str, int]()
+        head_input: list[Tensor] = []
+        hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
+        head = (
+            _linear_head(self.model)
+            if self.dropout_samples and not _has_dropout(self.model)
+            else None
+        )
+        with hooked(hooks, self.model), _captured(head, head_input):
+            raw = logits_of(self.model(z), len(z), self.outputs)
+        if self.dropout_samples:
+            draws = self._head_draws(head, head_input) if head else self._network_draws(z)
+            if head and self.output == "probabilities":
+                self._check_draws(head, head_input, raw)
+            # those of the last linear layer come before a softmax
+            said = "logits" if head else self.output
+            # (N, S, K)
+            stochastic = self._as_decision(draws.flatten(0, 1), said)[0].unflatten(
+                0, draws.shape[:2]
+            )
+        logits, others = self._as_decision(raw)
+        return Outputs(
+            logits,
+            _means({n: found[n] for n in names}, counts),
+            stochastic if self.dropout_samples else None,
+            others,
+            **self._beside(x),
+        )
+
+    def _beside(self, x: Tensor) -> dict[str, Any]:
+        """What is shown of the images ``x`` beside what this network makes of them."""
+        low, high = self.box
+        return {
+            "reference_network": None
+            if self.reference_network is None
+            else self.reference_network(x),
+            "statistics": None
+            if self.statistics is None
+            else _full(self.statistics((x - low) / (high - low))),
+            "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1)
+            if self.squeezers
+            else None,
+        }
+
+    def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
+        """The logits of the images ``x`` once they are squeezed."""
+        low, high = self.window or self.box
+        z = self.prepared(
+            low + (high - low) * squeeze((x.clamp(low, high) - low) / (high - low))
+        )
+        raw = (
+            self._fast(self._names(z))(z)[0]
+            if self.compile
+            else logits_of(self.model(z), len(z))
+        )
+        return self._as_decision(raw)[0]
+
+    def _refuse_training(self) -> None:
+        if any(module.training for module in self._modules):
+            training = [
+                name or type(m).__name__
+                for name, m in self.model.named_modules()
+                if m.training
+            ]
+            raise expected(
+                "the network must be in evaluation mode",
+                got=f"training mode in {(training or ['a part that was replaced'])[0]}",
+                do="call model.eval() first",
+            )
+
+    def _fast(self, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """The compiled copy, which gives the outputs and the pooled features of ``names``."""
+        if not self._compiled:
+            self._compiled.append(
+                torch.compile(
+                    _Watched(self.model, names, self.pool, self._readouts, self.outputs),
+                    backend=str(self.compile),
+                )
+            )
+        return self._compiled[0]
+
+    def narrowed(self, layers: Sequence[str], x: Tensor) -> "FeatureClassifier":
+        """The same network, of which only the logits and those of its ``layers`` are shown that
+        are named here; ``x``: images like those to come.
+        """
+        narrow = replace(
+            self,
+            layers=tuple(layers),
+            dropout_samples=0,
+            reference_network=None,
+            statistics=None,
+            squeezers=(),
+        )
+        narrow._resolved["layers"] = (
+            tuple(n for n in self.names(x) if n in layers) if layers else ()
+        )
+        narrow._readouts.update(self._readouts)
+        return narrow
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def extract(
+        self, images: Tensor | Iterable[Tensor], *, batch_size: int = 64
+    ) -> Outputs:
+        """Outputs of many images, without gradient, batch by batch, on the CPU."""
+        batches = images.split(batch_size) if isinstance(images, Tensor) else images
+        with torch.no_grad():
+            return Outputs.cat([self.observe(b) for b in batches])
+
+    def observe(self, x: Tensor) -> Outputs:
+        """Outputs of one batch, without gradient, on the CPU; in halves where memory does not
+        suffice.
+        """
+        with torch.no_grad():
+            return in_halves(
+                lambda part: self(part.to(self.device)).to("cpu"), x, join=Outputs.cat
+            )
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images that are not finite or outside the box."""
+        check_images(x, self.box)
+
+    def names(self, x: Tensor) -> tuple[str, ...]:
+        """The layers that ``layers`` stands for, in network order, for images like ``x``."""
+        return self._names(self.prepared(x[:1]))
+
+    def read_outs(self, x: Tensor) -> Mapping[str, ReadOut]:
+        """How the feature of each layer is read, for images like ``x``; empty with a ``pool`` of
+        one's own.
+        """
+        self.names(x)
+        return dict(self._readouts)
+
+    def _names(self, z: Tensor) -> tuple[str, ...]:
+        if "layers" not in self._resolved:
+            seen = units(self.model, z[:1])
+            names = choose_layers(self.model, self.layers, seen)
+            if self.pool is channel_mean:
+                found = readouts(
+                    self.model,
+                    shapes_of(seen),
+                    names,
+                    layout=self.layout,
+                    tokens=self.tokens,
+                    turned=turned(seen),
+                )
+                self._readouts.update(found)
+            else:  # what is given to a pool of one's own has the images first, too
+                self._readouts.update(
+                    {n: ReadOut(turned=True) for n in names if n in turned(seen)}
+                )
+            self._resolved["layers"] = names
+        return self._resolved["layers"]
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the network is given for the images ``x``: windowed, normalised, with as many
+        channels as it takes.
+        """
+        z = x
+        if self.window is not None:
+            z = (z.clamp(*self.window) - self.window[0]) / (self.window[1] - self.window[0])
+        if x.shape[1] == 1 and _input_channels(self.model) == 3:
+            z = z.repeat(1, 3, *[1] * (x.ndim - 2))
+        if self.mean:
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(
+                self.std
+            ).reshape(shape)
+        # a first layer that works in place must not reach the caller's images
+        return z.clone() if z is x else z
+
+    def _as_decision(
+        self, raw: Tensor, output: str | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        raw = _full(raw)
+        if raw.ndim == 1:
+            raw = raw.unsqueeze(1)
+        if (output or self.output) == "probabilities":
+            raw = _logits(raw, self.head == "softmax")
+        if self.head == "softmax":
+            if raw.shape[1] < 2:
+                raise expected(
+                    "a softmax head needs two or more outputs",
+                    got="one",
+                    do='say head="sigmoid" for one sigmoid output',
+                )
+            return raw, None
+        j = 0 if self.head == "sigmoid" else int(self.head[1])
+        if self.head == "sigmoid" and raw.shape[1] != 1:
+            raise expected(
+                "a sigmoid head has one output",
+                got=raw.shape[1],
+                do='say head="softmax" or ("finding", j)',
+            )
+        if not 0 <= j < raw.shape[1]:
+            raise expected(
+                f"finding must be 0 to {raw.shape[1] - 1}",
+                got=j,
+                do="choose one of the network's outputs",
+            )
+        z = raw[:, j]
+        others = (
+            None if self.head == "sigmoid" else torch.cat([raw[:, :j], raw[:, j + 1 :]], 1)
+        )
+        return torch.stack([torch.zeros_like(z), z], 1), others
+
+    def _head_draws(self, head: nn.Linear, inputs: list[Tensor]) -> Tensor:
+        if not inputs:
+            raise InputError(
+                "dropout draws need a final linear layer, and the network's last one does "
+                "not run; leave BU out"
+            )
+        h = inputs[-1].flatten(1)  # (N, D)
+        # (S, D)
+        keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)
+        return head(h.unsqueeze(1) * keep)  # (N, S, K)
+
+    def _check_draws(self, head: nn.Linear, inputs: list[Tensor], raw: Tensor) -> None:
+        """Whether the probabilities are those of the last linear layer's logits, which the draws
+        show.
+        """
+        with torch.no_grad():
+            z = _full(head(inputs[-1].flatten(1)))
+            seen = z.softmax(1) if self.head == "softmax" else z.sigmoid()
+            if seen.numel() == raw.numel() and torch.allclose(
+                seen.flatten(), _full(raw).flatten(), atol=1e-2
+            ):
+                return
+        raise InputError(
+            "dropout draws need the probabilities of a network's last linear layer, and "
+            "there is more behind it; leave BU out, or let it return logits"
+        )
+
+    def _network_draws(self, z: Tensor) -> Tensor:
+        """Logits of S draws of the network's own dropout, (N, S, K): the batch is multiplied at
+        the first dropout, so that the layers before it run once; where the network does not allow
+        that (a path around it), at the input.
+        """
+        s, n = self.dropout_samples, len(z)
+        try:
+            return self._dropped(z, multiply=True).unflatten(0, (n, s))
+        except (RuntimeError, ValueError):
+            return self._dropped(z.repeat_interleave(s, 0), multiply=False).unflatten(
+                0, (n, s)
+            )
+
+    def _dropped(self, z: Tensor, *, multiply: bool) -> Tensor:
+        count, s = [0], self.dropout_samples
+
+        def drop(module: nn.Module, _args: object, h: Tensor) -> Tensor:
+            if multiply and count[0] == 0:
+                h = h.repeat_interleave(s, 0)
+            shape = (
+                tuple(h.shape[1:2])
+                if isinstance(module, DROPOUTS[1:4])
+                else tuple(h.shape[1:])
+            )
+            keep = self._mask((s, *shape), float(module.p), count[0]).to(h)  # type: ignore[arg-type]
+            count[0] += 1
+            keep = keep.reshape(s, *shape, *[1] * (h.ndim - 1 - len(shape)))
+            return (h.unflatten(0, (-1, s)) * keep).flatten(0, 1)
+
+        names = [
+            n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0
+        ]
+        with hooked(dict.fromkeys(names, drop), self.model):
+            answer = self.model(z)
+        return logits_of(
+            answer, len(z) * s if multiply and count[0] else len(z), self.outputs
+        )
+
+    def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return (torch.rand(shape, generator=generator) >= rate) / (1 - rate)
+
+
+class _Watched(nn.Module):
+    """A private copy of a network that gives its features as outputs: its hooks stay, so that one
+    compiled graph holds them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        pool: Pool,
+        reads: Mapping[str, ReadOut],
+        k: int,
+    ) -> None:
+        super().__init__()
+        self.outputs = k
+        self.model = deepcopy(model).requires_grad_(False)
+        self.names, self.found, self.calls = (
+            tuple(names),
+            dict[str, Tensor](),
+            dict[str, int](),
+        )
+        for name, hook in _collectors(names, self.found, self.calls, pool, reads).items():
+            self.model.get_submodule(name).register_forward_hook(hook)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        self.calls.clear()
+        raw = logits_of(self.model(z), len(z), self.outputs)
+        features = tuple(self.found[name] for name in self.names)
+        self.found.clear()
+        return raw, *features
+
+
+def _collectors(
+    names: Sequence[str],
+    found: dict[str, Tensor],
+    calls: dict[str, int],
+    pool: Pool,
+    reads: Mapping[str, ReadOut],
+    counts: dict[str, int] | None = None,
+) -> dict[str, Callable[..., None]]:
+    """One hook per module, which pools and copies the outputs of the calls that are wanted as
+    they are made: a following in-place activation cannot corrupt them, and memory stays (N, C).
+    ``calls`` counts how often each module has run. Given ``counts``, sums stand in place of
+    means, and there how many values they are of.
+    """
+    # by module: of which call the output, or the input
+    wanted: dict[str, dict[tuple[int, bool], str]] = {}
+    for name in names:
+        module, _, call = name.removesuffix(INPUT).partition("#")
+        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
+
+    def collect(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
+            call = calls.get(module, 0)
+            calls[module] = call + 1
+            for read, shown in ((False, output), (True, args)):
+                name, h = kept.get((call, read)), first_tensor(shown)
+                if name is None or h is None:
+                    continue
+                if pool is not channel_mean:
+                    found[name] = _full(pool(reads.get(name, FIRST).upright(h)).clone())
+                elif counts is not None and h.ndim > 2:
+                    found[name], counts[name] = reads.get(name, FIRST).sum(h)
+                else:
+                    total, count = reads.get(name, FIRST).sum(h)
+                    found[name] = _full((total / count if count > 1 else total).clone())
+
+        return hook
+
+    return {module: collect(module, kept) for module, kept in wanted.items()}
+
+
+def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The features, where those in ``counts`` are sums of so many values: columns of one tensor,
+    with one division for all layers and one gradient.
+    """
+    if not sums:
+        return {}
+    sizes = [f.shape[1] for f in sums.values()]
+    joint = torch.cat(list(sums.values()), 1)  # (N, D)
+    if counts:
+        divisors = joint.new_tensor([counts.get(name, 1) for name in sums])
+        joint = joint / divisors.repeat_interleave(torch.tensor(sizes, device=joint.device))
+    return dict(zip(sums, joint.split(sizes, 1), strict=True))
+
+
+def _logits(p: Tensor, softmax: bool) -> Tensor:
+    """The logits that a softmax, up to a constant, or sigmoids have turned into ``p``."""
+    low = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    return (
+        low
+        if softmax
+        else low - torch.log1p(-p.clamp_max(1 - torch.finfo(p.dtype).eps / 2))
+    )
+
+
+def _full(value: Tensor) -> Tensor:
+    """``value``, of half precision in float32."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+@contextmanager
+def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _m, args: into.append(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    return any(isinstance(m, DROPOUTS) and m.p > 0 for m in model.modules())
+
+
+def _linear_head(model: nn.Module) -> nn.Linear:
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        raise InputError(
+            "dropout draws need a dropout module or a final linear layer, and the network "
+            "has neither; leave BU out"
+        )
+    return heads[-1]
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    first = entrance(model)
+    return first.in_channels if first is not None else None

@@ -1,0 +1,1 @@
+"""The steps of an audit, from a plan to its table."""

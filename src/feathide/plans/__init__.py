@@ -1,0 +1,1 @@
+"""The validated plan of an audit."""

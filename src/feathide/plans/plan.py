@@ -1,0 +1,354 @@
+"""The plan: everything that decides the result of an audit, validated before any long work. Every
+error names the field.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from feathide.errors import InputError, expected, first_line, unknown
+from feathide.plans.sections import (
+    AttackPlan,
+    DataPlan,
+    MixturePlan,
+    NetworkPlan,
+    ObjectivePlan,
+    Part,
+    ReferencePlan,
+    SchedulePlan,
+    Seed,
+    SplitPlan,
+    called,
+    called_name,
+    listed,
+    named,
+)
+from feathide.registry.specs import parsed
+
+DEEPEST = 30  # levels of a plan
+LONGEST = 4096  # characters of a value, as of a path
+
+__all__ = ["Cell", "Plan", "load_plan", "merged", "slug"]
+
+
+P = TypeVar("P", AttackPlan, ObjectivePlan)
+Attacks = Annotated[
+    tuple[Annotated[AttackPlan, BeforeValidator(called)], ...], BeforeValidator(listed)
+]
+Objectives = Annotated[
+    tuple[Annotated[ObjectivePlan, BeforeValidator(named)], ...], BeforeValidator(listed)
+]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Detectors = Annotated[
+    tuple[Annotated[str, BeforeValidator(called_name)], ...], BeforeValidator(listed)
+]
+
+
+def _number(batch_size: object) -> object:
+    return 0 if batch_size == "auto" else batch_size
+
+
+class Plan(Part):
+    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"); with
+    norm linf, more than a quarter of the range of values is refused unless ``large_eps``.
+    ``train_attack``: the plain attack that the detectors learn from;
+    ``held_out``: one more table, in which they learn from each attack in turn
+    (``study.variants``).
+    ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says
+    which pixels may change (``study.mask``);
+    ``organ``: the same, for where ``feathide ood`` puts lesions.
+    ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they
+    leave of the attacks is reported (``data.archive``).
+    ``batch_size``: images at once, as a number, or "auto": what fits in 2 GiB, by image size and
+    network, the same on every machine; the stored plan holds the number.
+    ``even_so``: go on with a classifier that looks untrained; the verdict is then that nothing
+    can be said.
+    ``sanity_checks``: "quick" checks the evaluation itself by small attacks on the
+    detector-training split, "off" does not (YAML reads a bare off as false).
+    """
+
+    data: Annotated[
+        DataPlan, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)
+    ]
+    network: Annotated[
+        NetworkPlan, BeforeValidator(lambda v: {"arch": v} if isinstance(v, str) else v)
+    ] = Field(default_factory=NetworkPlan)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Annotated[tuple[float | str, ...], BeforeValidator(listed)] = ("4/255",)
+    large_eps: bool = False
+    mask: str | None = None
+    organ: str | None = None
+    archive: Names = ()
+    attacks: Attacks = Field(
+        default_factory=lambda: _of(AttackPlan, "fgsm", "bim", "pgd", "cw")
+    )
+    objectives: Objectives = Field(
+        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc")
+    )
+    schedule: SchedulePlan = SchedulePlan()
+    mixture: MixturePlan = MixturePlan()
+    detectors: Detectors = (
+        "kd",
+        "bu",
+        "kd+bu",
+        "lid",
+        "maha",
+        "svm",
+        "dnn",
+        "kd-two-sided",
+        "maha-two-sided",
+    )
+    reference_network: ReferencePlan = ReferencePlan()
+    train_attack: str = "pgd"
+    held_out: bool = False
+    split: SplitPlan = SplitPlan()
+    dropout_samples: int = Field(50, ge=2, le=10_000)
+    batch_size: Annotated[
+        int, BeforeValidator(_number), PlainSerializer(lambda n: n or "auto")
+    ] = Field(0, ge=0)
+    sanity_checks: Annotated[
+        Literal["quick", "off"], BeforeValidator(lambda v: "off" if v is False else v)
+    ] = "quick"
+    seed: Seed = 0
+    even_so: bool = False
+
+    # a run that has stopped for its want goes on in its folder
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so",)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Plan":
+        from feathide.catalog import ATTACKS, DETECTORS
+
+        for name in self.detectors:
+            if name not in DETECTORS:
+                raise unknown("detector", name, DETECTORS)
+        if self.train_attack not in ATTACKS:
+            raise unknown("attack", self.train_attack, ATTACKS)
+        self._check_trust()
+        for what, values in (
+            ("attacks", self.attacks),
+            ("objectives", self.objectives),
+            ("detectors", self.detectors),
+            ("eps", self.eps),
+            ("archive", self.archive),
+        ):
+            if not values and what != "archive":
+                raise expected(f"{what} must name at least one", got="none", do="add one")
+            keys = [str(getattr(v, "name", v)) for v in values]
+            if len(set(keys)) < len(keys):
+                raise expected(
+                    f"{what} must differ",
+                    got=", ".join(keys),
+                    do="leave out the repeated one",
+                )
+        return self
+
+    def _check_trust(self) -> None:
+        """The user's own attacks and detectors are code, which is run only if it is trusted."""
+        from feathide.integrations import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
+
+        aims = (d for o in self.objectives for d in o.aim)
+        attacks, detectors = (
+            (*(a.name for a in self.attacks), self.train_attack),
+            (*self.detectors, *aims),
+        )
+        for names, libraries in (
+            (attacks, ATTACK_LIBRARIES),
+            (detectors, DETECTOR_LIBRARIES),
+        ):
+            for library, colon, name in (parsed(n)[0].partition(":") for n in names):
+                if colon and library not in libraries and not self.network.trust:
+                    raise expected(
+                        (
+                            f"{library}:{name} must be of {', '.join(libraries)}, or code that "
+                            "is trusted"
+                        ),
+                        got="network.trust: false",
+                        do="say network: {trust: true} if you know this code",
+                    )
+
+    @property
+    def learnt_from(self) -> AttackPlan:
+        """The attack that the detectors learn from, with the step schedule it has in this
+        plan.
+        """
+        return next(
+            (a for a in self.attacks if a.name == self.train_attack),
+            AttackPlan(name=self.train_attack),
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack with one objective at one budget (box units)."""
+
+    attack: AttackPlan
+    objective: ObjectivePlan
+    eps: float
+
+    @property
+    def name(self) -> str:
+        """``pgd+hfc``"""
+        return f"{self.attack.name}+{self.objective.name}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a key."""
+    return re.sub(r"[^a-z0-9_.+-]+", "-", name.lower()).strip("-.")[:80]
+
+
+def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
+    """The plan of a YAML file or a mapping; ``changes`` replace top-level fields. Raises
+    ``InputError`` that names the field.
+    """
+    where = "the plan"
+    if isinstance(source, Path | str):
+        where = str(source)
+        source = _read(Path(source))
+    try:
+        return Plan.model_validate({**source, **changes})
+    except ValidationError as error:
+        raise _explained(error, where) from None
+
+
+def merged(
+    source: Path | str | Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A plan's fields with ``given`` in their place; parts of a plan are merged field by
+    field.
+    """
+    fields = dict(_read(Path(source)) if isinstance(source, Path | str) else source)
+    for name, value in given.items():
+        old = fields.get(name)
+        if isinstance(value, Mapping) and old is not None:
+            short = {"network": "arch", "data": "path"}
+            fields[name] = {
+                **(old if isinstance(old, Mapping) else {short[name]: old}),
+                **value,
+            }
+        elif name == "data" and isinstance(old, Mapping):
+            fields[name] = {**old, "path": value}
+        else:
+            fields[name] = value
+    return fields
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not os.path.isfile(path):
+        raise expected(
+            "the plan must be a YAML file",
+            got=f"{path}, which does not exist",
+            do="correct the path",
+        )
+    if path.stat().st_size > 1_000_000:
+        raise expected(
+            "a plan is a small file",
+            got=f"{path.stat().st_size} bytes",
+            do="is this the right file?",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        _check_growth(path, text)
+        value = yaml.safe_load(text)
+    except InputError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        raise expected(
+            f"{path} must be YAML", got=_mistake(error, text), do="correct this line"
+        ) from None
+    except Exception as error:  # PyYAML's constructors raise whatever they happen to meet
+        raise expected(
+            f"{path} must be YAML", got=first_line(error), do="correct it"
+        ) from None
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise expected(
+            f"{path} must hold fields such as data: ...",
+            got=type(value).__name__,
+            do="see the README's plan",
+        )
+    value.pop("record", None)  # type: ignore[attr-defined]  # what a run wrote below its plan
+    return value
+
+
+def _mistake(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Where and what a mistake of YAML is: "line 2: a tab, where only blanks may indent"."""
+    mark = error.problem_mark or error.context_mark
+    opened = error.context_mark
+    if opened is not None and "flow" in str(error.context):
+        bracket = text[opened.index : opened.index + 1] if opened.index < len(text) else ""
+        at = (
+            f", noticed in line {mark.line + 1}"
+            if mark is not None and mark.line != opened.line
+            else ""
+        )
+        return (
+            f"line {opened.line + 1}: a bracket {bracket} that is not closed, or a comma that "
+            f"is missing{at}"
+        )
+    if mark is None:
+        return first_line(error)
+    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in str(error.problem):
+        return f"line {mark.line + 1}: a tab, where only blanks may stand"
+    if "block" in str(error.context) or "mapping values" in str(error.problem):
+        return (
+            f"line {mark.line + 1}: {line.strip()[:60]!r}, which is not indented like its "
+            "neighbours or has a stray colon"
+        )
+    return f"line {mark.line + 1}: {error.problem or first_line(error)}"
+
+
+def _check_growth(path: Path, text: str) -> None:
+    """Refuse what takes more memory or time than its length: aliases, of which a few lines make a
+    billion nodes, deep nesting, long numbers.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
+            got = f"one of {len(event.value)}, {event.value[:20]}..."
+            raise expected(
+                f"{path} must have values of at most {LONGEST} characters",
+                got=got,
+                do="shorten it",
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            got = "an alias (*name)" if depth <= DEEPEST else f"more than {DEEPEST} levels"
+            raise expected(
+                f"{path} must be written out plainly",
+                got=got,
+                do="write every value where it belongs",
+            )
+
+
+def _explained(error: ValidationError, where: str) -> InputError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the plan"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return InputError(
+            f"{where}: {message}" if field == where else f"{where}: {field}: {message}"
+        )
+    got = repr(first["input"])
+    return InputError(
+        f"{where}: {field}: {message}, got {got[:200]}{'...' * (len(got) > 200)}; correct "
+        "this field"
+    )
+
+
+def _of(kind: type[P], *names: str) -> tuple[P, ...]:
+    return tuple(kind(name=n) for n in names)

@@ -1,0 +1,402 @@
+"""The parts of a plan: images, network, attacks, objectives, mixtures, walk and split, each with
+its fields and what they may be.
+
+The tables of names are imported where they are asked: they need torch, which takes seconds, and a
+misspelt field shall be said at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from feathide.errors import expected, unknown
+from feathide.registry.specs import (
+    BUILT_FOR,
+    Layout,
+    Tokens,
+    aimed_at,
+    floor_of,
+    separated,
+    spelled,
+)
+
+__all__ = [
+    "AttackPlan",
+    "DataPlan",
+    "MixturePlan",
+    "NetworkPlan",
+    "ObjectivePlan",
+    "Part",
+    "ReferencePlan",
+    "SchedulePlan",
+    "Seed",
+    "SplitPlan",
+    "TrainPlan",
+    "called",
+    "called_name",
+    "listed",
+    "named",
+]
+
+AIMED = ("evade", "selective", "orthogonal")
+FLOORED = ("hfc", "hfc-scheduled")
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1, le=2**15)]  # of an image: its square just fits into 4 GiB
+
+
+class Part(BaseModel):
+    """A part of a plan: unknown fields are refused, nothing changes after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, value: Any) -> Any:
+        check_fields(cls, value)
+        return value
+
+
+def check_fields(part: type[Part], value: Any, within: str = "") -> None:
+    """Refuse unknown fields, and numbers that no computer counts to, also of the parts below,
+    before anything else is looked at.
+    """
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        if name not in part.model_fields:
+            raise unknown(
+                "field", f"{within}{name}", [within + known for known in part.model_fields]
+            )
+        for number in inner if isinstance(inner, list | tuple) else (inner,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise expected(
+                    f"{within}{name} must lie below 2^63",
+                    got=f"{number:.3g}",
+                    do="correct it",
+                )
+        kind = part.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            check_fields(kind, inner, f"{within}{name}.")
+
+
+def named(value: Any) -> Any:
+    """``pgd`` is short for ``{name: pgd}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def called(value: Any) -> Any:
+    """``{name: art:X, options: {a: 1}}`` is long for ``{name: art:X(a=1)}``: the arguments are a
+    part of the name.
+    """
+    if not isinstance(value, Mapping) or "options" not in value:
+        return named(value)
+    return {k: v for k, v in value.items() if k != "options"} | {
+        "name": spelled(value.get("name", ""), value["options"])
+    }
+
+
+def called_name(value: Any) -> Any:
+    """The name of a detector, which may be given as ``{name: ..., options: {...}}``."""
+    value = called(value)
+    return value["name"] if isinstance(value, Mapping) and set(value) == {"name"} else value
+
+
+def listed(value: Any) -> Any:
+    """``pgd`` is short for ``[pgd]``, and ``fgsm, pgd`` for ``[fgsm, pgd]``."""
+    if isinstance(value, str):
+        return separated(value)
+    return [value] if isinstance(value, int | float | Mapping) else value
+
+
+class DataPlan(Part):
+    """Where the images are: npz, a folder of images per class, a CSV manifest, or ``phantoms``
+    for the synthetic set.
+    """
+
+    path: str
+    kind: str = "auto"
+    name: str | None = None
+    patients: str | None = None
+    patient_pattern: str | None = None
+    size: Side | tuple[Side, ...] | None = None
+    channels: Literal[1, 3] | None = None
+    box: tuple[float, float] | None = None
+    limit: int | None = Field(None, ge=1)
+    class_names: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    slice: int | None = None
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    skip_bad: bool = False
+    keep_patient_ids: bool = False
+
+
+class TrainPlan(Part):
+    """How a classifier of the zoo is trained (``feathide.training.trainer``)."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    patience: int = Field(5, ge=1)
+    augment: bool = True
+    stem: Literal["standard", "small"] = "standard"
+
+
+class NetworkPlan(Part):
+    """The classifier: a name of the zoo or of a library (``timm:resnet26``), trained here unless
+    ``weights`` are given; the user's own ``package.module:callable``; or a file with a network
+    (``feathide.models.packaged``). ``arguments``: of the library's network, or of the callable.
+
+    ``start_from``: a file of pretrained weights that the training begins with, wherever name and
+    shape agree; ``rename``: what the names in either file begin with -> in the network, or "in
+    order" (``weights.load_weights``).
+
+    ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both
+    are for GPUs, and neither changes the training.
+    ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits
+    are then taken as logarithms. ``seed`` of its training; the plan's unless said. ``seeds``:
+    further ones, with each of which the audit is repeated (``study.variants``)."""
+
+    arch: str = "resnet18"
+    weights: str | None = None
+    start_from: str | None = None
+    rename: dict[str, str] | Literal["in order"] | None = None
+    arguments: dict[str, Any] = {}
+    trust: bool = False
+    head: str = "softmax"
+    output: Literal["logits", "probabilities"] = "logits"
+    layers: str | tuple[str, ...] = "blocks"
+    layout: Layout | dict[str, Layout] = "auto"
+    tokens: Tokens = "mean"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+    train: TrainPlan = TrainPlan()
+    seed: Seed | None = None
+    seeds: tuple[Seed, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's own network."""
+        from feathide.models.libraries import ZOOS
+        from feathide.models.packaged import is_packaged
+
+        return self.arch.partition(":")[0] not in ZOOS and (
+            ":" in self.arch or is_packaged(self.arch)
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """The arguments of a library's network are a part of its name."""
+        if isinstance(value, Mapping) and value.get("arguments"):
+            from feathide.models.libraries import ZOOS
+
+            if str(value.get("arch")).partition(":")[0] in ZOOS:
+                return {
+                    **value,
+                    "arch": spelled(value["arch"], value["arguments"]),
+                    "arguments": {},
+                }
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "NetworkPlan":
+        from feathide.models.libraries import ZOOS
+        from feathide.models.zoo import MODELS
+
+        if not self.own and self.arch not in MODELS:
+            raise unknown(
+                "architecture",
+                self.arch,
+                [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"],
+            )
+        if (self.mean is None) != (self.std is None):
+            raise expected(
+                "mean and std must be given together",
+                got="one of them",
+                do="declare both, per channel",
+            )
+        if self.start_from is not None and (self.own or self.weights is not None):
+            raise expected(
+                "start_from is for a network of the zoo that is trained here",
+                got=(
+                    f"start_from {self.start_from} with "
+                    f"{'weights' if self.weights else self.arch}"
+                ),
+                do="leave one of them out",
+            )
+        if self.output != "logits" and not self.own and self.weights is None:
+            raise expected(
+                "a network that is trained here gives logits",
+                got=f"output: {self.output}",
+                do="leave output out",
+            )
+        if self.seeds and (self.own or self.weights is not None):
+            raise expected(
+                "seeds are those of a network that is trained here",
+                got=f"seeds {self.seeds}",
+                do="leave them out",
+            )
+        return self
+
+
+class ReferencePlan(Part):
+    """The second network of guards that ask one: of the zoo, trained adversarially
+    (``feathide.training.adversarial``) on the classifier's training images.
+
+    ``arch``: tiny or tiny3d unless said. ``eps``: what it learns to withstand, as in the plan;
+    the plan's largest budget unless said. ``steps``: of its adversary. ``train``: as for a
+    classifier."""
+
+    arch: str | None = None
+    eps: float | str | None = None
+    steps: int = Field(2, ge=1)
+    train: TrainPlan = TrainPlan(epochs=30, lr=3e-3, patience=10)
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str | None) -> str | None:
+        from feathide.models.zoo import MODELS
+
+        if arch is not None and arch not in MODELS:
+            raise unknown("architecture", arch, MODELS)
+        return arch
+
+
+class AttackPlan(Part):
+    """An attack and its walk. ``name``: of the catalogue; or ``torchattacks:PGD``,
+    ``foolbox:LinfPGD``, ``art:ProjectedGradientDescent`` or the user's own
+    ``package.module:callable``, with ``options`` as arguments, among which is their walk.
+    ``step_size`` is a fraction of eps.
+    ``share``: of pgd-smooth, the lowest frequencies of each axis that it may use.
+    """
+
+    name: str
+    steps: int | None = Field(None, ge=1)
+    step_size: float | None = Field(None, gt=0)
+    decay: Literal["constant", "linear", "cosine"] | None = None
+    restarts: int | None = Field(None, ge=1)
+    share: float | None = Field(None, gt=0, le=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from feathide.catalog import ATTACKS
+
+        if name not in ATTACKS:
+            raise unknown("attack", name, ATTACKS)
+        return name
+
+    @model_validator(mode="after")
+    def _walks(self) -> "AttackPlan":
+        given = [
+            n
+            for n in ("steps", "step_size", "decay", "restarts")
+            if getattr(self, n) is not None
+        ]
+        if ":" in self.name and given:
+            raise expected(
+                f"the step schedule of {self.name} stands in its options",
+                got=", ".join(given),
+                do="use options: {...}",
+            )
+        if self.share is not None and self.name != "pgd-smooth":
+            raise expected(
+                "share belongs to pgd-smooth",
+                got=f"share of {self.name}",
+                do="leave it out",
+            )
+        return self
+
+
+class ObjectivePlan(Part):
+    """An objective of the catalogue. ``weight``: lambda, or "auto": the largest of ``weights`` at
+    which the attack succeeds as often as the plain one on the detector-training split.
+    ``options``: passed to the objective.
+    """
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
+    weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from feathide.catalog import DETECTORS, OBJECTIVES
+
+        kind, _, detector = name.partition(":")
+        if kind not in OBJECTIVES:
+            raise unknown("objective", name, OBJECTIVES)
+        if detector and (kind not in AIMED or detector not in DETECTORS):
+            raise unknown("objective", name, [f"{k}:{d}" for k in AIMED for d in DETECTORS])
+        return name
+
+    @model_validator(mode="after")
+    def _floored(self) -> "ObjectivePlan":
+        if self.kind in FLOORED:
+            floor_of(self.options.get("floor", "median"))
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The catalogue's name: ``evade:maha`` is ``evade`` aimed at one detector."""
+        return self.name.partition(":")[0]
+
+    @property
+    def aim(self) -> tuple[str, ...]:
+        """The detectors that its name or its options say; none named means all of the audit."""
+        return () if self.kind in BUILT_FOR else aimed_at(self.name, self.options, ())
+
+    def aimed_at(self, audited: Sequence[str]) -> tuple[str, ...]:
+        """The detectors that it attacks, of an audit of ``audited``: nobody where its weight is
+        0.
+        """
+        return () if self.weight == 0 else aimed_at(self.name, self.options, audited)
+
+
+class MixturePlan(Part):
+    """The Gaussian mixtures of HFC."""
+
+    components: Count | Literal["auto"] | tuple[Count, ...] = 1
+    covariance: Literal["full", "tied", "diag", "lowrank"] = "full"
+    shrinkage: float | Literal["auto"] = "auto"
+
+
+class SchedulePlan(Part):
+    """The walk that all iterative attacks share, so that they are compared at equal counts; an
+    attack may say otherwise.
+
+    ``confidence``: the lead from which on an image counts as one that fools. ``lead``: how sure
+    of the target an attacker who hides makes the classifier before all of the step goes to
+    hiding, in typical leads of clean images (``Lab.typical_lead``), the same for all of our
+    attacks; "auto": as sure as it is of a clean image, at the lower quartile of the
+    detector-training split."""
+
+    steps: int = Field(60, ge=1)
+    step_size: float = Field(0.25, gt=0)
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    restarts: int = Field(1, ge=1)
+    confidence: float = Field(0.01, ge=0)
+    lead: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class SplitPlan(Part):
+    """How the held-out images are divided, by patient. ``most``: at most so many images are
+    attacked in the fit and in the test split; clean accuracy and false alarms are of all."""
+
+    detector_training: float = Field(0.4, gt=0, lt=1)
+    calibration: float = Field(0.2, gt=0, lt=1)
+    test: float = Field(0.4, gt=0, lt=1)
+    most: int | None = Field(None, ge=2)
+
+    @model_validator(mode="after")
+    def _one(self) -> "SplitPlan":
+        if abs(self.detector_training + self.calibration + self.test - 1) > 1e-6:
+            raise expected(
+                "detector_training + calibration + test must be 1",
+                got=self.detector_training + self.calibration + self.test,
+                do="correct the shares",
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Names with arguments, plug-ins, and a user's own code by name."""

@@ -1,0 +1,140 @@
+"""Sanity checks of the evaluation itself, in sentences: what happened, why it matters, what to
+do.
+"""
+
+import pandas as pd
+import torch
+
+from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
+from feathide.data.budgets import format_eps
+from feathide.metrics.statistics import cases_needed, enough, independent
+from feathide.pipeline.context import FALSE_ALARMS, Context
+from feathide.pipeline.coverage import coverage_of
+from feathide.pipeline.steps import cells, plain_only
+
+__all__ = ["calibrated", "caveats_of", "foreseen"]
+
+
+def caveats_of(context: Context, table: pd.DataFrame) -> list[str]:
+    """The caveats that stand beside the numbers of a finished run."""
+    found = foreseen(context) + _unmoved(context) + coverage_of(context)
+    success = table[table.metric == "success"]
+    for eps in context.budgets:
+        found += _weak(success[success.eps == eps])
+    found.append(
+        f"the supervised detectors learnt from {context.plan.train_attack}+plain at the "
+        "same budget: their numbers on plain attacks are an upper bound"
+    )
+    return found
+
+
+def calibrated(context: Context) -> tuple[int, str]:
+    """How many independent cases the thresholds come from, and what to call them."""
+    rows = context.rows("calibration")
+    return independent(
+        "calibration", len(rows), len(set(map(str, context.cases.patients[rows])))
+    )
+
+
+def foreseen(context: Context) -> list[str]:
+    """The caveats that are known before anything is attacked."""
+    found = [] if context.trains else context.check_classifier()
+    n, said = calibrated(context)
+    for name, rate in FALSE_ALARMS.items():
+        if not enough(n, rate):
+            found.append(
+                f"{said} are few for {rate:.0%} false alarms: a threshold there needs "
+                f"{cases_needed(rate)}; the intervals at {name}"
+                " allow for it, and no guard is said to hold at this level"
+            )
+    found += _budgets(context) + _plainly(context)
+    if bad := context.cases.skipped:
+        found.append(
+            f"{len(bad)} files could not be used and were left out, among them "
+            f"{bad[0].path}: {bad[0].reason}"
+        )
+    return found
+
+
+def _budgets(context: Context) -> list[str]:
+    """Budgets that hardly change what a file holds, or that were probably meant in other
+    units.
+    """
+    found, (low, high) = [], context.cases.box
+    for given, eps in zip(context.plan.eps, context.budgets, strict=True):
+        said = format_eps(eps, context.cases)
+        if eps < context.cases.step:
+            found.append(
+                f"eps {said} is below one stored grey level: hardly any pixel of a file can "
+                "change; raise eps before concluding anything"
+            )
+        if (
+            (low, high) != (0.0, 1.0)
+            and high - low > 1
+            and eps < 1
+            and str(given).strip()[-1].isdigit()
+        ):
+            found.append(
+                f"eps {given} was read in units of the box [{low:g}, {high:g}], which makes "
+                f"it {said}; a share of the range is {eps * (high - low):.4g}"
+            )
+    return found
+
+
+def _plainly(context: Context) -> list[str]:
+    """Attacks of others that could not hide as planned."""
+    foreign = [
+        (a, o)
+        for a in context.plan.attacks
+        if a.name not in OUR_ATTACKS
+        for o in context.plan.objectives
+    ]
+    reasons = {(a.name, o.name): plain_only(context, a, o) for a, o in foreign}
+    return [
+        f"{attack} did not hide by {by}: {reason}"
+        for (attack, by), reason in reasons.items()
+        if reason
+    ]
+
+
+def _unmoved(context: Context) -> list[str]:
+    """Attacks of others that took an objective to hide by, and made the images that they make
+    without it.
+    """
+    made = {
+        (c.attack.name, c.objective.name, c.eps): c
+        for c in cells(context)
+        if c.attack.name not in OUR_ATTACKS
+    }
+    found = {}
+    for (attack, by, eps), cell in made.items():
+        plain = made.get((attack, "plain", eps))
+        if plain is None or OBJECTIVES[cell.objective.kind].make is None:
+            continue
+        seen, unhidden = (
+            context.outputs(context.condition(c), "test")[0].logits for c in (cell, plain)
+        )
+        if len(seen) and torch.equal(seen, unhidden):
+            found[attack, by] = (
+                f"{attack} ignores what it should hide by: its images with {by} are its "
+                f"plain ones; let it minimise ``hide``, or leave {by} out"
+            )
+    return list(found.values())
+
+
+def _weak(success: pd.DataFrame) -> list[str]:
+    """Attacks that succeed less often than they should."""
+    found = []
+    plain = success[success.objective == "plain"].set_index("attack").value
+    for name in ITERATIVE:
+        if name in plain and "fgsm" in plain and plain[name] < plain["fgsm"] - 1e-9:
+            found.append(
+                f"{name} succeeds less often than one step (fgsm): its steps or its "
+                "gradient are wrong; do not trust its numbers"
+            )
+        if name in plain and plain[name] < 0.9:
+            found.append(
+                f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps "
+                "before concluding that a guard holds"
+            )
+    return found

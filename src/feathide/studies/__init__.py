@@ -1,0 +1,1 @@
+"""Programmes of many plans, with claims that can fail."""

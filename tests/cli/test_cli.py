@@ -1,0 +1,349 @@
+"""The command line as a person meets it: quick help with examples, a forecast, a single attack,
+trackers.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer
+import yaml
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from feathide.auditing.run import Audit, audit
+from feathide.auditing.tracking import track
+from feathide.cli import _summary, app
+from feathide.cli.ending import said
+from feathide.execution.engine import Interrupted
+from feathide.execution.store import Store
+from feathide.plans.plan import load_plan
+from worlds.audits import PLAN, write_npz
+
+SMALL = {**PLAN, "attacks": ["pgd"], "schedule": {"steps": 4}, "detectors": ["msp", "kd"]}
+
+
+def verbs(group: Any, name: str = "feathide") -> Iterator[tuple[str, Any]]:
+    for key, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, f"{name} {key}")
+        else:
+            yield f"{name} {key}", command
+
+
+VERBS = dict(verbs(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(
+    ("stop", "sentence"),
+    [(KeyboardInterrupt(), "stopped"), (Interrupted("12 of 20 kept"), "12 of 20 kept")],
+)
+def test_a_stop_says_something(
+    stop: KeyboardInterrupt, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as end, said():
+        raise stop
+    assert end.value.exit_code == 130
+    assert capsys.readouterr().err == f"feathide: {sentence}\n"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    home = tmp_path_factory.mktemp("home")
+    plan = load_plan({"data": str(write_npz(home / "patches.npz")), **SMALL})
+    return audit(plan, home / "run", fail_if=["success > 2"])
+
+
+def test_help_comes_at_once_and_without_torch() -> None:
+    code = (
+        "import sys, feathide.cli; sys.exit(bool({'torch', 'pandas', 'sklearn'} & "
+        "set(sys.modules)))"
+    )
+    spent = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert (
+            subprocess.run(
+                [sys.executable, "-m", "feathide", "--help"], capture_output=True
+            ).returncode
+            == 0
+        )
+        spent.append(time.perf_counter() - started)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    bare = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import typer.rich_utils"], capture_output=True)
+    assert min(spent) < 0.5 or min(spent) < 3 * (time.perf_counter() - bare), (
+        "a busy machine slows both"
+    )
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("data: [a\n b: c", "must be YAML"),
+        (
+            "data: phantoms\nobjektives: hfc",
+            "unknown field 'objektives'; did you mean 'objectives'",
+        ),
+        ("data: {path: a, sise: 3}", "unknown field 'data.sise'; did you mean 'data.size'"),
+        (
+            "network: {train: {epoch: 1}}\ndata: a",
+            "unknown field 'network.train.epoch'; did you mean 'network.train.epochs'",
+        ),
+    ],
+)
+def test_a_misspelt_plan_is_said_at_once_and_without_torch(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    code = (
+        "import sys, feathide.cli as c\ntry: c.main()\nfinally: sys.exit(9) if 'torch' in "
+        "sys.modules else None"
+    )
+    for verb in ("check", "audit"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, verb, str(tmp_path / "plan.yaml")],
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 2 and words in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_an_example_that_parses(verb: str) -> None:
+    command = VERBS[verb]
+    assert (
+        command.help
+        and command.epilog
+        and f"`{verb} " in f"{command.epilog} ".replace(f"`{verb}`", f"`{verb} `")
+    )
+
+
+def test_every_verb_of_the_readme_exists() -> None:
+    wanted = (
+        "demo train check audit attack explain ood arms-race export report compare bench "
+        "datasets"
+    )
+    assert set(wanted.split()) <= {name.split()[1] for name in VERBS}
+
+
+def test_completion_is_offered() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "--install-completion" in shown and "--show-completion" in shown
+
+
+def test_api_users_get_conditions_and_their_file(found: Audit) -> None:
+    assert [(j.text, j.holds) for j in found.judged] == [("success > 2", False)]
+    assert "success &gt; 2" in (found.folder / "audit.junit.xml").read_text()
+    made = json.loads((found.folder / "model-card.json").read_text())
+    assert made["headline"] == found.verdict.headline
+
+
+def test_a_single_attack_writes_images_and_a_table(tmp_path: Path) -> None:
+    data = write_npz(tmp_path / "patches.npz")
+    call = [
+        "attack",
+        str(data),
+        "--network",
+        "tiny",
+        "--eps",
+        "16/255",
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "out" / "attack.csv")
+    assert len(table) == len(json.loads(result.stdout)) == len(np.load(data)["test_images"])
+    attacked = table[table.file.notna()]
+    assert (attacked.before == attacked.label).all() and (
+        attacked.linf.dropna() <= 16 / 255
+    ).all()
+    assert ((attacked.prediction == attacked.target) == attacked.fooled).all()
+    with Image.open(tmp_path / "out" / attacked.file.iloc[0]) as picture:
+        assert picture.size == np.load(data)["test_images"].shape[1:3]
+    assert not (tmp_path / "out" / "scores").exists()
+
+
+def test_a_single_attack_wants_one_attack(tmp_path: Path) -> None:
+    call = [
+        "attack",
+        str(write_npz(tmp_path / "a.npz")),
+        "--network",
+        "tiny",
+        "--recipe",
+        "pgd,bim",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(app, call)
+    assert (
+        result.exit_code == 2
+        and "one attack with one objective at one budget" in result.output
+    )
+
+
+def test_check_takes_every_flag_of_audit_that_changes_the_plan() -> None:
+    flags = {
+        verb: {p.name for p in VERBS[f"feathide {verb}"].params}
+        for verb in ("audit", "check")
+    }
+    of_the_run = {
+        "workers",
+        "shard",
+        "engine",
+        "address",
+        "gpus",
+        "strict",
+        "fail_if",
+        "track",
+        "reuse",
+    }
+    assert flags["audit"] - flags["check"] == of_the_run
+
+
+def test_long_names_leave_every_column_on_a_narrow_screen() -> None:
+    rows = [
+        ("sklearn:IsolationForest(layers='all', n_estimators=200)", 0.11),
+        ("pytorch_ood:KNN(k=5)", 0.22),
+        ("kd", 0.33),
+    ]
+    same = {
+        "attack": "art:ProjectedGradientDescent(max_iter=20)",
+        "objective": "plain",
+        "eps": 0.5,
+    }
+    cells = [{**same, "detector": d, "metric": "auc", "value": v} for d, v in rows]
+    table = pd.DataFrame(
+        [{**same, "detector": "", "metric": "success", "value": 0.44}, *cells]
+    )
+    console = Console(width=80, file=StringIO())
+    console.print(_summary(table, "auc", "AUC"))
+    assert all(f" {v} " in console.file.getvalue() for v in (0.5, 0.44, 0.11, 0.22, 0.33))
+
+
+def test_zero_steps_are_refused_and_a_bare_off_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("data: phantoms\nsanity_checks: off\n")
+    assert load_plan(path).sanity_checks == "off"
+    result = CliRunner().invoke(app, ["check", str(path), "--steps", "0"])
+    assert result.exit_code == 2 and "steps" in result.output
+
+
+@pytest.mark.slow
+def test_check_foresees_time_and_memory(tmp_path: Path) -> None:
+    plan = {
+        "data": "phantoms",
+        "network": {"arch": "tiny", "layers": "conv", "train": {"epochs": 4}},
+        "eps": "8/255",
+        "attacks": "pgd",
+        "split": {"most": 48},
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan))
+    told = json.loads(
+        CliRunner()
+        .invoke(app, ["check", str(path), "--out", str(tmp_path / "run"), "--json"])
+        .stdout
+    )
+    run = audit(load_plan(plan), tmp_path / "run")
+    store = Store(run.folder)
+    notes = [
+        p.relative_to(run.folder).with_suffix("").as_posix()
+        for p in (run.folder / "seconds").rglob("*.json")
+    ]
+    spent = sum(float(store.load_json(key)) for key in notes)
+    assert 1 / 3 < told["seconds"] / spent < 3, (told, spent)
+    import resource
+
+    assert (
+        0.5
+        < told["mebibytes"] / (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        < 2
+    )
+
+
+def test_tensorboard_gets_the_numbers(found: Audit) -> None:
+    pytest.importorskip(
+        "tensorboard", reason="needs tensorboard: pip install feathide[tensorboard]"
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(found, "tensorboard")
+    events = EventAccumulator(str(found.folder / "tensorboard")).Reload()
+    row = found.table[
+        (found.table.metric == "slips_through_fpr10") & (found.table.attack == "pgd")
+    ].iloc[0]
+    seen = events.Scalars(f"slips_through_fpr10/pgd+{row.objective}/{row.detector}")
+    assert [e.value for e in seen] == pytest.approx([row.value])
+
+
+def test_mlflow_gets_plan_numbers_and_report(
+    found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip(
+        "mlflow", reason="needs mlflow: pip install feathide[mlflow]"
+    )
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    track(found, "mlflow")
+    run = mlflow.MlflowClient().search_runs(["0"])[0]
+    assert run.data.params["train_attack"] == "pgd" and run.data.metrics[
+        "success/pgd-plain"
+    ] == pytest.approx(
+        found.table[
+            (found.table.metric == "success") & (found.table.objective == "plain")
+        ].value.iloc[0]
+    )
+    assert {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id)} >= {
+        "report.html",
+        "model-card.json",
+    }
+
+
+def test_a_tracker_is_asked_for_before_the_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        [
+            "audit",
+            "--data",
+            "nowhere.npz",
+            "--track",
+            "wandb",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+    )
+    assert (
+        result.exit_code == 2
+        and "unknown tracker 'wandb'" in result.output
+        and not (tmp_path / "out").exists()
+    )
+
+
+def test_bench_gives_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feathide.attacks.cost.BATCH", 2)
+    found = json.loads(CliRunner().invoke(app, ["bench", "--rounds", "1", "--json"]).stdout)
+    assert "a plain PGD step" in found and all(
+        np.isfinite(r["ratio"]) for r in found.values()
+    )
+
+
+def test_bench_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feathide.attacks.cost.BATCH", 2)
+    before = torch.random.get_rng_state()
+    CliRunner().invoke(app, ["bench", "--rounds", "1"])
+    assert torch.equal(before, torch.random.get_rng_state())

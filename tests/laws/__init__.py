@@ -1,1 +1,0 @@
-"""The laws: batteries that run on everything that the catalogue lists."""

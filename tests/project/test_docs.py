@@ -1,0 +1,145 @@
+"""What the README and the pages under docs/ show: Python runs, plans load, commands parse, links
+lead somewhere.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+import yaml
+from torch import nn
+
+import feathide
+from feathide.catalog import OUR_ATTACKS, OUR_DETECTORS, OUR_OBJECTIVES
+from feathide.cli import app
+from feathide.models.zoo import OUR_MODELS
+from feathide.plans.plan import load_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {p.name: p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+RUNNABLE = ("README.md", "integrations.md", "own-model.md")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, *languages: str) -> Iterator[str]:
+    return (
+        m[2]
+        for m in BLOCK.finditer(PAGES[page].read_text(encoding="utf-8"))
+        if m[1] in languages
+    )
+
+
+def world() -> dict[str, Any]:
+    """What the pages' reader has: a network and images, here tiny random ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential()
+        network.blocks = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+        network.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 0, 1])
+    return {
+        "network": network.eval(),
+        "any_network": network,
+        "images": torch.randint(256, (4, 1, 8, 8), generator=draw) / 255,
+        "labels": labels,
+        "targets": 1 - labels,
+        "ids": ["a", "b", "c", "d"],
+        "train_images": torch.rand((24, 1, 8, 8), generator=draw),
+        "train_labels": torch.arange(24) % 2,
+        "nn": nn,
+        "Linf": feathide.Linf,
+        "Grid": feathide.Grid,
+    }
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_python_runs(page: str) -> None:
+    names = world()
+    if page == "integrations.md":
+        if find_spec("torchattacks") is None:
+            pytest.skip("needs torchattacks, which is not installed")
+        names["torchattacks"] = pytest.importorskip("torchattacks")
+    code = list(blocks(page, "python"))
+    assert code
+    for block in code:
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page: str) -> None:
+    group = typer.main.get_command(app)
+    for block in blocks(page, "bash", ""):
+        for line in (line for line in block.splitlines() if line.startswith("feathide ")):
+            command, words = group, shlex.split(line, comments=True)[1:]
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            assert command is not group, line
+            command.make_context(line, words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_plans_load(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        plan = yaml.safe_load(block)
+        if isinstance(plan, dict) and "data" in plan:
+            load_plan(plan)
+
+
+def test_the_page_of_the_plan_shows_every_field_with_its_default_and_every_name() -> None:
+    shown = yaml.safe_load(next(blocks("plan.md", "yaml")))
+    plan = load_plan({"data": "chest.npz"}).model_dump(mode="json")
+    short = {
+        **plan,
+        **{part: [row["name"] for row in plan[part]] for part in ("attacks", "objectives")},
+    }
+    assert shown == {**short, "sanity_checks": "quick"}
+    for table in (OUR_ATTACKS, OUR_OBJECTIVES, OUR_DETECTORS, OUR_MODELS):
+        assert set(table) <= set(
+            re.findall(r"[\w+-]+", PAGES["plan.md"].read_text(encoding="utf-8"))
+        )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = BLOCK.sub("", PAGES[page].read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (PAGES[page].parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name() -> None:
+    named = re.findall(r"^::: [\w.]+\.(\w+)$", PAGES["api.md"].read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(feathide.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("mkdocs") and find_spec("material") and find_spec("mkdocstrings")),
+    reason="needs feathide[docs]",
+)
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "slips through"
+        in (tmp_path / "site" / "report" / "index.html").read_text(encoding="utf-8").lower()
+    )
