@@ -109,9 +109,8 @@ def _gather(
     was = best * into
     shape = bump / _per_channel(bump.square()).sqrt()
     new = shape + was / _per_channel(was.square()).sqrt().clamp_min(1e-7)
-    new = torch.where(
-        _per_channel(new.square()) > 1e-12, new, shape
-    )  # of one pixel, both may cancel: the norm would be lost
+    # of one pixel, both may cancel: the norm would be lost
+    new = torch.where(_per_channel(new.square()) > 1e-12, new, shape)
     new = (
         new
         * (room / _per_channel(new.square()).clamp_min(torch.finfo(best.dtype).tiny)).sqrt()

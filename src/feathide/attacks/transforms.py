@@ -122,10 +122,11 @@ class LowPass:
             k = torch.arange(
                 max(1, math.ceil(self.share * n)), dtype=delta.dtype, device=delta.device
             )
+            # orthonormal rows
             waves = (
                 torch.cos(k[:, None] * at)
                 * torch.where(k == 0, 1.0, 2.0)[:, None].sqrt()
                 / n**0.5
-            )  # orthonormal rows
+            )
             delta = (delta.movedim(axis, -1) @ (waves.T @ waves)).movedim(-1, axis)
         return delta

@@ -46,9 +46,10 @@ METRICS = (
         "forwards_per_image",
     ),
 )
+# of the plan's archives
 ARCHIVED = re.compile(
     r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+"
-)  # of the plan's archives
+)
 SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 

@@ -28,9 +28,10 @@ PALETTE = tuple(
     for c in ("Red", "Green", "Blue")
     for part in ("Data", "Descriptor")
 )
+# may tell who the patient is
 REMOVED: dict[str, str | bytes] = dict.fromkeys(
     ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"), "REMOVED"
-)  # may tell who the patient is
+)
 REMOVED |= {
     "AS": "000Y",
     "DA": "19000101",

@@ -205,9 +205,8 @@ def _check_picture(path: Path, file: Image.Image) -> None:
         )
     elif signs == 2 and bits <= 8:
         got = "signed bytes"
-    elif (
-        bits > 8 and tags.get(262) == 0
-    ):  # PhotometricInterpretation: Pillow turns these for 8 bits only
+    # PhotometricInterpretation: Pillow turns these for 8 bits only
+    elif bits > 8 and tags.get(262) == 0:
         got = "16 bits in which 0 is white"
     elif file.mode in ("CMYK", "LAB", "HSV"):
         got = f"{file.mode} colours"

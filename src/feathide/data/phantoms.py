@@ -133,9 +133,8 @@ def _chest(
     )
     spine = middle * (1 + 0.25 * np.cos(2 * np.pi * y / 0.17))
     cage = 1 - (x / 0.86) ** 2 - ((y + 0.05) / 1.0) ** 2 - (z / 0.85) ** 2
-    cage = (
-        np.exp(-((cage / 0.12) ** 2)) if volume else _rise(cage, 0.05)
-    )  # a volume shows the ribs, a picture their shadow
+    # a volume shows the ribs, a picture their shadow
+    cage = np.exp(-((cage / 0.12) ** 2)) if volume else _rise(cage, 0.05)
     slope, period = 0.35 + 0.1 * anatomy[4], 0.21 + 0.015 * anatomy[5]
     ribs = (
         cage

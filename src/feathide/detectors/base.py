@@ -264,9 +264,8 @@ def features(out: Outputs, names: Sequence[str]) -> list[Tensor]:
         if name not in out.features:
             raise unknown("layer", name, out.features)
     chosen = [out.features[name] for name in names]
-    if not torch.stack(
-        [f.detach().isfinite().all() for f in chosen]
-    ).all():  # one wait for the device, not one per layer
+    # one wait for the device, not one per layer
+    if not torch.stack([f.detach().isfinite().all() for f in chosen]).all():
         bad = next(
             name for name, f in zip(names, chosen, strict=True) if not f.isfinite().all()
         )

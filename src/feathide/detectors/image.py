@@ -124,7 +124,6 @@ class FeatureSqueezing(Detector):
                 got="NaN or infinity",
                 do="check the images and weights",
             )
-        moved = out.logits.double().softmax(1)[:, None] - out.squeezed.double().softmax(
-            2
-        )  # in float64: near 1, float32 has no digits left
+        # in float64: near 1, float32 has no digits left
+        moved = out.logits.double().softmax(1)[:, None] - out.squeezed.double().softmax(2)
         return moved.abs().sum(2).amax(1).to(out.logits.dtype)

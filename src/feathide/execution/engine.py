@@ -186,9 +186,8 @@ def missing_of(order: Sequence[Task], store: Store, progress: Progress) -> set[s
         if store.path(key).exists() and (
             key in missing or store.path(key, ".claim").exists()
         ):
-            with (
-                store.claim(key) as mine
-            ):  # this also clears the claim of a process that was killed right after its work
+            # this also clears the claim of a process that was killed right after its work
+            with store.claim(key) as mine:
                 if mine and not store.sound(key):
                     store.remove(key)
                     progress.say(f"{key} is damaged and is computed anew")

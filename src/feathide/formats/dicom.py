@@ -111,6 +111,7 @@ def _header(path: Path) -> Dataset:
 
 def open_dicom(path: Path, *, pixels: bool = True) -> Dataset:
     """The data set of a file. Raises InputError for files that are not DICOM."""
+    # broken elements raise whatever their parser happens to meet
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -122,9 +123,7 @@ def open_dicom(path: Path, *, pixels: bool = True) -> Dataset:
         raise expected(
             f"{path} must be a DICOM file", got="no DICOM header", do=BAD
         ) from error
-    except (
-        Exception
-    ) as error:  # broken elements raise whatever their parser happens to meet
+    except Exception as error:
         raise expected(
             f"{path} must be a readable DICOM file", got=first_line(error), do=BAD
         ) from error

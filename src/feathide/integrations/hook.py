@@ -115,9 +115,10 @@ class Guided(nn.Module):
     ) -> None:
         super().__init__()
         self.classifier, self.pull, self.unit = classifier, pull, unit
+        # hosts ask for a device
         self.place = nn.Parameter(
             torch.empty(0, device=classifier.device), requires_grad=False
-        )  # hosts ask for a device
+        )
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

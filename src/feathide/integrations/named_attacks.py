@@ -166,13 +166,12 @@ def _explained(name: str, attack: ForeignAttack) -> ForeignAttack:
     def run(
         classifier: FeatureClassifier, x: Tensor, goal: Goal, ids: Sequence[str], seed: int
     ) -> Tensor:
+        # whatever a library raises on images or networks that it cannot attack
         try:
             return attack(classifier, x, goal, ids, seed)
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a library raises on images or networks that it cannot attack
+        except Exception as error:
             got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise expected(
                 f"{name} must be able to attack images {tuple(x.shape[1:])}",

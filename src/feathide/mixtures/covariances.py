@@ -103,6 +103,7 @@ class Full(Shape):
     def distances(self, z: Tensor) -> Tensor:
         few = max(1, CHUNK // max(z.numel(), 1))  # components at a time
         pairs = zip(self.factors.split(few), self._shifts.split(few), strict=True)
+        # (N, M)
         return torch.cat(
             [
                 torch.baddbmm(-shift[:, None], z.expand(len(p), *z.shape), p)
@@ -110,7 +111,7 @@ class Full(Shape):
                 .sum(2)
                 for p, shift in pairs
             ]
-        ).T  # (N, M)
+        ).T
 
     def pull(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         k = likeliest(self, z, bias)

@@ -15,9 +15,8 @@ from feathide.mixtures.mixture import Covariance, Mixture
 __all__ = ["Climb", "Step", "climb", "climbed", "local", "members", "moments"]
 
 S = TypeVar("S")
-Step = Callable[
-    [Tensor, S | None], tuple[S, Tensor]
-]  # (responsibilities, what it made before) -> (that, log joint (N, M))
+# (responsibilities, what it made before) -> (that, log joint (N, M))
+Step = Callable[[Tensor, S | None], tuple[S, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ __all__ = ["ZOOS", "Arch", "arch_named", "first_convolution"]
 
 CHANNELS = ("in_channels", "n_input_channels", "in_chans")
 OUTPUTS = ("num_classes", "out_channels")
+# of torchvision: give several outputs while they are trained, unless told not to
 AUXILIARY = (
     "googlenet",
     "inception_v3",
-)  # of torchvision: give several outputs while they are trained, unless told not to
+)
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,8 @@ def check_network(
         _check_outputs(out, len(images), n_classes, head)
         again = _forward(model, images, k)
         alone = _alone(model, images, out, k)
-        loud = [
-            z for s in (100, -100) if (z := _attempt(model, s * images, k)) is not None
-        ]  # logits would leave [0, 1]
+        # logits would leave [0, 1]
+        loud = [z for s in (100, -100) if (z := _attempt(model, s * images, k)) is not None]
         strange = _attempt(model, torch.cat([images[:1], -100 * images[1:]]), k)
     _check_mode(model)
     caveats = []

@@ -34,6 +34,7 @@ __all__ = [
 
 Rename = Mapping[str, str] | Literal["in order"]
 
+# of a checkpoint
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -43,7 +44,8 @@ WRAPPERS = (
     "weights",
     "params",
     "module",
-)  # of a checkpoint
+)
+# copies beside the weights
 AVERAGED = (
     "model_ema",
     "state_dict_ema",
@@ -51,7 +53,7 @@ AVERAGED = (
     "ema_model",
     "ema",
     "params_ema",
-)  # copies beside the weights
+)
 NOTE = "feathide"  # the entry of the file header under which the notes are
 POINTER = b"version https://git-lfs"
 

@@ -210,10 +210,11 @@ def _check_size(model: nn.Module, arch: str, shape: Sequence[int]) -> None:
 def _takes(model: nn.Module, shape: Sequence[int]) -> Exception | None:
     """What the network raises on images of ``shape`` on the meta device; None if nothing."""
     meta: dict[int, Tensor] = {}
+    # with the buffers that no state dict holds, and tied weights by all their names
     named = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
-    ]  # with the buffers that no state dict holds, and tied weights by all their names
+    ]
     state = {name: meta.setdefault(id(t), t.detach().to("meta")) for name, t in named}
     try:
         torch.func.functional_call(model, state, (torch.empty(2, *shape, device="meta"),))

@@ -13,9 +13,8 @@ __all__ = ["Layout", "Tokens", "aimed_at", "floor_of", "parsed", "separated", "s
 
 # objectives that are the score of one detector
 BUILT_FOR = {"kde": ("kd",), "lid": ("lid",)}
-Layout = Literal[
-    "auto", "channels-first", "channels-last", "tokens"
-]  # where the channels of a layer's output stand (feathide.models.layouts)
+# where the channels of a layer's output stand (feathide.models.layouts)
+Layout = Literal["auto", "channels-first", "channels-last", "tokens"]
 Tokens = Literal["mean", "class", "both"]  # what becomes the feature of a layer of tokens
 CALL = re.compile(r"^(?P<name>[^()]+)\((?P<arguments>.*)\)$", re.DOTALL)
 

@@ -229,12 +229,13 @@ ROOTS: dict[str, set[str]] = {  # what makes other sanity checks meaningless, gr
     ),
     "gradients of the guards": {"planted point", "knowing the guard helps"},
 }
+# a search without the gradient beats it by so many spreads of clean scores and by such a share of
+# its own fall of the images: where it does so for more of them the sanity check warns, for more
+# than half it fails
 BEATEN, SHARE = (
     0.5,
     0.25,
-)  # a search without the gradient beats it by so many spreads of clean scores and by such a share of its own fall
-# of the images: where it does so for more of them the sanity check warns, for more than half it
-# fails
+)
 BORDER = 0.25
 SEARCHES = ("square", "standard")  # attacks that need no gradient, or that end with one
 

@@ -175,9 +175,8 @@ def _idle(table: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
 def _named(row: pd.Series, rows: pd.DataFrame, numbers: str) -> str:
     """A row by what tells it from the others, without what follows from that."""
     several: list[str] = []
-    for column in sorted(
-        rows.columns, key=lambda name: name != "variation"
-    ):  # a variation's name says more than what is varied
+    # a variation's name says more than what is varied
+    for column in sorted(rows.columns, key=lambda name: name != "variation"):
         if (
             column.startswith(NUMBERS)
             or column == "knowledge"
