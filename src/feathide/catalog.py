@@ -26,15 +26,15 @@ from feathide.registry.plugins import with_plugins
 from feathide.types import Knowledge, Outputs
 
 __all__ = [
+    "ABILITIES",
     "ATTACKS",
-    "BLIND",
     "DETECTORS",
-    "ITERATIVE",
     "MODELS",
     "OBJECTIVES",
-    "SCHEDULES",
+    "Ability",
     "Hiding",
     "Known",
+    "ability_of",
 ]
 
 OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
@@ -54,17 +54,57 @@ OUR_ATTACKS: dict[str, Callable[..., Attack | Ensemble]] = {
     "noise": recipes.noise,
 }
 
-STEPS = ("steps", "step_size", "decay", "restarts")
-# what an attack takes of the step schedule that the attacks of an audit share
-SCHEDULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("bim", "pgd", "pgd-one-sided", "pgd-smooth", "mim", "dim", "tim", "cw"), STEPS
-    ),
-    **dict.fromkeys(("apgd", "apgd-dlr"), ("steps", "restarts")),
-    "standard": ("steps",),
+
+@dataclass(frozen=True)
+class Ability:
+    """What an attack takes of a plan, and what it can do.
+
+    Args:
+        ours: Whether it is of this package, so that its steps and its loss are known.
+        schedule: The fields of the plan's step schedule that it takes; an attack that takes steps
+            has steps to hide in.
+        queries: Whether its ``steps`` are queries of the network.
+        gradient: Whether it asks for gradients.
+        searches: Whether it needs no gradient, or ends with an attack that needs none.
+        several: Whether it is several attacks, of which the worst counts.
+    """
+
+    ours: bool = True
+    schedule: tuple[str, ...] = ()
+    queries: bool = False
+    gradient: bool = True
+    searches: bool = False
+    several: bool = False
+
+    @property
+    def hides(self) -> bool:
+        """Whether it has steps in which a hiding term can act."""
+        return "steps" in self.schedule
+
+
+STEPS = Ability(schedule=("steps", "step_size", "decay", "restarts"))
+OWN_STEP_SIZE = Ability(schedule=("steps", "restarts"))
+ABILITIES: dict[str, Ability] = {
+    "fgsm": Ability(),
+    "bim": STEPS,
+    "pgd": STEPS,
+    "pgd-one-sided": STEPS,
+    "pgd-smooth": STEPS,
+    "mim": STEPS,
+    "dim": STEPS,
+    "tim": STEPS,
+    "cw": STEPS,
+    "apgd": OWN_STEP_SIZE,
+    "apgd-dlr": OWN_STEP_SIZE,
+    "square": Ability(queries=True, gradient=False, searches=True),
+    "standard": Ability(schedule=("steps",), searches=True, several=True),
+    "noise": Ability(gradient=False),
 }
-ITERATIVE = tuple(SCHEDULES)  # attacks with steps to hide in
-BLIND = ("square", "noise")  # attacks that ask for no gradient
+
+
+def ability_of(attack: str) -> Ability:
+    """What the attack of this name can do; attacks of others say it themselves when they run."""
+    return ABILITIES.get(attack, Ability(ours=False))
 
 
 class Known(Protocol):
@@ -81,17 +121,18 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Hiding:
-    """How an attacker hides: the term that is added, its usual weight, and what he must know for
-    it.
+    """How an attacker hides: the term that is added, its usual weight, and the knowledge that it
+    takes.
 
     ``needs``: "" nothing, "train" clean training outputs, "bank" the mixtures, "detectors" the
-    fitted detectors."""
+    fitted detectors. ``floored``: whether it takes the option ``floor``."""
 
     make: Callable[[Known, Mapping[str, Any]], Objective] | None
     knowledge: Knowledge
     weight: float = 1.0
     blend: Blend = Together()
     needs: str = ""
+    floored: bool = False
 
 
 def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
@@ -138,8 +179,10 @@ def _evade(*names: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
 
 OUR_OBJECTIVES: dict[str, Hiding] = {
     "plain": Hiding(None, "oblivious"),
-    "hfc": Hiding(_hfc, "feature-aware", 0.3, needs="bank"),
-    "hfc-scheduled": Hiding(_hfc, "feature-aware", 0.3, Scheduled(), needs="bank"),
+    "hfc": Hiding(_hfc, "feature-aware", 0.3, needs="bank", floored=True),
+    "hfc-scheduled": Hiding(
+        _hfc, "feature-aware", 0.3, Scheduled(), needs="bank", floored=True
+    ),
     "random": Hiding(_guide("random"), "feature-aware", 0.1, needs="train"),
     "closest": Hiding(_guide("closest"), "feature-aware", 0.1, needs="train"),
     "kde": Hiding(_evade("kd"), "detector-aware", 1.0, needs="detectors"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from feathide.auditing.preflight import check_plan
 from feathide.auditing.report_data import run_of
 from feathide.auditing.run import audit
-from feathide.catalog import ITERATIVE
+from feathide.catalog import ABILITIES
 from feathide.cli import app
 from feathide.errors import InputError
 from feathide.execution.packing import scored
@@ -311,7 +311,7 @@ def test_all_attacks_that_hide_are_content_with_the_same_lead(context: Context) 
         context.plan.model_copy(update={"schedule": SchedulePlan(lead=0.4)}), context.store
     )
     for which, share in ((context, context.enough()), (said, 0.4)):
-        for name in set(ITERATIVE) - {"standard"}:
+        for name in (n for n, a in ABILITIES.items() if a.hides and not a.several):
             attack = attack_of(
                 which, Cell(AttackPlan(name=name), ObjectivePlan(name="hfc"), EPS), 0.3
             )

@@ -19,7 +19,7 @@ from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.grid import Grid
 from feathide.attacks.loop import Attack
 from feathide.attacks.presets import noise
-from feathide.catalog import ATTACKS, ITERATIVE, OBJECTIVES, OUR_ATTACKS, SCHEDULES
+from feathide.catalog import ATTACKS, OBJECTIVES, ability_of
 from feathide.data import Cases
 from feathide.data.shifts import HARMLESS
 from feathide.errors import InputError, expected
@@ -75,9 +75,10 @@ def plain_only(context: Context, attack: AttackPlan, objective: ObjectivePlan) -
     have no steps to hide in; the others say it themselves.
     """
     hiding = OBJECTIVES[objective.kind]
-    if hiding.make is None or attack.name in ITERATIVE:
+    ability = ability_of(attack.name)
+    if hiding.make is None or ability.hides:
         return ""
-    if attack.name in OUR_ATTACKS:
+    if ability.ours:
         return f"{attack.name} has no steps to hide in"
     try:
         ATTACKS[attack.name](
@@ -312,11 +313,11 @@ def attack_of(
     fields: dict[str, Any] = {"confidence": schedule.confidence} | (
         {} if a.share is None else {"share": a.share}
     )
-    names = SCHEDULES.get(a.name, ())
-    fields |= {
-        n: getattr(schedule, n) if getattr(a, n) is None else getattr(a, n) for n in names
-    }
-    if a.name == "square" and a.steps is not None:
+    ability = ability_of(a.name)
+    for name in ability.schedule:
+        own = getattr(a, name)
+        fields[name] = getattr(schedule, name) if own is None else own
+    if ability.queries and a.steps is not None:
         fields["queries"] = a.steps
     hiding = OBJECTIVES[cell.objective.kind]
     if hiding.make is not None and weight is not None:

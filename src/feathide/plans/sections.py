@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 AIMED = ("evade", "selective", "orthogonal")
-FLOORED = ("hfc", "hfc-scheduled")
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1, le=2**15)]  # of an image: its square just fits into 4 GiB
@@ -335,7 +334,9 @@ class ObjectivePlan(Part):
 
     @model_validator(mode="after")
     def _floored(self) -> "ObjectivePlan":
-        if self.kind in FLOORED:
+        from feathide.catalog import OBJECTIVES
+
+        if OBJECTIVES[self.kind].floored:
             floor_of(self.options.get("floor", "median"))
         return self
 

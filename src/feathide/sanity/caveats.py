@@ -5,7 +5,7 @@ do.
 import pandas as pd
 import torch
 
-from feathide.catalog import ITERATIVE, OBJECTIVES, OUR_ATTACKS
+from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
 from feathide.metrics.statistics import cases_needed, enough, independent
 from feathide.pipeline.context import FALSE_ALARMS, Context
@@ -86,7 +86,7 @@ def _plainly(context: Context) -> list[str]:
     foreign = [
         (a, o)
         for a in context.plan.attacks
-        if a.name not in OUR_ATTACKS
+        if not ability_of(a.name).ours
         for o in context.plan.objectives
     ]
     reasons = {(a.name, o.name): plain_only(context, a, o) for a, o in foreign}
@@ -104,7 +104,7 @@ def _unmoved(context: Context) -> list[str]:
     made = {
         (c.attack.name, c.objective.name, c.eps): c
         for c in cells(context)
-        if c.attack.name not in OUR_ATTACKS
+        if not ability_of(c.attack.name).ours
     }
     found = {}
     for (attack, by, eps), cell in made.items():
@@ -126,7 +126,7 @@ def _weak(success: pd.DataFrame) -> list[str]:
     """Attacks that succeed less often than they should."""
     found = []
     plain = success[success.objective == "plain"].set_index("attack").value
-    for name in ITERATIVE:
+    for name in (n for n, ability in ABILITIES.items() if ability.hides):
         if name in plain and "fgsm" in plain and plain[name] < plain["fgsm"] - 1e-9:
             found.append(
                 f"{name} succeeds less often than one step (fgsm): its steps or its "

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from feathide.catalog import ITERATIVE, OBJECTIVES
+from feathide.catalog import OBJECTIVES, ability_of
 from feathide.metrics.statistics import auc, paired_difference
 from feathide.pipeline.accuracy import Learnt, learnt_stored
 from feathide.pipeline.context import PLAIN, Context, noisy_at
@@ -237,7 +237,6 @@ BEATEN, SHARE = (
     0.25,
 )
 BORDER = 0.25
-SEARCHES = ("square", "standard")  # attacks that need no gradient, or that end with one
 
 
 def sanity_checks_of(context: Context) -> list[dict[str, str]]:
@@ -493,7 +492,7 @@ def masked_in(context: Context) -> dict[str, str]:
     if context.plan.sanity_checks == "off":
         return {}
     a = probes_in(context.store.load(probe_key(context)))
-    searched = any(attack.name in SEARCHES for attack in context.plan.attacks)
+    searched = any(ability_of(attack.name).searches for attack in context.plan.attacks)
     return {
         name: why
         for name, why in masked(a).items()
@@ -745,7 +744,7 @@ def _calibrated(e: Evasion) -> Judged:
 
 def _evasion(context: Context) -> Evasion:
     found = [found_in(context, c) for c in cells(context)]
-    plain = [a.name for a in context.plan.attacks if a.name in ITERATIVE]
+    plain = [a.name for a in context.plan.attacks if ability_of(a.name).hides]
     order = sorted(context.budgets)
     at = {(f.cell.attack.name, f.cell.objective.name, f.cell.eps): f for f in found}
     noisy, rows = context.outputs(noisy_at(context.budgets[0]), "test")

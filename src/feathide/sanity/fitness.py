@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from feathide.catalog import BLIND, DETECTORS, OBJECTIVES, OUR_ATTACKS
+from feathide.catalog import ABILITIES, DETECTORS, OBJECTIVES, ability_of
 from feathide.detectors import DETECTORS as OUR_DETECTORS
 from feathide.errors import InputError, expected, first_line
 from feathide.execution.packing import taught
@@ -28,13 +28,13 @@ def check_hiding(context: Context) -> None:
     tuned with, where attacks of others, and not only the shortness of ours, are the reason.
     """
     foreign, tuned = (
-        [a for a in context.plan.attacks if a.name not in OUR_ATTACKS],
+        [a for a in context.plan.attacks if not ability_of(a.name).ours],
         context.plan.learnt_from,
     )
     for objective in context.plan.objectives:
         if (
             objective.weight == "auto"
-            and tuned.name not in OUR_ATTACKS
+            and not ability_of(tuned.name).ours
             and (reason := plain_only(context, tuned, objective))
         ):
             raise InputError(
@@ -224,8 +224,8 @@ def _without_gradients(context: Context) -> None:
     names = dict.fromkeys(
         [a.name for a in context.plan.attacks] + [context.plan.train_attack]
     )
-    refused = [n for n in names if ":" not in n and n not in BLIND]
-    known = " and ".join(BLIND)
+    refused = [n for n in names if ":" not in n and ability_of(n).gradient]
+    known = " and ".join(n for n, ability in ABILITIES.items() if not ability.gradient)
     if refused:
         raise expected(
             f"a network without gradients can be attacked by {known} only",

@@ -18,7 +18,7 @@ from feathide.attacks.loop import Attack, never, when_fooled, when_hidden
 from feathide.attacks.presets import fgsm, noise, pgd, square
 from feathide.attacks.threats import Linf
 from feathide.attacks.updates import Selective
-from feathide.catalog import ITERATIVE, OBJECTIVES
+from feathide.catalog import OBJECTIVES, ability_of
 from feathide.data.noise import Noise
 from feathide.detectors import Detector
 from feathide.execution.digests import digest
@@ -446,7 +446,7 @@ def probe_cell(context: Context) -> Cell:
     wanted = [
         a
         for a in (context.plan.learnt_from, *context.plan.attacks)
-        if a.name in ITERATIVE and a.name != "standard"
+        if ability_of(a.name).hides and not ability_of(a.name).several
     ]
     return Cell((wanted or [AttackPlan(name="pgd")])[0], PLAIN, context.budgets[0])
 
