@@ -34,7 +34,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline import survival
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.steps import cells
-from feathide.pipeline.table import found_in
+from feathide.pipeline.stored import found_in
 from feathide.plans.plan import load_plan
 from feathide.training.trainer import train_classifier
 from feathide.types import Goal, Outputs
