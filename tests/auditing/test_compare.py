@@ -18,8 +18,8 @@ from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.cli import app
 from feathide.errors import InputError
-from feathide.metrics.statistics import cut, difference_at, paired_difference
 from feathide.metrics.registry import METRICS
+from feathide.metrics.statistics import cut, difference_at, paired_difference
 from feathide.pipeline.context import noisy_at
 from feathide.pipeline.steps import cells
 from feathide.pipeline.stored import found_in, scores_in
@@ -138,7 +138,9 @@ def test_the_worst_row_decides() -> None:
 
 
 def test_every_metric_of_a_table_can_be_asked_for(run: Path) -> None:
-    assert set(pd.read_parquet(run / "results.parquet").metric) == {m.name for m in METRICS.values() if not m.per_archive}
+    assert set(pd.read_parquet(run / "results.parquet").metric) == {
+        m.name for m in METRICS.values() if not m.per_archive
+    }
 
 
 def test_a_condition_that_holds_exits_with_4(run: Path) -> None:

@@ -4,7 +4,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ __all__ = [
     "SHIFTS",
     "Metric",
     "Scope",
+    "in_order",
     "metric_of",
     "per_cent",
     "title_of",
@@ -102,13 +103,24 @@ class Metric:
 
 def metric_of(name: str) -> Metric | None:
     """The metric that a table calls ``name``, those of archives, too; None if there is none."""
-    for metric in METRICS.values():
-        if not metric.per_archive:
-            continue
-        before, after = metric.name.split(ARCHIVE)
-        if found := re.fullmatch(re.escape(before) + ARCHIVES + re.escape(after), name):
-            return metric.of_archive(found[1])
-    return METRICS.get(name)
+    entry, archive = _entry(name)
+    metric = METRICS.get(entry)
+    return metric.of_archive(archive) if metric and archive else metric
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of a table's metrics, each once, in the order of display; others come last."""
+    places = {name: place for place, name in enumerate(METRICS)}
+    return sorted(dict.fromkeys(names), key=lambda n: places.get(_entry(n)[0], len(places)))
+
+
+def _entry(name: str) -> tuple[str, str]:
+    """The key in ``METRICS`` of a table's metric, and the archive in its name, if there is one."""
+    for key in (m.name for m in METRICS.values() if m.per_archive):
+        before, after = map(re.escape, key.split(ARCHIVE))
+        if found := re.fullmatch(before + ARCHIVES + after, name):
+            return key, found[1]
+    return name, ""
 
 
 def title_of(name: str) -> str:
