@@ -163,7 +163,8 @@ def test_a_guard_that_memorised_held_out_images_does_not_hold(
             else np.full(len(score), float(condition not in known))
         )
 
-    monkeypatch.setattr("feathide.pipeline.table.scores_in", memorised)
+    for module in ("stored", "views"):
+        monkeypatch.setattr(f"feathide.pipeline.{module}.scores_in", memorised)
     (few,) = (
         f
         for f in verdict(run_of(context, table_of(context))).findings
@@ -177,7 +178,7 @@ def test_a_guard_that_memorised_held_out_images_does_not_hold(
         return Cut(limit, np.array([limit]))
 
     # as with many calibration images
-    monkeypatch.setattr("feathide.pipeline.table.cut", sure)
+    monkeypatch.setattr("feathide.pipeline.stored.cut", sure)
     table = table_of(context)
     slips = table.metric.str.startswith("slips_through") & (table.detector == "kd")
     assert table[slips].value.max() == 0
@@ -233,7 +234,7 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(
     )
     assert {
         part: len(context.attacked(part)) for part in ("detector-training", "test")
-    } == {"detector_training": 24, "test": 24}
+    } == {"detector-training": 24, "test": 24}
     n = table.groupby("metric", sort=False).n.agg(["min", "max"])
     clean = [m for m in n.index if m.startswith(("false_alarms", "accuracy_shifted"))]
     for metric in ("accuracy", "calibration_error", "brier_score", *clean):
