@@ -19,7 +19,7 @@ from feathide.execution.store import Store
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.outliers import curves
 from feathide.pipeline.rows import COLUMNS
-from feathide.pipeline.table import found_in
+from feathide.pipeline.stored import found_in
 from feathide.plans.plan import load_plan
 from feathide.report.results import CURVES
 from worlds.linear import PLAN, write_npz

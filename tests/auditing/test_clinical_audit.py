@@ -34,7 +34,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline import survival
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.steps import cells
-from feathide.pipeline.table import found_in
+from feathide.pipeline.stored import found_in
 from feathide.plans.plan import load_plan
 from feathide.training.trainer import train_classifier
 from feathide.types import Goal, Outputs
@@ -406,7 +406,7 @@ def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
             context.classifier(again).logits,
             atol=1e-4,
         )
-    assert "Success jpeg5" in (tmp_path / "run" / "report.html").read_text()
+    assert "Attack success after jpeg5" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_rounding_afterwards_is_judged_before_and_after(

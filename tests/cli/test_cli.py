@@ -231,7 +231,7 @@ def test_long_names_leave_every_column_on_a_narrow_screen() -> None:
         [{**same, "detector": "", "metric": "success", "value": 0.44}, *cells]
     )
     console = Console(width=80, file=StringIO())
-    console.print(_summary(table, "auc", "AUC"))
+    console.print(_summary(table, "auc"))
     assert all(f" {v} " in console.file.getvalue() for v in (0.5, 0.44, 0.11, 0.22, 0.33))
 
 

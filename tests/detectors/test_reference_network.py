@@ -19,7 +19,7 @@ from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.zoo import build
 from feathide.pipeline.context import PLAIN, Context
-from feathide.pipeline.table import found_in
+from feathide.pipeline.stored import found_in
 from feathide.plans.plan import Cell, load_plan
 from feathide.plans.sections import ObjectivePlan
 from feathide.training.adversarial import Adversary

@@ -22,7 +22,7 @@ from feathide.execution import store as store_module
 from feathide.execution.packing import unpacked
 from feathide.pipeline.context import Context
 from feathide.pipeline.steps import cells
-from feathide.pipeline.table import found_in, slips_in
+from feathide.pipeline.stored import found_in, slips_in
 from feathide.plans.plan import load_plan
 from worlds.endurance import PLAN, contents
 from worlds.tasks import Said

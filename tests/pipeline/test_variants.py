@@ -105,7 +105,7 @@ def test_each_guard_learns_from_each_attack_and_meets_the_others(context: Contex
 def test_the_report_shows_both_tables(context: Context) -> None:
     text = (context.store.folder / "report.html").read_text()
     tables = re.findall(
-        r"<caption>Slips through at 10 %, (.*?)<span>.*?<tbody>(.*?)</tbody>",
+        r"<caption>Slips through at 10 % false alarms, (.*?)<span>.*?<tbody>(.*?)</tbody>",
         text,
         re.DOTALL,
     )

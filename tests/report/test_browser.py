@@ -179,7 +179,7 @@ def test_one_metric_at_a_time(page: Page) -> None:
         "return [...document.querySelectorAll('.matrix')].filter((m) => !m.hidden).map((m) => "
         "m.dataset.title)"
     )
-    assert page.js(shown) == ["Slips through at 10 %"]
+    assert page.js(shown) == ["Slips through at 10 % false alarms"]
     page.js(
         "[...document.querySelectorAll('#metrics button')].find((b) => b.textContent === "
         "'AUC').click()"

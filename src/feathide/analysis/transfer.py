@@ -24,7 +24,7 @@ from feathide.execution.engine import Task
 from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
 from feathide.losses import BoundLoss, Loss, Objective, Weighted
-from feathide.metrics.statistics import Cut, proportion, share_at
+from feathide.metrics.statistics import Cut, proportion, share_at, slipping
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame
 from feathide.pipeline.steps import (
@@ -36,7 +36,7 @@ from feathide.pipeline.steps import (
     trained,
     weight_of,
 )
-from feathide.pipeline.table import cuts_of, slipping
+from feathide.pipeline.stored import cuts_of
 from feathide.plans.plan import Cell, Plan, slug
 from feathide.types import Box, Goal, Outputs
 

@@ -13,43 +13,12 @@ from xml.etree import ElementTree as Xml
 
 import pandas as pd
 
-from feathide.data.shifts import HARMLESS
 from feathide.errors import expected, unknown
 from feathide.execution.store import write_whole
-from feathide.pipeline.context import FALSE_ALARMS
+from feathide.metrics.registry import METRICS, metric_of
 
-__all__ = ["METRICS", "Condition", "Judged", "write_junit"]
+__all__ = ["Condition", "Judged", "write_junit"]
 
-METRICS = (
-    *(
-        "accuracy",
-        "accuracy_train",
-        "accuracy_calibration",
-        "accuracy_accepted_fpr10",
-        "calibration_error",
-        "brier_score",
-    ),
-    *("success", "auc", "tpr_at_fpr10", "slips_through_fpr10_all"),
-    *(f"{m}_{rate}" for m in ("slips_through", "false_alarms") for rate in FALSE_ALARMS),
-    *(f"false_alarms_{rate}_noise" for rate in FALSE_ALARMS),
-    *(
-        f"{m}_shifted_{shift}"
-        for m in ("accuracy", "false_alarms_fpr10")
-        for shift in HARMLESS
-    ),
-    *("lost_on_disk", "lost_if_rounded_afterwards"),
-    *(
-        "linf_max",
-        "layers_constrained",
-        "seconds_per_image",
-        "gradients_per_image",
-        "forwards_per_image",
-    ),
-)
-# of the plan's archives
-ARCHIVED = re.compile(
-    r"(accuracy|success|slips_through_fpr10|false_alarms_fpr10)_jpeg(2000x)?\d+"
-)
 SIGNS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 
@@ -87,7 +56,7 @@ class Condition:
                 got=repr(text),
                 do=do,
             )
-        if found[1] not in METRICS and not ARCHIVED.fullmatch(found[1]):
+        if metric_of(found[1]) is None:
             raise unknown("metric", found[1], METRICS)
         return cls(found[1], found[2], number)
 

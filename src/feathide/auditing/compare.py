@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,12 @@ from feathide.auditing.report_data import run_of
 from feathide.errors import expected
 from feathide.execution.store import write_whole
 from feathide.formats.safety import guarded
-from feathide.metrics.statistics import Interval, auc, difference_at, paired_difference
-from feathide.pipeline.context import Context, noisy_at
+from feathide.metrics.registry import METRICS
+from feathide.metrics.statistics import Interval
+from feathide.pipeline.context import Context
 from feathide.pipeline.steps import cells
-from feathide.pipeline.table import (
-    COLUMNS,
-    Found,
-    cuts_of,
-    found_in,
-    scores_in,
-    slipping,
-    stored_table,
-)
+from feathide.pipeline.table import COLUMNS, View, stored_table
+from feathide.pipeline.views import Attacked, Guarded, Head, Passed, attacked
 from feathide.plans.plan import Cell
 from feathide.report import render
 
@@ -122,8 +116,8 @@ class Comparison:
 
 
 def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
-    """Run B against run A: the plan's fields, and success, AUC and slips-through at 10 % false
-    alarms of every attack that both have.
+    """Run B against run A: the plan's fields, and, of every attack that both have, the metrics
+    with a paired ``difference``: success, AUC and slips-through at 10 % false alarms.
 
     ``a`` and ``b`` are the values of the runs' tables. Where both attacked the same cases,
     ``difference`` (b - a) has the interval of ``metrics.paired_difference``, from the stored
@@ -165,105 +159,64 @@ def flat(value: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _changes(a: tuple[Context, Cell], b: tuple[Context, Cell]) -> Iterator[dict[str, Any]]:
-    """The rows of one attack."""
-    (lab_a, cell_a), (lab_b, cell_b) = a, b
-    tables = [_table(context.store.folder) for context in (lab_a, lab_b)]
-    found = found_in(lab_a, cell_a), found_in(lab_b, cell_b)
-    same = lab_a.cases.digest == lab_b.cases.digest and sorted(found[0].rows) == sorted(
-        found[1].rows
-    )
-    guards = [d for d in lab_a.plan.detectors if d in lab_b.plan.detectors]
-    for detector, metric in [
-        ("", "success"),
-        *((d, m) for d in guards for m in ("auc", "slips_through_fpr10")),
-    ]:
-        va, vb = (
-            _value(t, c, detector, metric)
-            for t, c in zip(tables, (cell_a, cell_b), strict=True)
-        )
-        d = (
-            _paired((lab_a, lab_b), found, detector, metric)
-            if same and len(found[0].rows)
-            else None
-        )
-        yield {
-            "attack": cell_a.attack.name,
-            "objective": cell_a.objective.name,
-            "eps_a": cell_a.eps,
-            "eps_b": cell_b.eps,
-            "detector": detector,
-            "metric": metric,
-            "a": va,
-            "b": vb,
-            "paired": d is not None,
-            "difference": d.value if d else vb - va,
-            "low": d.low if d else math.nan,
-            "high": d.high if d else math.nan,
-            "n": d.n if d else 0,
-        }
+    """The rows of one attack: of the attack itself, and past each detector that both have."""
+    # both draw the same patients
+    seed = a[0].plan.seed
+    one, other = (attacked(*each, seed=seed).in_order() for each in (a, b))
+    tables = [_table(context.store.folder) for context, _ in (a, b)]
+    views: list[tuple[View, View]] = [(one, other)]
+    for detector in a[0].plan.detectors:
+        if detector in b[0].plan.detectors:
+            views.append((_past(one, detector, seed), _past(other, detector, seed)))
+    paired = _same_cases(one, other)
+    for left, right in views:
+        for metric in METRICS.values():
+            if metric.difference is not None and metric.scope == left.scope:
+                found = metric.difference(right, left) if paired else None
+                values = [
+                    _value(table, view.head, metric.name)
+                    for table, view in zip(tables, (left, right), strict=True)
+                ]
+                yield _change(left.head, right.head, metric.name, values, found)
 
 
-def _value(table: pd.DataFrame, cell: Cell, detector: str, metric: str) -> float:
-    at = table[
-        (table.attack == cell.attack.name) & (table.objective == cell.objective.name)
-    ]
-    at = at[(at.eps == cell.eps) & (at.detector == detector) & (at.metric == metric)]
+def _past(attack: Attacked, detector: str, seed: int) -> Passed:
+    return Passed(attack, Guarded(attack.context, detector, attack.cell.eps, seed))
+
+
+def _same_cases(a: Attacked, b: Attacked) -> bool:
+    """Whether two attacks are on the same images, of which there are some."""
+    same = a.context.cases.digest == b.context.cases.digest
+    return same and len(a.rows) > 0 and np.array_equal(a.rows, b.rows)
+
+
+def _change(
+    a: Head, b: Head, metric: str, values: Sequence[float], found: Interval | None
+) -> dict[str, Any]:
+    """One row of ``CHANGES``."""
+    attack, objective, _, eps, detector = a
+    difference = values[1] - values[0]
+    shown = found or Interval(difference, math.nan, math.nan, 0)
+    return {
+        "attack": attack,
+        "objective": objective,
+        "eps_a": eps,
+        "eps_b": b[3],
+        "detector": detector,
+        "metric": metric,
+        "a": values[0],
+        "b": values[1],
+        "paired": found is not None,
+        "difference": shown.value,
+        "low": shown.low,
+        "high": shown.high,
+        "n": shown.n,
+    }
+
+
+def _value(table: pd.DataFrame, head: Head, metric: str) -> float:
+    """The number of a metric in a run's table; NaN where it has none."""
+    attack, objective, _, eps, detector = head
+    at = table[(table.attack == attack) & (table.objective == objective)]
+    at = at[(at.eps == eps) & (at.detector == detector) & (at.metric == metric)]
     return float(at.value.iloc[0]) if len(at) else math.nan
-
-
-def _paired(
-    contexts: tuple[Context, Context],
-    found: tuple[Found, Found],
-    detector: str,
-    metric: str,
-) -> Interval | None:
-    """b - a on the same cases, in the order of their rows; None for the AUC if no image fools
-    both.
-    """
-    order = [np.argsort(f.rows) for f in found]
-    rows = found[0].rows[order[0]]
-    groups = contexts[0].cases.patients[rows]
-    fooled = [f.fooled[o] for f, o in zip(found, order, strict=True)]
-    if metric != "auc":
-        seed = contexts[0].plan.seed
-        if metric == "success":
-            return paired_difference(
-                np.mean, (fooled[1],), (fooled[0],), groups=groups, seed=seed
-            )
-        cuts = [
-            cuts_of(context, detector, f.cell.eps, seed=seed)["fpr10"]
-            for context, f in zip(contexts, found, strict=True)
-        ]
-        scores = [
-            scores_in(
-                context, detector, f.cell.eps, context.condition(f.cell), "test", rows
-            )
-            for context, f in zip(contexts, found, strict=True)
-        ]
-        slips = [slipping(*each) for each in zip(fooled, scores, strict=True)]
-        return difference_at(
-            (cuts[1], cuts[0]), slips[1], slips[0], groups=groups, seed=seed
-        )
-    both = fooled[0] & fooled[1]
-    if not both.any():
-        return None
-    a, b = (
-        _separation(context, f, detector, rows, both)
-        for context, f in zip(contexts, found, strict=True)
-    )
-    named = (np.concatenate([groups, groups]), groups[both])
-    d = paired_difference(auc, b, a, groups=named, seed=contexts[0].plan.seed)
-    return Interval(d.value, d.low, d.high, int(both.sum()))
-
-
-def _separation(
-    context: Context, found: Found, detector: str, rows: np.ndarray, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the negatives, clean then noisy, and of the chosen adversarial images."""
-    eps = found.cell.eps
-    negatives = [
-        scores_in(context, detector, eps, c, "test", rows) for c in ("clean", noisy_at(eps))
-    ]
-    return np.concatenate(negatives), scores_in(
-        context, detector, eps, context.condition(found.cell), "test", rows[chosen]
-    )

@@ -25,7 +25,7 @@ from feathide.execution.remote import near
 from feathide.execution.store import Store, check_version, refresh, write_whole
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.steps import cells, decode, encode, observe
-from feathide.pipeline.table import Found, found_in, scores_in, thresholds_of
+from feathide.pipeline.stored import Found, found_in, scores_in, thresholds_of
 from feathide.plans.plan import Cell, load_plan, slug
 
 __all__ = [

@@ -13,12 +13,13 @@ from feathide.auditing.disk_space import check_room
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
 from feathide.execution.engine import Task
+from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations, peak
 from feathide.models.packaged import ChannelsLast
 from feathide.pipeline.accuracy import has_network, learnt_of
-from feathide.pipeline.context import FALSE_ALARMS, Context
+from feathide.pipeline.context import Context
 from feathide.pipeline.steps import TUNE_CASES, attack_of, cells
 from feathide.plans.plan import Plan
 from feathide.sanity.caveats import calibrated, foreseen
@@ -140,10 +141,8 @@ def _thresholds(context: Context) -> str:
     missing.
     """
     n, said = calibrated(context)
-    needs = ", ".join(
-        f"{cases_needed(rate)} for {rate:.0%}" for rate in FALSE_ALARMS.values()
-    )
-    few = [f"{rate:.0%}" for rate in FALSE_ALARMS.values() if not enough(n, rate)]
+    needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in RATES.values())
+    few = [f"{rate:.0%}" for rate in RATES.values() if not enough(n, rate)]
     missing = (
         f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or "
         "raise split.calibrate"

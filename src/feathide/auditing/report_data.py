@@ -19,7 +19,7 @@ from feathide.metrics.statistics import proportion
 from feathide.pipeline.context import Context, noisy_at
 from feathide.pipeline.outliers import curves as outlier_curves
 from feathide.pipeline.steps import cells, decode
-from feathide.pipeline.table import Found, found_in, scores_in, seconds_of, thresholds_of
+from feathide.pipeline.stored import Found, found_in, scores_in, seconds_of, thresholds_of
 from feathide.plans.plan import Cell
 from feathide.report import Case, Run
 from feathide.report.curves import stress_curve, transfer_curve

@@ -585,10 +585,8 @@ def _show(found: "Audit", json: bool) -> None:
     console = Console()
     # nothing fooled the classifier where there is none
     if (found.table.metric == "auc").any():
-        console.print(_summary(found.table, "auc", "AUC"))
-    console.print(
-        _summary(found.table, "slips_through_fpr10", "Slips through at 10 % false alarms")
-    )
+        console.print(_summary(found.table, "auc"))
+    console.print(_summary(found.table, "slips_through_fpr10"))
     reads: dict[str, list[str]] = {}
     for f in found.verdict.findings:
         reads.setdefault(" and ".join(f.reads), []).append(f.detector)
@@ -616,11 +614,13 @@ def _void(found: "Audit") -> str:
     return f"the numbers are not evidence{told}"
 
 
-def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
+def _summary(table: "pd.DataFrame", metric: str) -> "Table":
     """One metric, attacks by detectors."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
+
+    from feathide.metrics.registry import title_of
 
     rows = table[table.metric == metric]
     success = (
@@ -628,7 +628,7 @@ def _summary(table: "pd.DataFrame", metric: str, title: str) -> "Table":
     )
     detectors = list(dict.fromkeys(rows.detector))
     shown = Table(
-        title=title,
+        title=title_of(metric),
         title_justify="left",
         box=box.SIMPLE,
         pad_edge=False,

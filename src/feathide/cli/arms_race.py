@@ -76,9 +76,10 @@ def _show(table: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(
-        title="Slips through at 10 % false alarms, by round", title_justify="left"
-    )
+    from feathide.metrics.registry import title_of
+
+    title = f"{title_of('slips_through_fpr10')}, by round"
+    shown = Table(title=title, title_justify="left")
     shown.add_column("guard")
     worst = table[table.objective == "worst"].pivot(
         index="detector", columns="round", values="value"

@@ -111,6 +111,8 @@ def _show(found: "Comparison") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from feathide.metrics.registry import title_of
+
     console = Console()
     for name, (a, b) in found.fields.items():
         console.print(escape(f"{name}: {a} -> {b}"), highlight=False)
@@ -129,7 +131,7 @@ def _show(found: "Comparison") -> None:
         shown.add_row(
             f"{row.attack}+{row.objective}",
             escape(str(row.detector)),
-            str(row.metric),
+            title_of(str(row.metric)),
             f"{row.a:.3f}",
             f"{row.b:.3f}",
             f"{row.difference:+.3f}",

@@ -16,6 +16,7 @@ from feathide.errors import expected
 __all__ = [
     "Cut",
     "Interval",
+    "above",
     "auc",
     "aupr",
     "bootstrap",
@@ -30,6 +31,7 @@ __all__ = [
     "paired_difference",
     "proportion",
     "share_at",
+    "slipping",
     "slips_through",
     "spearman",
     "success",
@@ -348,6 +350,16 @@ def share_at(
 
     low, high = (_crossing(confidence, (1 + side * level) / 2) for side in (-1, 1))
     return Interval(whole.value, min(low, whole.value), max(high, whole.value), whole.n)
+
+
+def above(score: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Which images are caught, at a threshold."""
+    return lambda t: score > t
+
+
+def slipping(fooled: np.ndarray, score: np.ndarray) -> Callable[[float], np.ndarray]:
+    """Which images fool the classifier and pass, at a threshold."""
+    return lambda t: fooled & (score <= t)
 
 
 def _crossing(rising: Callable[[float], float], level: float) -> float:

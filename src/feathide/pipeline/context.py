@@ -23,9 +23,8 @@ from feathide.plans.plan import Cell, Plan, slug
 from feathide.plans.sections import ObjectivePlan
 from feathide.types import Evidence, Outputs
 
-__all__ = ["FALSE_ALARMS", "Context", "context_of"]
+__all__ = ["Context", "context_of"]
 
-FALSE_ALARMS = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
 PLAIN = ObjectivePlan(name="plain")
 
 

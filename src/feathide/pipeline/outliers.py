@@ -22,12 +22,20 @@ from feathide.detectors.base import per_class
 from feathide.detectors.distance import in_chunks, squared
 from feathide.errors import expected
 from feathide.execution.engine import Task
-from feathide.metrics.statistics import Interval, auc, bootstrap, cut, proportion, share_at
+from feathide.metrics.statistics import (
+    Interval,
+    above,
+    auc,
+    bootstrap,
+    cut,
+    proportion,
+    share_at,
+)
 from feathide.mixtures import MixtureBank
 from feathide.pipeline.context import Context, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame
 from feathide.pipeline.steps import cells, tasks
-from feathide.pipeline.table import above, found_in
+from feathide.pipeline.stored import found_in
 from feathide.plans.plan import Cell
 from feathide.types import Outputs
 

@@ -11,7 +11,8 @@ from feathide.execution.engine import Task
 from feathide.pipeline.context import PLAIN, Context, noisy_at
 from feathide.pipeline.steps import cell_tasks, cells, score_tasks, tasks
 from feathide.pipeline.survival import survival_tasks
-from feathide.pipeline.table import COLUMNS, cell_rows, framed, table_of
+from feathide.pipeline.table import COLUMNS, framed, past_rows, table_of
+from feathide.pipeline.views import attacked
 from feathide.plans.plan import Cell
 
 __all__ = ["held_out_of", "seeds_of", "variant_tasks"]
@@ -59,10 +60,10 @@ def held_out_of(context: Context) -> pd.DataFrame:
     """
     frames = []
     for other in (context, *_taught(context)):
-        rows = [row for cell in _unknowing(context) for row in cell_rows(other, cell)]
-        frame = framed(other, rows)
+        attacks = [attacked(other, cell) for cell in _unknowing(context)]
+        frame = framed(other, past_rows(other, attacks, HELD_OUT))
         frame.insert(2, "learnt_from", other.plan.learnt_from.name)
-        frames.append(frame[(frame.detector != "") & frame.metric.isin(HELD_OUT)])
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 

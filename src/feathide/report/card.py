@@ -5,13 +5,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from feathide.metrics.registry import title_of
 from feathide.report.results import Run
-from feathide.report.tables import CLEAN
-from feathide.report.verdict import LEVELS, Finding, Rate, label, verdict, worst
+from feathide.report.verdict import Finding, Rate, label, verdict, worst
 
 __all__ = ["card"]
-
-METRICS = {level: f"Slips through at {level} % false alarms" for level in LEVELS}
 
 
 def card(run: Run) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def card(run: Run) -> dict[str, Any]:
         metrics.append(
             _metric(
                 "attack_success_rate",
-                "Attack success, no guard",
+                f"{title_of('success')}, no guard",
                 found.success,
                 **_budget(run),
             )
@@ -60,15 +58,15 @@ def _clean(run: Run) -> Iterator[dict[str, Any]]:
     for kind in ("accuracy", "calibration_error", "brier_score"):
         rate = worst(run.table[(run.table["metric"] == kind) & (run.table["attack"] == "")])
         if rate is not None:
-            yield _metric(kind, f"{CLEAN[kind]}, clean test images", rate)
+            yield _metric(kind, f"{title_of(kind)}, clean test images", rate)
 
 
 def _guard(run: Run, finding: Finding) -> Iterator[dict[str, Any]]:
     for level, rate in finding.worst.items():
-        name = f"{METRICS[level]}, {label(finding.detector)}, worst attack"
+        kind = f"slips_through_fpr{level}"
         yield _metric(
-            f"slips_through_fpr{level}",
-            name,
+            kind,
+            f"{title_of(kind)}, {label(finding.detector)}, worst attack",
             rate,
             guard=finding.detector,
             attack=finding.attack,

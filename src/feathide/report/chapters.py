@@ -2,16 +2,16 @@
 same as Markdown.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from feathide.metrics.registry import metric_of, title_of
 from feathide.report.document import document
 from feathide.report.drawing import CYCLE, MARKERS, SHARE, Figure, Panel, Style, errors, say
 from feathide.report.sheet import SCRIPTS, Plate, Sheet
-from feathide.report.tables import METRICS, NO, Cell, Matrix, Metric, cell, classifiers
+from feathide.report.tables import Cell, Matrix, cell, classifiers
 from feathide.report.verdict import label
 
 __all__ = ["Book", "Chapter", "Claimed", "Layout", "book", "chapter", "markdown"]
@@ -135,14 +135,14 @@ def _laid_out(table: pd.DataFrame, layout: Layout) -> Iterator[Matrix]:
         down, across = (_joined(part, names) for names in (layout.rows, layout.columns))
         columns = tuple(dict.fromkeys(across))
         cells = {
-            (d, a): cell(r, NO)
+            (d, a): cell(r)
             for d, a, (_, r) in zip(down, across, part.iterrows(), strict=True)
         }
         body = tuple(
             (d, tuple(cells.get((d, a), Cell("–")) for a in columns))
             for d in dict.fromkeys(down)
         )
-        yield Matrix(metric, metric.replace("_", " "), "", columns, body)
+        yield Matrix(metric, title_of(metric), "", columns, body)
 
 
 def _joined(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -160,24 +160,23 @@ def _matrices(rows: pd.DataFrame, show: str) -> Iterator[Matrix]:
     """One matrix a data set: a row for each attack (and variation), success first, then one
     column a guard.
     """
-    metric = METRICS.get(show, Metric(show, "", math.nan, math.nan))
+    metric = metric_of(show)
+    title, says = title_of(show), metric.says if metric else ""
     named = rows.assign(
         row=_row_names(rows), guard=rows.detector.where(rows.detector != "", "success")
     )
     for data, part in named.groupby("dataset", sort=False):
         guards = ["success", *dict.fromkeys(part.detector[part.detector != ""])]
         cells = {
-            (r.row, r.guard): cell(r, metric if r.detector else NO)
+            (r.row, r.guard): cell(r, metric if r.detector else None)
             for _, r in part.iterrows()
         }
         body = tuple(
             (n, tuple(cells.get((n, g), Cell("–")) for g in guards))
             for n in dict.fromkeys(part.row)
         )
-        columns = ("Success", *map(label, guards[1:]))
-        yield Matrix(
-            f"{show}-{data}", f"{metric.title}: {data}", metric.says, columns, body
-        )
+        columns = (title_of("success"), *map(label, guards[1:]))
+        yield Matrix(f"{show}-{data}", f"{title}: {data}", says, columns, body)
 
 
 def _row_names(rows: pd.DataFrame) -> pd.Series:
@@ -212,7 +211,7 @@ def _figure(id: str, rows: pd.DataFrame, show: str) -> Figure:
             _line(part[part.detector == name], name, i - 1, x) for name, i in guards.items()
         ]
         panels.append(Panel(" · ".join(label(str(n)) for n in names), traces))
-    title = METRICS.get(show, Metric(show, "", math.nan, math.nan)).title
+    title = title_of(show)
     return Figure(
         id=f"{id}-figure",
         title=title,

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from feathide.metrics.registry import METRICS, Metric, in_order, metric_of, title_of
 from feathide.report.results import Run
-from feathide.report.verdict import LEVELS, at_budget, label
+from feathide.report.verdict import at_budget, label
 
 __all__ = [
-    "CLEAN",
-    "METRICS",
-    "NO",
     "Cell",
     "Matrix",
-    "Metric",
     "attacks",
     "cell",
     "classifiers",
@@ -24,79 +21,6 @@ __all__ = [
     "parts",
     "variants",
 ]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric of a detector is shown: its title, what it says, and which end is bad for the
-    guard.
-    """
-
-    title: str
-    says: str
-    best: float = 0.0  # the value of a perfect guard
-    worst: float = 1.0  # the value of a useless one
-
-
-NO = Metric("", "", math.nan, math.nan)  # a number that says nothing about a guard
-SLIPS = (
-    "share of all attacked images that fool the classifier and pass the guard, at {} % false "
-    "alarms"
-)
-METRICS = {
-    **{
-        f"slips_through_fpr{k}": Metric(f"Slips through at {k} %", SLIPS.format(k))
-        for k in LEVELS
-    },
-    "slips_through_fpr10_all": Metric(
-        "Slips through, with those wrong by themselves",
-        "share of all test images that the classifier takes for a wrong class, attacked or "
-        "by its own mistake, and that pass "
-        "the guard, at 10 % false alarms",
-    ),
-    "auc": Metric(
-        "AUC",
-        (
-            "chance that an attacked image scores above a harmless one: 0.5 is a coin toss, "
-            "less misled"
-        ),
-        1.0,
-        0.5,
-    ),
-    "tpr_at_fpr10": Metric(
-        "Caught at 10 %",
-        "share of the images that fool the classifier and raise an alarm",
-        1.0,
-        0.1,
-    ),
-}
-CLEAN = {
-    "accuracy": "Accuracy",
-    "calibration_error": "Calibration error",
-    "brier_score": "Brier score",
-    "accuracy_train": "Accuracy in training",
-    **{
-        f"accuracy_shifted_{s}": f"Accuracy under {s}"
-        for s in ("noise", "contrast", "gamma", "rotation")
-    },
-}
-UNITS = {
-    **{f"false_alarms_fpr{k}": f"False alarms at {k} %" for k in LEVELS},
-    **{f"false_alarms_fpr{k}_noise": f"On noise of eps, at {k} %" for k in LEVELS},
-    "false_alarms_fpr10_shifted_noise": "On acquisition noise, at 10 %",
-    **{
-        f"false_alarms_fpr10_shifted_{s}": f"On {s}, at 10 %"
-        for s in ("contrast", "gamma", "rotation")
-    },
-    "accuracy_accepted_fpr10": "Accuracy on what passes at 10 %",
-    "seconds_per_image": "Seconds per image",
-    "gradients_per_image": "Gradients per image",
-    "forwards_per_image": "Forward passes per image",
-    "linf_max": "Largest change",
-    "layers_constrained": "Layers constrained by HFC",
-    "lost_on_disk": "Lost on reading back",
-    "lost_if_rounded_afterwards": "Lost if rounded afterwards",
-}
 
 
 @dataclass(frozen=True)
@@ -144,21 +68,18 @@ def matrices(run: Run) -> Iterable[Matrix]:
     rows = at_budget(run)
     rows = rows[(rows["detector"] != "") & (rows["attack"] != "")]
     rows = rows.assign(column=_columns(rows))
-    found = list(dict.fromkeys(rows["metric"]))
-    for name in [
-        *(m for m in METRICS if m in found),
-        *(m for m in found if m not in METRICS),
-    ]:
+    for name in in_order(rows["metric"]):
         part = rows[rows["metric"] == name]
-        metric = METRICS.get(name, Metric(name.replace("_", " "), "", math.nan, math.nan))
+        metric = metric_of(name)
         columns, body = _grid(
             part.assign(row=part["detector"].astype(str).map(label)), metric
         )
-        yield Matrix(name, metric.title, metric.says, columns, body)
+        says = metric.says if metric else ""
+        yield Matrix(name, title_of(name), says, columns, body)
 
 
 def _grid(
-    rows: pd.DataFrame, metric: Metric
+    rows: pd.DataFrame, metric: Metric | None
 ) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Cell, ...]], ...]]:
     """The numbers of one metric by the columns ``row`` and ``column``: the columns, and the lines
     below them.
@@ -220,19 +141,23 @@ def variants(run: Run) -> Iterator[Matrix]:
         )
 
 
-def cell(row: Mapping[str, float] | pd.Series, metric: Metric) -> Cell:
-    """A number with its interval, coloured by how bad it is for the guard."""
+def cell(row: Mapping[str, float] | pd.Series, metric: Metric | None = None) -> Cell:
+    """A number with its interval, coloured by how bad it is for the guard, where ``metric`` says
+    what is.
+    """
     value, low, high = (float(row[k]) for k in ("value", "low", "high"))
     if math.isnan(value):
         return Cell("–")
-    bad = (value - metric.best) / (metric.worst - metric.best)
     interval = "" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
-    return Cell(
-        f"{value:.3f}",
-        interval,
-        value,
-        None if math.isnan(bad) else min(1.0, max(0.0, bad)),
-    )
+    return Cell(f"{value:.3f}", interval, value, _bad(value, metric))
+
+
+def _bad(value: float, metric: Metric | None) -> float | None:
+    """How bad a value is for the guard, 0 to 1; None where it says nothing about a guard."""
+    if metric is None or math.isnan(metric.best):
+        return None
+    bad = (value - metric.best) / (metric.worst - metric.best)
+    return min(1.0, max(0.0, bad))
 
 
 def attacks(run: Run) -> Matrix:
@@ -256,38 +181,23 @@ def classifiers(table: pd.DataFrame) -> Matrix:
     """What each classifier does on clean images, all of them: its accuracy, and whether its
     probabilities can be believed.
     """
-    rows = table[
-        (table["attack"] == "")
-        & (table["detector"] == "")
-        & table["metric"].isin(list(CLEAN))
-    ]
+    rows = table[(table["attack"] == "") & (table["detector"] == "")]
+    shown = [(name, metric_of(name)) for name in in_order(rows["metric"])]
+    metrics = {name: m for name, m in shown if m is not None and m.scope == "run"}
+    rows = rows[rows["metric"].isin(list(metrics))]
     names = rows["dataset"].astype(str) + ", " + rows["classifier"].astype(str)
-    names = (
-        names + ", seed " + rows["seed"].astype(str)
-        if rows["seed"].nunique() > 1
-        else names
-    )
-    metrics = [m for m in CLEAN if m in set(rows["metric"])]
+    if rows["seed"].nunique() > 1:
+        names = names + ", seed " + rows["seed"].astype(str)
     cells = {
-        (n, r["metric"]): cell(r, NO)
-        for n, (_, r) in zip(names, rows.iterrows(), strict=True)
+        (n, r["metric"]): cell(r) for n, (_, r) in zip(names, rows.iterrows(), strict=True)
     }
     body = tuple(
         (n, tuple(cells.get((n, m), Cell("–")) for m in metrics))
         for n in dict.fromkeys(names)
     )
-    says = (
-        "Calibration error: how far, on average over 15 bins, the largest probability lies "
-        "from the share of right answers; "
-        "Brier score: mean squared error of the probabilities, 0 to 1; less is better."
-    )
-    return Matrix(
-        "classifiers",
-        "Classifiers on clean test images",
-        says,
-        tuple(CLEAN[m] for m in metrics),
-        body,
-    )
+    says = ". ".join(f"{m.title}: {m.says}" for m in metrics.values() if m.says)
+    titles = tuple(m.title for m in metrics.values())
+    return Matrix("classifiers", "Classifiers on clean test images", says, titles, body)
 
 
 def guards(run: Run) -> Matrix:
@@ -307,14 +217,13 @@ def guards(run: Run) -> Matrix:
 
 def _by_metric(rows: pd.DataFrame, run: Run, name: str, title: str) -> Matrix:
     """One line for each value of the column ``row``, one column a metric."""
-    metrics = tuple(dict.fromkeys(rows["metric"]))
+    metrics = in_order(rows["metric"])
     cells = {(r["row"], r["metric"]): _measure(r, run) for _, r in rows.iterrows()}
     body = (
         (str(r), tuple(cells.get((r, m), Cell("–")) for m in metrics))
         for r in dict.fromkeys(rows["row"])
     )
-    titles = (UNITS.get(m, m.replace("_", " ").capitalize()) for m in metrics)
-    return Matrix(name, title, "", tuple(titles), tuple(body))
+    return Matrix(name, title, "", tuple(map(title_of, metrics)), tuple(body))
 
 
 def parts(run: Run) -> Matrix:
@@ -331,9 +240,10 @@ def parts(run: Run) -> Matrix:
 
 
 def _measure(row: pd.Series, run: Run) -> Cell:
-    value = float(row["value"])
-    if row["metric"] == "linf_max" and not math.isnan(value):
+    """A number in the unit of its metric."""
+    value, metric = float(row["value"]), metric_of(str(row["metric"]))
+    if metric is None or metric.unit == "" or math.isnan(value):
+        return cell(row, metric)
+    if metric.unit == "box":
         return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
-    if str(row["metric"]).endswith("_per_image") and not math.isnan(value):
-        return Cell(f"{value:,.3g}", "", value)
-    return cell(row, NO)
+    return Cell(f"{value:,.3g}", "", value)

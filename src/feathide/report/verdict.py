@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected
+from feathide.metrics.registry import RATES, per_cent
 from feathide.metrics.statistics import cases_needed, enough
 from feathide.registry.specs import aimed_at
 from feathide.report.results import Run
@@ -36,7 +37,8 @@ __all__ = [
     "verdict",
 ]
 
-LEVELS = (10, 5, 1)  # false alarms, per cent
+# false alarms, per cent
+LEVELS = tuple(map(per_cent, RATES))
 # a guard holds if at most this share slips through at 10 % false alarms: the upper end, every
 # attack
 HOLDS = 0.05

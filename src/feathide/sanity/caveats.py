@@ -7,8 +7,9 @@ import torch
 
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
+from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough, independent
-from feathide.pipeline.context import FALSE_ALARMS, Context
+from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
 from feathide.pipeline.steps import cells, plain_only
 
@@ -40,7 +41,7 @@ def foreseen(context: Context) -> list[str]:
     """The caveats that are known before anything is attacked."""
     found = [] if context.trains else context.check_classifier()
     n, said = calibrated(context)
-    for name, rate in FALSE_ALARMS.items():
+    for name, rate in RATES.items():
         if not enough(n, rate):
             found.append(
                 f"{said} are few for {rate:.0%} false alarms: a threshold there needs "

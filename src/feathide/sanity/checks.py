@@ -16,7 +16,7 @@ from feathide.pipeline.accuracy import Learnt, learnt_stored
 from feathide.pipeline.context import PLAIN, Context, noisy_at
 from feathide.pipeline.images import PARTS
 from feathide.pipeline.steps import cells
-from feathide.pipeline.table import Found, found_in, negatives_in, scores_in, thresholds_of
+from feathide.pipeline.stored import Found, found_in, negatives_in, scores_in, thresholds_of
 from feathide.plans.plan import Cell
 from feathide.sanity.probes import probe_key, probes_in
 

@@ -17,10 +17,9 @@ from feathide.execution.engine import Task
 from feathide.execution.packing import packed, scored, taught, unpacked
 from feathide.execution.store import Store
 from feathide.losses import HFC, Evade, Objective
-from feathide.metrics.statistics import cut, share_at, threshold
+from feathide.metrics.statistics import cut, share_at, slipping, threshold
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.steps import Arrays, attack_of, needed, observe
-from feathide.pipeline.table import slipping
 from feathide.plans.plan import Cell
 from feathide.plans.sections import ObjectivePlan
 from feathide.sanity.probes import probe_cell

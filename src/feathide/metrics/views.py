@@ -1,0 +1,103 @@
+"""What a metric may look at: one view for each scope. ``pipeline/views.py`` builds them from what
+a run has stored, each part when it is first asked for.
+
+n is the number of images; ``groups`` (n,) names the patient of each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from feathide.metrics.statistics import Cut
+
+__all__ = ["Answers", "AttackView", "DetectorView", "PastView", "RunView"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the classifier says of some images.
+
+    Args:
+        probabilities: (n, K), the softmax of the logits.
+        labels: (n,), the true classes.
+        right: (n,), whether the image is taken for its true class.
+        groups: (n,), patients.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    right: np.ndarray
+    groups: np.ndarray
+
+
+class RunView(Protocol):
+    """Scope "run": the classifier on images that nobody attacked."""
+
+    seed: int
+    train: Answers
+    calibration: Answers
+    test: Answers
+
+    def shifted(self, shift: str) -> Answers:
+        """The test images under a harmless shift."""
+
+
+class DetectorView(Protocol):
+    """Scope "detector": one detector on all clean test images, at one budget."""
+
+    # a threshold for each rate of ``RATES``, from the calibration split
+    limits: Mapping[str, Cut]
+    groups: np.ndarray
+    # (n,), whether the classifier is right
+    right: np.ndarray
+    # (n,), scores of the images as they are, and with random noise of the budget
+    clean: np.ndarray
+    noisy: np.ndarray
+
+    def shifted(self, shift: str) -> np.ndarray:
+        """The scores (n,) of the images under a harmless shift."""
+
+
+class AttackView(Protocol):
+    """Scope "attack": one attack, its objective and its budget. Row i is one attacked image."""
+
+    seed: int
+    groups: np.ndarray
+    # (n,), whether the stored image, read back, is taken for the attacker's class
+    fooled: np.ndarray
+    # (n,), whether the attack itself says so
+    claimed: np.ndarray
+    # (n,), the largest change of a pixel, in box units
+    linf: np.ndarray
+    # (n,), passes through the network
+    gradients: np.ndarray
+    forwards: np.ndarray
+    # of all images together
+    seconds: float
+    # the share of the layers that HFC constrains, and how many the detectors read; None: no HFC
+    constrained: tuple[float, int] | None
+    # (m,) each: of successes in floating point, which rounding loses, and their patients
+    rounded: tuple[np.ndarray, np.ndarray] | None
+
+
+class PastView(Protocol):
+    """Scope "attack x detector": one attack past one detector. Row i is one attacked image."""
+
+    seed: int
+    limits: Mapping[str, Cut]
+    groups: np.ndarray
+    fooled: np.ndarray
+    # (n,), scores of the attacked images
+    score: np.ndarray
+    # (2 n,), scores of the same images before the attack: all clean, then all noisy
+    negatives: np.ndarray
+    # (m,), patients of all test images that were chosen, misclassified ones, too
+    all_groups: np.ndarray
+
+    def slips(self, limit: float) -> np.ndarray:
+        """Which images (n,) fool the classifier and pass the detector at a threshold."""
+
+    def slips_of_all(self, limit: float) -> np.ndarray:
+        """Which images (m,) are misread, attacked or not, and pass at a threshold."""
