@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from feathide.catalog import OBJECTIVES
 from feathide.data.shifts import HARMLESS
@@ -559,6 +558,8 @@ def stored_table(path: Path) -> pd.DataFrame:
     """A table in a parquet file. A small one can hold more rows than there is memory for: beyond
     ``MOST_ROWS`` it is refused.
     """
+
+    import pyarrow.parquet as pq
 
     def read() -> pd.DataFrame:
         if (rows := pq.read_metadata(path).num_rows) > MOST_ROWS:
