@@ -18,7 +18,7 @@ test: .venv/installed lint
 
 # the core in less than a minute
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow' $(CORE:%=tests/%)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(CORE:%=tests/%)
 
 # which lines of the core no test of the core reaches
 coverage: .venv/installed
