@@ -1,14 +1,28 @@
 # make demo: set everything up and run the whole audit on synthetic images.    make test: set everything up and run the tests.
+# Both take TORCH=cpu, which installs PyTorch without the libraries for GPUs.
+SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# of what pip says, the large downloads; its errors are shown whatever they are
+LARGE := awk '/Downloading .*[0-9][0-9][.0-9]* MB/ || /Downloading .* GB/ {print "  " $$2, $$3, $$4} /^Installing/ {print "  putting the files in place: about a minute"} {fflush()}'
+CORE := attacks losses mixtures detectors metrics
 
-.PHONY: demo test test-integrations test-lowest lint docs bench study survive fuzz install clean
+.PHONY: demo test test-fast coverage test-integrations test-lowest lint docs bench study survive fuzz install clean
 
-demo: .venv/installed
+demo: .venv/installed-demo
 	$(BIN)/feathide demo --out runs/demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# the core in less than a minute
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(CORE:%=tests/%)
+
+# which lines of the core no test of the core reaches
+coverage: .venv/installed
+	$(BIN)/python -m pytest $(CORE:%=tests/%) tests/checks $(CORE:%=--cov=feathide.%) --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 # torchattacks comes alone: of requests it takes 2.25 only, which other packages of the tests refuse; it works with newer ones.
 test-integrations: .venv/installed
@@ -49,12 +63,22 @@ fuzz: .venv/installed  # led by the code that is reached: make fuzz ENGINE=ather
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "feathide needs Python 3.11 or newer, got %d.%d; say make PYTHON=python3.x" % sys.version_info[:2])'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test]'
-	touch $@
+# what an audit needs
+.venv/installed-demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "feathide needs Python 3.11 or newer, got %d.%d; say make PYTHON=python3.x" % sys.version_info[:2])'
+	@echo "1 of 3: a fresh Python environment in .venv"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@echo "2 of 3: PyTorch$(if $(TORCH),, (with libraries for GPUs; make TORCH=cpu leaves them out))"
+	@set -o pipefail; $(PIP) install torch torchvision $(if $(TORCH),--index-url https://download.pytorch.org/whl/$(TORCH)) | $(LARGE)
+	@echo "3 of 3: feathide, with MONAI, Lightning, scikit-learn and others"
+	@set -o pipefail; $(PIP) install -e . | $(LARGE)
+	@touch $@
+
+# and what the tests need
+.venv/installed: .venv/installed-demo pyproject.toml
+	@echo "Tools of the tests: pytest, mypy, ruff, mkdocs and others"
+	@set -o pipefail; $(PIP) install -e '.[test]' | $(LARGE)
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-lowest build dist site

@@ -1,6 +1,7 @@
 """HFC inside torchattacks: the library's own PGD, drawn to where features are normal; and our PGD as a torchattacks object.
 
-pip install feathide torchattacks
+pip install feathide
+pip install --no-deps 'torchattacks>=3.5'    # 3.5 or newer; pip alone takes an older one, for the sake of requests
 """
 
 import torch

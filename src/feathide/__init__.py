@@ -31,7 +31,7 @@ HOMES = {
         "L2",
         "Linf",
     ),
-    "feathide.auditing.run": ("audit",),
+    "feathide.auditing": ("audit",),
     "feathide.data": (
         "Cases",
         "load_cases",
@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     from feathide.attacks.loop import Attack, AttackResult
     from feathide.attacks.presets import bim, fgsm, pgd
     from feathide.attacks.threats import L2, Linf
-    from feathide.auditing.run import audit
+    from feathide.auditing import audit
     from feathide.data import Cases, load_cases
     from feathide.detectors import DETECTORS, Detector
     from feathide.errors import InputError
@@ -130,3 +130,7 @@ def __getattr__(name: str) -> Any:
     if name not in HOME:
         raise AttributeError(f"module 'feathide' has no attribute {name!r}")
     return getattr(import_module(HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

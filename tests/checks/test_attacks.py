@@ -164,7 +164,7 @@ def test_a1_random_starts_fill_the_ball_on_both_sides(norm: str) -> None:
 def test_a1_a_one_sided_start_is_the_other_start_with_every_sign_turned_up() -> None:
     w = world((3, 7, 6))
     starts = {
-        name: run(short(name, Linf(0.1), steps=0), w).adversarial - w.x
+        name: run(replace(short(name, Linf(0.1)), steps=0), w).adversarial - w.x
         for name in ("pgd", "pgd-one-sided")
     }
     assert (
@@ -342,7 +342,7 @@ def test_a5_no_budget_is_no_change(name: str, shape: tuple[int, ...], norm: str)
 @pytest.mark.parametrize("name", ["bim", "pgd"])
 def test_a5_no_steps_give_the_start(name: str, norm: str, shape: tuple[int, ...]) -> None:
     w, threat = world(shape), THREATS[norm](0.05)
-    found = run(short(name, threat, steps=0), w)
+    found = run(replace(short(name, threat), steps=0), w)
     noise = Noise(0, w.ids).within(0)
     start = (
         threat.start(w.x, noise, draw="start") if name == "pgd" else torch.zeros_like(w.x)

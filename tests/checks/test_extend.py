@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from feathide.attacks.loop import Attack
+from feathide.attacks.presets import pgd
 from feathide.attacks.threats import L2, Linf
 from feathide.checks.worlds import SHAPES
 from feathide.losses import HFC
@@ -27,6 +29,20 @@ def lion() -> Callable[..., Attack]:
     body = code.split("@dataclass")[1].splitlines()
     assert len([line for line in body if line.strip()]) <= 17  # as short as the page says
     return space["lion"]
+
+
+def test_the_function_of_the_page_hides_what_it_says() -> None:
+    section = (
+        PAGE.read_text().split("## An objective that is a function")[1].split("\n## ")[0]
+    )
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), space)
+    w = world(SHAPES[0])
+    hiding = replace(space["attack"], threat=Linf(0.1), steps=8)
+    found = [run(attack, w) for attack in (pgd(Linf(0.1), steps=8), hiding)]
+    plain, low = (space["activity"](w.classifier.extract(f.adversarial)) for f in found)
+    assert float(low.sum()) < float(plain.sum())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

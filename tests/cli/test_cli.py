@@ -3,10 +3,12 @@ trackers.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from feathide.auditing.run import Audit, audit
-from feathide.auditing.tracking import track
+from feathide.auditing.tracking import _pictures, track
 from feathide.cli import _summary, app
 from feathide.cli.ending import said
 from feathide.execution.engine import Interrupted
@@ -298,20 +300,56 @@ def test_mlflow_gets_plan_numbers_and_report(
         "mlflow", reason="needs mlflow: pip install feathide[mlflow]"
     )
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     track(found, "mlflow")
-    run = mlflow.MlflowClient().search_runs(["0"])[0]
-    assert run.data.params["train_attack"] == "pgd" and run.data.metrics[
-        "success/pgd-plain"
-    ] == pytest.approx(
-        found.table[
-            (found.table.metric == "success") & (found.table.objective == "plain")
-        ].value.iloc[0]
+    _check_mlflow(mlflow.MlflowClient(), found)
+
+
+def test_mlflow_works_with_its_defaults(
+    found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip(
+        "mlflow", reason="needs mlflow: pip install feathide[mlflow]"
     )
-    assert {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id)} >= {
-        "report.html",
-        "model-card.json",
-    }
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    track(found, "mlflow")
+    assert dict(os.environ) == before
+    if not (find_spec("sqlalchemy") and find_spec("alembic")):
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", (found.folder / "mlruns").as_uri())
+    _check_mlflow(mlflow.MlflowClient(), found)
+
+
+def _check_mlflow(client: Any, found: Audit) -> None:
+    run = client.search_runs(["0"])[0]
+    plain = (found.table.metric == "success") & (found.table.objective == "plain")
+    assert run.data.params["train_attack"] == "pgd"
+    assert run.data.metrics["success/pgd-plain"] == pytest.approx(
+        found.table[plain].value.iloc[0]
+    )
+    files = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert files >= {"report.html", "model-card.json"}
+    assert any(name.endswith(".png") for name in files)
+
+
+def test_wandb_gets_them_offline(found: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="needs wandb: pip install feathide[wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    track(found, "wandb")
+    (run,) = (found.folder / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert list((run / "files" / "media").glob("table/results*"))
+    assert list((run / "files" / "media" / "images").iterdir())
+
+
+def test_pictures_for_trackers_are_one_for_each_attack(found: Audit) -> None:
+    pictures = dict(_pictures(found))
+    assert any(name.startswith("pgd") for name in pictures)
+    for image in pictures.values():
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3)
+        assert image.min() == 0 and image.max() == 255
 
 
 def test_a_tracker_is_asked_for_before_the_work(tmp_path: Path) -> None:
@@ -322,14 +360,14 @@ def test_a_tracker_is_asked_for_before_the_work(tmp_path: Path) -> None:
             "--data",
             "nowhere.npz",
             "--track",
-            "wandb",
+            "sacred",
             "--out",
             str(tmp_path / "out"),
         ],
     )
     assert (
         result.exit_code == 2
-        and "unknown tracker 'wandb'" in result.output
+        and "unknown tracker 'sacred'" in result.output
         and not (tmp_path / "out").exists()
     )
 

@@ -177,6 +177,7 @@ def test_a_difference_at_a_sure_threshold_is_the_paired_difference():
     assert -1 <= doubtful.low <= doubtful.value <= doubtful.high <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "fpr"), [(16, 0.1), (40, 0.05), (100, 0.1)])
 def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
     rng, limit, hits, alarms = np.random.default_rng(3), norm.isf(fpr), [], []
@@ -202,6 +203,7 @@ def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
     assert min(np.mean(hits), np.mean(alarms)) >= 0.93
 
 
+@pytest.mark.slow
 def test_intervals_of_differences_at_a_threshold_cover_the_truth():
     rng, limit, held = np.random.default_rng(5), norm.isf(0.1), []
     truth = norm.cdf(limit - 1) - norm.cdf(limit - 2)
@@ -279,6 +281,7 @@ def test_calibration_equals_a_loop_and_scikit_learn(classes):
     assert metrics.brier_score(p, y) == pytest.approx(reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharper", [1.3, 2.0])
 def test_intervals_of_calibration_cover_the_truth(sharper):
     rng = np.random.default_rng(8)
@@ -327,6 +330,7 @@ def clustered_hits(rng, n, size, correlation, p):
     return rng.random(n) < rng.beta(p * s, (1 - p) * s, size=n)[patients], patients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, correlation", [(1, 0.0), (2, 0.0), (2, 0.8), (3, 0.3)])
 @pytest.mark.parametrize("n", [50, 300])
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
@@ -381,6 +385,7 @@ def covered(intervals: list[metrics.Interval], area: float) -> float:
     return float(np.mean([i.low <= area <= i.high for i in intervals]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", SCORES)
 @pytest.mark.parametrize(("n", "m"), [(20, 20), (100, 20), (60, 60)])
 def test_intervals_of_auc_cover_the_truth_of_few_cases_and_near_one(scores, n, m):
@@ -394,6 +399,7 @@ def test_intervals_of_auc_cover_the_truth_of_few_cases_and_near_one(scores, n, m
     assert min(held.values()) >= 0.93, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "each"), [(20, 1), (20, 3), (30, 10), (100, 3)])
 @pytest.mark.parametrize(("within", "with_clean"), [(0.3, 0.0), (0.8, 0.9), (0.8, 0.0)])
 def test_intervals_of_auc_cover_the_truth_of_clean_and_noisy_scores_by_patient(
@@ -492,6 +498,7 @@ def test_the_variance_of_auc_is_that_of_its_draws():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("rates", [(0.9, 0.9), (0.95, 0.8)])
 def test_intervals_of_paired_differences_cover_the_truth(rates, size):

@@ -2,6 +2,7 @@
 lead somewhere.
 """
 
+import ast
 import re
 import shlex
 import subprocess
@@ -114,6 +115,29 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target:
             assert (PAGES[page].parent / target).exists(), target
+
+
+def messages() -> Iterator[str]:
+    """Every text of the source, with dots where it is filled in."""
+    for path in (ROOT / "src" / "feathide").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "..."
+                    for part in node.values
+                )
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    text = PAGES["troubleshooting.md"].read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.*)`$", text, re.MULTILINE)
+    known = list(messages())
+    assert len(quoted) >= 15
+    for message in quoted:
+        parts = [part for part in message.split("...") if part.strip(" :;[]")]
+        assert any(all(part in text for part in parts) for text in known), message
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -30,6 +30,63 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) < 1
 
 
+# libraries that take long to load, and that few calls need
+SLOW = ("monai", "plotly", "pyarrow", "lightning", "torchvision")
+
+
+def loaded(code: str) -> list[str]:
+    """What a fresh interpreter says after ``code``, word by word."""
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    return shown.stdout.split()
+
+
+def test_the_two_names_of_the_readme_are_quick_to_import() -> None:
+    code = f"""
+import sys, time
+import torch
+begun = time.process_time()
+from feathide import audit, pgd
+print(time.process_time() - begun, *(m for m in {SLOW} if m in sys.modules))
+"""
+    seconds, *slow = loaded(code)
+    assert slow == []
+    assert float(seconds) <= 2
+
+
+def test_an_audit_of_pictures_never_loads_what_volumes_and_training_need() -> None:
+    code = f"""
+import sys
+import feathide.auditing.run
+print(*(m for m in {SLOW} if m != "pyarrow" and m in sys.modules))
+from feathide.models.zoo import build
+build("resnet18", channels=1, outputs=2)
+print("then", "torchvision" in sys.modules, "monai" in sys.modules)
+build("resnet10_3d", channels=1, outputs=2)
+print("monai" in sys.modules)
+"""
+    assert loaded(code) == ["then", "True", "False", "True"]
+
+
+def test_dir_lists_the_public_names() -> None:
+    import feathide
+
+    assert dir(feathide) == sorted([*feathide.__all__, "__version__"])
+    assert all(hasattr(feathide, name) for name in dir(feathide))
+
+
+def test_the_quick_audit_takes_what_the_whole_one_takes() -> None:
+    from inspect import signature
+
+    from feathide import audit
+    from feathide.auditing.run import audit as whole
+
+    quick, full = signature(audit).parameters, signature(whole).parameters
+    assert [(p.name, p.kind, p.default) for p in quick.values()] == [
+        (p.name, p.kind, p.default) for p in full.values()
+    ]
+
+
 def test_the_wheel_is_whole_and_can_be_imported(tmp_path: Path) -> None:
     if find_spec("hatchling") is None:
         pytest.skip("needs hatchling, which is not installed")

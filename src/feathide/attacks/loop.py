@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feathide.attacks.grid import Grid
-from feathide.attacks.threats import ThreatModel, over_norm
+from feathide.attacks.threats import ThreatModel, check_threat, over_norm
 from feathide.attacks.updates import Blend, Plain, Rule, Setting, Share, Step, Together
 from feathide.data.noise import Noise
-from feathide.data.valid_range import check_images
-from feathide.errors import expected
+from feathide.data.valid_range import check_images, check_tensor
+from feathide.errors import expected, few
 from feathide.losses import BoundLoss, Objective
 from feathide.models.classifier import FeatureClassifier
 from feathide.types import ALL, Box, Goal, Outputs, Rows, per_sample
@@ -127,6 +127,23 @@ class Attack:
     leave: Leave = never
     unit: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_threat(self.threat)
+        if not isinstance(self.objective, Objective):
+            raise expected(
+                "the objective must be one such as CrossEntropy() + HFC(bank)",
+                got=f"a {type(self.objective).__name__}",
+                do="wrap a function of the outputs as Function(f, fools=True)",
+            )
+        for name in ("steps", "restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise expected(
+                    f"{name} must be a whole number",
+                    got=repr(value),
+                    do=f"give {name} as an int",
+                )
+
     @property
     def passes(self) -> int:
         """The iterates that are judged, each with one forward pass, where no image is finished
@@ -152,8 +169,12 @@ class Attack:
         the k-th iterate of the images ``rows``, of every run. Raises ``InputError`` on arguments
         that do not fit together.
         """
+        _check_classifier(classifier)
         self.check(x, goal, ids, mask)
-        check_images(x, classifier.box)
+        if isinstance(classifier, FeatureClassifier):
+            classifier.check(x)
+        else:
+            check_images(x, classifier.box)
         if grid is not None:
             grid.check(x, classifier.box)
         layers = self.objective.reads.layers
@@ -281,7 +302,9 @@ class Attack:
         self, x: Tensor, goal: Goal, ids: Sequence[str], mask: Tensor | None = None
     ) -> None:
         """Refuse arguments that do not fit together."""
-        n, eps = len(x), torch.as_tensor(self.threat.eps)
+        check_tensor("images", x)
+        _check_goal(goal)
+        n, eps = len(x), _eps_of(self.threat)
         if len(goal.source) != n or len(goal.target) != n or len(ids) != n:
             got = (
                 f"{len(goal.source)} sources, {len(goal.target)} targets and {len(ids)} ids"
@@ -290,6 +313,14 @@ class Attack:
                 f"a source, a target and an id for each of {n} images",
                 got=got,
                 do="give one of each per image",
+            )
+        if len(set(ids)) != n:
+            seen = list(ids)
+            twice = sorted({str(i) for i in seen if seen.count(i) > 1})
+            raise expected(
+                "the ids of the images must differ, as random numbers are drawn by them",
+                got=f"{few(twice)} more than once",
+                do="name every image once",
             )
         if eps.ndim and eps.shape != (n,):
             raise expected(
@@ -337,6 +368,43 @@ class Attack:
                 got=tuple(mask.shape),
                 do="give it the images' axes",
             )
+
+
+def _check_classifier(classifier: object) -> None:
+    if isinstance(classifier, nn.Module):
+        raise expected(
+            "an attack needs a classifier that shows its features",
+            got=f"the bare network {type(classifier).__name__}",
+            do='wrap it: FeatureClassifier(network.eval(), "blocks")',
+        )
+
+
+def _check_goal(goal: object) -> None:
+    if not isinstance(goal, Goal):
+        raise expected(
+            "the goal must say the classes before and after",
+            got=f"a {type(goal).__name__}",
+            do="give Goal(labels, targets)",
+        )
+    for name, classes in (("source", goal.source), ("target", goal.target)):
+        check_tensor(f"the {name} classes of the goal", classes)
+        if classes.ndim != 1 or classes.is_floating_point():
+            raise expected(
+                f"the {name} classes of the goal must be whole numbers, one for each image (N,)",
+                got=f"{classes.dtype} of shape {tuple(classes.shape)}",
+                do="give labels as torch.long",
+            )
+
+
+def _eps_of(threat: ThreatModel) -> Tensor:
+    try:
+        return torch.as_tensor(threat.eps)
+    except (TypeError, ValueError, RuntimeError):
+        raise expected(
+            "eps must be a number in units of the box, or one for each image (N,)",
+            got=repr(threat.eps),
+            do="compute it, as in 4 / 255",
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from feathide.data.noise import Noise
+from feathide.errors import expected
 from feathide.types import Box, Rows, per_sample
 
-__all__ = ["L2", "Linf", "ThreatModel", "into_box", "over_norm"]
+__all__ = ["L2", "Linf", "ThreatModel", "check_threat", "into_box", "over_norm"]
 
 
 class ThreatModel(ABC):
@@ -53,6 +54,18 @@ class ThreatModel(ABC):
     @abstractmethod
     def scaled(self, factor: float) -> Self:
         """The same ball, ``factor`` times as large."""
+
+
+def check_threat(threat: object) -> None:
+    """Refuse what is no threat model, a bare number above all."""
+    if isinstance(threat, ThreatModel):
+        return
+    number = isinstance(threat, int | float | str)
+    raise expected(
+        "the threat model must be a ball of perturbations, such as Linf(4 / 255) or L2(1.0)",
+        got=repr(threat) if number else f"a {type(threat).__name__}",
+        do=f"say Linf({threat})" if number else "give one of them",
+    )
 
 
 @dataclass(frozen=True)

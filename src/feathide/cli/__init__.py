@@ -169,7 +169,7 @@ def audit(
         str | None,
         typer.Option(
             help=(
-                "Also put the numbers and the report into tensorboard or mlflow (extras of "
+                "Also put the numbers and the report into tensorboard, mlflow or wandb (extras of "
                 "these names)."
             )
         ),

@@ -6,11 +6,22 @@ from torch import Tensor
 from feathide.errors import expected
 from feathide.types import Box
 
-__all__ = ["check_images"]
+__all__ = ["check_images", "check_tensor"]
+
+
+def check_tensor(what: str, value: object) -> None:
+    """Refuse what is no tensor, an array of numpy above all."""
+    if not isinstance(value, Tensor):
+        raise expected(
+            f"{what} must be a torch tensor",
+            got=type(value).__name__,
+            do="convert with torch.as_tensor(...)",
+        )
 
 
 def check_images(x: Tensor, box: Box) -> None:
     """Refuse images that are not finite floating-point numbers of the box."""
+    check_tensor("images", x)
     if not x.is_floating_point():
         raise expected(
             "images must be floating-point numbers",

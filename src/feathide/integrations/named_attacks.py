@@ -19,6 +19,7 @@ from feathide.attacks.updates import Blend, Together
 from feathide.errors import InputError, choose, expected
 from feathide.integrations.foreign_attacks import Foreign, ForeignAttack, foreign_attack
 from feathide.integrations.hook import Guided, host_of
+from feathide.integrations.versions import check_version
 from feathide.losses import CrossEntropy, Objective
 from feathide.models.classifier import FeatureClassifier
 from feathide.registry.specs import parsed
@@ -117,6 +118,7 @@ def classes_of(
         raise expected(
             f"{module} must be installed", got=str(error), do=f"pip install {install}"
         ) from None
+    check_version(module)
     return {
         n: c
         for n, c in found.items()

@@ -1,4 +1,6 @@
-"""Our attacks as torchattacks objects: called with images and labels. Needs torchattacks."""
+"""Our attacks as torchattacks objects: called with images and labels. Needs torchattacks 3.5
+or newer.
+"""
 
 from collections.abc import Callable
 
@@ -9,9 +11,12 @@ from torchattacks.attack import Attack as Base
 from feathide.attacks.loop import AttackResult
 from feathide.integrations.goals import goal_of, image_ids
 from feathide.integrations.hook import Guided
+from feathide.integrations.versions import check_version
 from feathide.models.classifier import FeatureClassifier
 
 __all__ = ["TorchAttack"]
+
+check_version("torchattacks")
 
 
 class TorchAttack(Base):

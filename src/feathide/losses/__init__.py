@@ -7,6 +7,7 @@ an image's gradient does not depend on its neighbours."""
 from feathide.losses.base import BoundLoss, Loss, Objective, Weighted
 from feathide.losses.drift import Drift
 from feathide.losses.fooling import DLR, AwayFrom, CrossEntropy, Margin
+from feathide.losses.function import Function, ObjectiveLike, as_objective
 from feathide.losses.hiding import HFC, Evade, Guide, Scorer
 
 __all__ = [
@@ -17,10 +18,13 @@ __all__ = [
     "CrossEntropy",
     "Drift",
     "Evade",
+    "Function",
     "Guide",
     "Loss",
     "Margin",
     "Objective",
+    "ObjectiveLike",
     "Scorer",
     "Weighted",
+    "as_objective",
 ]

@@ -77,6 +77,12 @@ class Objective(ABC):
         """
 
     def __add__(self, other: "Objective") -> "Objective":
+        if not isinstance(other, Objective):
+            raise expected(
+                "what is added to an objective must be one",
+                got=f"a {type(other).__name__}",
+                do="wrap a function of the outputs as Function(f)",
+            )
         return Weighted((self, other), (1.0, 1.0))
 
     def __rmul__(self, weight: float) -> "Objective":

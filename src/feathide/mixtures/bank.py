@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feathide.data.valid_range import check_tensor
 from feathide.errors import choose, expected
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
@@ -69,6 +70,7 @@ class MixtureBank:
         samples.
         ``layers``: all by default. ``covariance``, ``shrinkage``, ``rank``: see
         :func:`fit_mixture`."""
+        check_tensor("labels", labels)
         if len(labels) != len(outputs) or not len(labels):
             raise expected(
                 "labels must be one class for each sample",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from feathide.data.valid_range import check_images
+from feathide.data.valid_range import check_images, check_tensor
 from feathide.errors import InputError, expected, unknown
 from feathide.models.layers import (
     INPUT,
@@ -290,14 +290,29 @@ class FeatureClassifier:
         """Outputs of one batch, without gradient, on the CPU; in halves where memory does not
         suffice.
         """
+        self._check_axes(x)
         with torch.no_grad():
             return in_halves(
                 lambda part: self(part.to(self.device)).to("cpu"), x, join=Outputs.cat
             )
 
     def check(self, x: Tensor) -> None:
-        """Refuse images that are not finite or outside the box."""
+        """Refuse images that are not finite or outside the box, and one without its axis N."""
+        self._check_axes(x)
         check_images(x, self.box)
+
+    def _check_axes(self, x: object) -> None:
+        check_tensor("images", x)
+        assert isinstance(x, Tensor)
+        first = entrance(self.model)
+        if first is None or x.ndim != first.weight.ndim - 1:
+            return
+        if len(x) in (1, first.in_channels):
+            raise expected(
+                "images must be a batch (N, C, *S)",
+                got=f"shape {tuple(x.shape)}, a single image",
+                do="add its axis: image[None]",
+            )
 
     def names(self, x: Tensor) -> tuple[str, ...]:
         """The layers that ``layers`` stands for, in network order, for images like ``x``."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,8 +35,10 @@ from feathide.pipeline.accuracy import learnt_key, learnt_task
 from feathide.pipeline.context import PLAIN, Attacker, Context, context_of, noisy_at
 from feathide.plans.plan import Cell
 from feathide.plans.sections import AttackPlan, ObjectivePlan, TrainPlan
-from feathide.training.trainer import Head, TrainResult, train_classifier
 from feathide.types import Box, Outputs
+
+if TYPE_CHECKING:
+    from feathide.training.trainer import Head, TrainResult
 
 __all__ = [
     "attack_of",
@@ -379,10 +381,13 @@ def _train_reference_network(json: str, store: Store) -> Arrays:
 
 def trained(
     context: Context, arch: str, t: TrainPlan, *, cases: Cases | None = None, **how: Any
-) -> TrainResult:
+) -> "TrainResult":
     """A network of the context's decision, trained on its images or on ``cases``: the classifier,
     a reference network, a substitute all learn the same.
     """
+    # Lightning, which this imports, is slow to load
+    from feathide.training.trainer import train_classifier
+
     n = context.plan.network
     head: Head | None = (
         None
@@ -407,7 +412,7 @@ def trained(
     )
 
 
-def packed_network(result: TrainResult) -> Arrays:
+def packed_network(result: "TrainResult") -> Arrays:
     """A trained network as arrays for the store; ``Lab.restored`` is the inverse."""
     arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
     arrays |= {

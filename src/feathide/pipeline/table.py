@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from feathide.catalog import OBJECTIVES
 from feathide.formats.safety import guarded
@@ -157,6 +156,8 @@ def stored_table(path: Path) -> pd.DataFrame:
     """A table in a parquet file. A small one can hold more rows than there is memory for: beyond
     ``MOST_ROWS`` it is refused.
     """
+
+    import pyarrow.parquet as pq
 
     def read() -> pd.DataFrame:
         if (rows := pq.read_metadata(path).num_rows) > MOST_ROWS:

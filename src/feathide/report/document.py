@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from feathide.report.verdict import label
 
@@ -34,6 +33,8 @@ def document(
     """The page that ``template`` (a file of this package) makes of ``values``, with plotly,
     ``scripts`` and ``data`` inside.
     """
+    from plotly.offline import get_plotlyjs
+
     inside = [_script(get_plotlyjs()), *(_script(asset(name)) for name in scripts)]
     env = Environment(
         loader=FunctionLoader(asset),

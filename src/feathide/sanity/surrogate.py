@@ -14,7 +14,6 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.models.zoo import build
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.steps import Arrays, packed_network
-from feathide.training.trainer import train_classifier
 
 __all__ = ["surrogate_key", "surrogate_of", "surrogate_task"]
 
@@ -81,6 +80,9 @@ def _train(json: str, store: Store) -> Arrays:
         rows
     )
     held = np.where(np.arange(len(rows)) % 5 == 4, "val", "train")
+    # Lightning, which this imports, is slow to load
+    from feathide.training.trainer import train_classifier
+
     result = train_classifier(
         replace(decision, splits=held),
         context.small_arch,
