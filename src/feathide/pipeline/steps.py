@@ -35,6 +35,7 @@ from feathide.pipeline.accuracy import learnt_key, learnt_task
 from feathide.pipeline.context import PLAIN, Attacker, Context, context_of, noisy_at
 from feathide.plans.plan import Cell
 from feathide.plans.sections import AttackPlan, ObjectivePlan, TrainPlan
+from feathide.training.augmentation import Augment
 from feathide.training.trainer import Head, TrainResult, train_classifier
 from feathide.types import Box, Outputs
 
@@ -397,7 +398,14 @@ def trained(
         batch_size=t.batch_size,
         lr=t.lr,
         patience=t.patience,
-        augment=t.augment,
+        augment=(
+            t.augment if isinstance(t.augment, bool) else Augment(**t.augment.model_dump())
+        ),
+        freeze=t.freeze,
+        lr_backbone=t.lr_backbone,
+        balance=t.balance,
+        schedule=t.schedule,
+        stop_on=t.stop_on,
         stem=t.stem,
         head=head,
         window=context.window,
@@ -416,6 +424,7 @@ def packed_network(result: TrainResult) -> Arrays:
     return arrays | {
         "val_accuracy": np.asarray(result.val_accuracy),
         "val_auc": np.asarray(result.val_auc),
+        "val_calibration_error": np.asarray(result.val_calibration_error),
     }
 
 
