@@ -7,7 +7,14 @@ misspelt field shall be said at once."""
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from feathide.errors import expected, unknown
 from feathide.registry.specs import (
@@ -140,6 +147,11 @@ class AugmentPlan(Part):
     rotate: float = Field(0.0, ge=0, le=180)
 
 
+def augmented(value: Any) -> Any:
+    """A mapping is told apart here, so that its errors are those of its fields alone."""
+    return AugmentPlan(**value) if isinstance(value, Mapping) else value
+
+
 class TrainPlan(Part):
     """How a classifier of the zoo is trained (``feathide.training.trainer``).
 
@@ -150,7 +162,7 @@ class TrainPlan(Part):
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-3, gt=0)
     patience: int = Field(5, ge=1)
-    augment: bool | AugmentPlan = True
+    augment: Annotated[bool | AugmentPlan, BeforeValidator(augmented)] = True
     stem: Literal["standard", "small"] = "standard"
     freeze: str | None = None
     lr_backbone: float | None = Field(None, gt=0)
