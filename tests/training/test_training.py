@@ -23,7 +23,8 @@ from feathide.training.augmentation import Augment
 from feathide.training.data import Images, loader, measure, reader, sampling_weights
 from feathide.training.fine_tuning import head_names
 from feathide.training.judging import judge
-from feathide.training.trainer import _loss, cosine, load_trained, train_classifier
+from feathide.training.loop import cosine
+from feathide.training.trainer import _loss, load_trained, train_classifier
 
 COUNTS = {"train": 64, "val": 24, "test": 8}
 FAST = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
