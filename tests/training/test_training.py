@@ -23,7 +23,7 @@ from feathide.training.augmentation import Augment
 from feathide.training.data import Images, loader, measure, reader, sampling_weights
 from feathide.training.fine_tuning import head_names
 from feathide.training.judging import judge
-from feathide.training.loop import cosine
+from feathide.training.loop import Training, cosine
 from feathide.training.trainer import _loss, load_trained, train_classifier
 
 COUNTS = {"train": 64, "val": 24, "test": 8}
@@ -469,6 +469,33 @@ def test_the_epoch_of_the_best_area_is_kept_and_training_stops_by_it() -> None:
     assert result.epoch == min(ties, key=lambda h: h["val_loss"])["epoch"]
     # two epochs after the first of the best
     assert len(areas) == min(30, areas.index(max(areas)) + 3)
+
+
+@pytest.mark.parametrize(
+    ("stop_on", "order"),
+    [("loss", [1, 2, 0, 3]), ("auc", [2, 0, 1, 3])],
+)
+def test_what_decides_is_the_loss_or_the_area_and_of_equal_areas_the_loss(
+    stop_on: str, order: list[int]
+) -> None:
+    loss = _loss(np.array([0, 1]), 2, "softmax")
+    training = Training(
+        build("tiny", channels=1, outputs=2),
+        loss,
+        loss,
+        head="softmax",
+        outputs=2,
+        rates=[],
+        schedule="constant",
+        stop_on=stop_on,  # type: ignore[arg-type]
+        frozen=(),
+        steps=1,
+        progress=None,
+        harder=None,
+    )
+    areas = [(0.5, 0.9), (0.2, 0.8), (0.4, 0.9), (float("nan"), 0.99)]
+    rows = [{"val_loss": a, "val_auc": b} for a, b in areas]
+    assert sorted(range(4), key=lambda i: training.rank(rows[i])) == order
 
 
 def test_the_area_must_be_there_to_stop_by_it() -> None:
