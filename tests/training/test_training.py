@@ -3,6 +3,7 @@
 import random
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ from torch import nn
 from feathide.attacks.threats import Linf
 from feathide.data import Cases, cases_of_arrays
 from feathide.errors import InputError
+from feathide.metrics.statistics import calibration_error
 from feathide.models.loading import check_network
 from feathide.models.weights import save_weights, weights_digest
 from feathide.models.zoo import build
 from feathide.training.adversarial import Adversary
 from feathide.training.augmentation import Augment
-from feathide.training.data import Images, loader, measure, reader
+from feathide.training.data import Images, loader, measure, reader, sampling_weights
+from feathide.training.fine_tuning import head_names
+from feathide.training.judging import judge
+from feathide.training.loop import Training, cosine
 from feathide.training.trainer import _loss, load_trained, train_classifier
 
 COUNTS = {"train": 64, "val": 24, "test": 8}
@@ -245,6 +250,16 @@ def test_progress_is_reported_and_ctrl_c_leaves_nothing_behind(
         ({}, {"epochs": 0}, "epochs must be positive"),
         ({}, {"lr": 1e30}, "must be finite.*lower lr"),
         ({}, {"weights": "absent.pt"}, "weights must be a file"),
+        ({}, {"lr_backbone": 0}, "lr_backbone must be positive"),
+        (
+            {},
+            {"freeze": "blocks.*"},
+            r"freeze: 'blocks.\*' must name modules.*backbone, 0, 1",
+        ),
+        ({}, {"freeze": "*"}, "must leave weights that learn.*freeze: backbone"),
+        ({}, {"balance": "sample"}, "did you mean 'sampling'"),
+        ({}, {"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({}, {"stop_on": "accuracy"}, "unknown stop_on"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
@@ -318,6 +333,209 @@ def test_the_trained_network_can_be_audited() -> None:
     )
 
 
+# --- fine-tuning --------------------------------------------------------------------------------
+
+
+def moved(before: nn.Module, after: nn.Module) -> set[str]:
+    """The names of what is no longer the same."""
+    old = before.state_dict()
+    return {
+        k
+        for k, v in after.state_dict().items()
+        if not k.endswith("num_batches_tracked") and not torch.equal(v, old[k])
+    }
+
+
+@pytest.mark.parametrize("adversary", [None, Adversary(Linf(0.01), 1)])
+@pytest.mark.parametrize(
+    ("freeze", "learn"),
+    [
+        ("backbone", {"7"}),
+        ("0|1.*|2|3", {"4", "7"}),
+        ("0|1|2|3|4.0*|7.bias", {"4", "7"}),
+    ],
+)
+def test_what_is_frozen_stays_with_its_statistics(
+    freeze: str, learn: set[str], adversary: Adversary | None
+) -> None:
+    own = build("tiny", channels=1, outputs=2, seed=5).eval()
+    result = train_classifier(striped(), own, freeze=freeze, adversary=adversary, **FAST)
+    changed = moved(own, result.model)
+    assert {name.split(".")[0] for name in changed} == learn
+    if "7.bias" in freeze:
+        assert {"7.weight", "4.1.weight", "4.1.running_mean"} <= changed
+        assert "7.bias" not in changed and "4.0.weight" not in changed
+    assert all(p.requires_grad for p in result.model.parameters())
+    frozen = sum(p.numel() for n, p in own.named_parameters() if n not in changed)
+    assert result.frozen == frozen
+
+
+def test_the_backbone_learns_at_its_own_rate_and_the_head_at_the_other() -> None:
+    own = build("tiny", channels=1, outputs=2, seed=5).eval()
+    options = {**FAST, "schedule": "constant"}
+    slow = train_classifier(striped(), own, lr_backbone=1e-12, **options).model
+    still = {"weight": 1e-9, "bias": 1e-9}
+    old = own.state_dict()
+    for name, value in slow.state_dict().items():
+        far = float((value - old[name]).abs().max())
+        if name.startswith("7."):
+            assert far > 1e-3
+        elif name.rpartition(".")[2] in still:
+            assert far < 1e-9
+    # at one rate it is the training without groups
+    same, plain = (
+        train_classifier(striped(), own, **{**FAST, **more})
+        for more in ({"lr_backbone": FAST["lr"]}, {})
+    )
+    assert same.history == plain.history
+
+
+def test_what_a_file_lacks_belongs_to_the_head() -> None:
+    model = build("tiny", channels=1, outputs=2)
+    assert head_names(model) == {"7.weight", "7.bias"}
+    assert head_names(model, ("0.0.weight",)) == {"7.weight", "7.bias", "0.0.weight"}
+
+
+def test_pretrained_weights_another_head_and_a_frozen_backbone(tmp_path: Path) -> None:
+    cases = striped()
+    three = train_classifier(striped(classes=3), "tiny", epochs=6, batch_size=8, lr=1e-2)
+    save_weights(three.model, tmp_path / "w.safetensors")
+    options = {"weights": tmp_path / "w.safetensors", "freeze": "backbone", **FAST}
+    result = train_classifier(cases, "tiny", **options)  # type: ignore[arg-type]
+    assert result.begun is not None
+    assert result.begun.fresh == ("7.weight", "7.bias")
+    assert {n.split(".")[0] for n in moved_of_equal_shape(three.model, result.model)} == {
+        "7"
+    }
+    assert result.val_auc > 0.9
+
+
+def moved_of_equal_shape(before: nn.Module, after: nn.Module) -> set[str]:
+    """The names of what has another value or another shape."""
+    old = before.state_dict()
+    return {
+        k
+        for k, v in after.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+        and (v.shape != old[k].shape or not torch.equal(v, old[k]))
+    }
+
+
+def test_balanced_sampling_draws_all_classes_as_often() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    weights = sampling_weights(labels)
+    assert float(weights[labels == 0].sum()) == pytest.approx(float(weights[90:].sum()))
+    images = Images(lambda at: torch.zeros(len(at), 1, 1), labels, lambda x: x)
+    drawn = torch.cat(
+        [y for s in range(10) for _, y in loader(images, 25, s, weights=weights)]
+    )
+    assert len(drawn) == 1000
+    assert 0.44 < float(drawn.float().mean()) < 0.56
+
+
+def test_sampling_and_no_balance_weigh_the_loss_as_they_say() -> None:
+    cases = striped()
+    # three of class 0 for each of class 1
+    rare = cases.take(np.flatnonzero((cases.labels == 0) | (np.arange(96) % 6 == 1)))
+    y = torch.from_numpy(rare.labels[rare.where("val")])
+    for balance, weigh in (("weights", True), ("sampling", True), ("none", False)):
+        result = train_classifier(rare, "tiny", balance=balance, **FAST)  # type: ignore[arg-type]
+        with torch.no_grad():
+            z = result.model(normalised(rare, "val", result.mean, result.std))
+        share = torch.bincount(torch.from_numpy(rare.labels[rare.where("train")])).float()
+        weight = share.sum() / (2 * share) if weigh else None
+        loss = float(nn.functional.cross_entropy(z, y, weight))
+        assert loss == pytest.approx(result.history[result.epoch]["val_loss"], rel=1e-4)
+    with pytest.raises(InputError, match="sampling is for images of one class each"):
+        train_classifier(findings(cases), "tiny", balance="sampling", **FAST)
+
+
+def test_the_cosine_rises_briefly_and_ends_at_zero() -> None:
+    share = [cosine(100)(i) for i in range(101)]
+    assert share[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert share[5] == 1
+    assert share[52] == pytest.approx(0.5, abs=0.02)
+    assert share[100] == pytest.approx(0, abs=1e-12)
+    assert all(a >= b for a, b in pairwise(share[5:]))
+
+
+def test_the_epoch_of_the_best_area_is_kept_and_training_stops_by_it() -> None:
+    result = train_classifier(
+        striped(), "tiny", epochs=30, batch_size=8, lr=1e-2, patience=2, stop_on="auc"
+    )
+    areas = [h["val_auc"] for h in result.history]
+    assert result.val_auc == max(areas)
+    ties = [h for h in result.history if h["val_auc"] == max(areas)]
+    assert result.epoch == min(ties, key=lambda h: h["val_loss"])["epoch"]
+    # two epochs after the first of the best
+    assert len(areas) == min(30, areas.index(max(areas)) + 3)
+
+
+@pytest.mark.parametrize(
+    ("stop_on", "order"),
+    [("loss", [1, 2, 0, 3]), ("auc", [2, 0, 1, 3])],
+)
+def test_what_decides_is_the_loss_or_the_area_and_of_equal_areas_the_loss(
+    stop_on: str, order: list[int]
+) -> None:
+    loss = _loss(np.array([0, 1]), 2, "softmax")
+    training = Training(
+        build("tiny", channels=1, outputs=2),
+        loss,
+        loss,
+        head="softmax",
+        outputs=2,
+        rates=[],
+        schedule="constant",
+        stop_on=stop_on,  # type: ignore[arg-type]
+        frozen=(),
+        steps=1,
+        progress=None,
+        harder=None,
+    )
+    areas = [(0.5, 0.9), (0.2, 0.8), (0.4, 0.9), (float("nan"), 0.99)]
+    rows = [{"val_loss": a, "val_auc": b} for a, b in areas]
+    assert sorted(range(4), key=lambda i: training.rank(rows[i])) == order
+
+
+def test_the_area_must_be_there_to_stop_by_it() -> None:
+    cases = striped()
+    cases.labels[cases.where("val")] = 0
+    with pytest.raises(InputError, match="stop_on: auc needs validation images of two"):
+        train_classifier(cases, "tiny", stop_on="auc", **FAST)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid", "findings"])
+def test_the_calibration_error_of_the_kept_epoch_is_told(head: str, tmp_path: Path) -> None:
+    cases = findings(striped()) if head == "findings" else striped()
+    out = tmp_path / "w.safetensors"
+    result = train_classifier(cases, "tiny", head=head, out=out, **FAST)  # type: ignore[arg-type]
+    x = normalised(cases, "val", result.mean, result.std)
+    y = cases.labels[cases.where("val")].reshape(len(x), -1)
+    with torch.no_grad():
+        z = result.model(x)
+    if head == "softmax":
+        columns = [(z.softmax(1)[:, 1].numpy(), y[:, 0])]
+    else:
+        columns = [(z[:, j].sigmoid().numpy(), y[:, j]) for j in range(z.shape[1])]
+    errors = [
+        calibration_error(np.stack([1 - p, p], 1).astype(float), truth)
+        for p, truth in columns
+    ]
+    assert result.val_calibration_error == pytest.approx(np.mean(errors), abs=1e-5)
+    assert load_trained(out)[1]["val_calibration_error"] == result.val_calibration_error
+
+    told = judge(
+        result.model, cases, "val", head=result.head, mean=result.mean, std=result.std
+    )
+    assert told["n"] == len(x)
+    assert told["accuracy"] == pytest.approx(result.val_accuracy)
+    assert told["auc"] == pytest.approx(result.val_auc)
+    assert told["calibration_error"] == pytest.approx(
+        result.val_calibration_error, abs=1e-5
+    )
+
+
 # --- augmentation -------------------------------------------------------------------------------
 
 
@@ -370,3 +588,49 @@ def test_intensity_changes_stay_within_their_bounds_and_differ_between_images() 
     )
     assert 0.89 < float(steeper.min()) < 0.91 < 1.09 < float(steeper.max()) < 1.11
     assert len(brighter[:, 0, 0, 0].unique()) > 400
+
+
+def test_a_turn_moves_what_lies_off_the_middle_by_its_angle() -> None:
+    grid = torch.stack(
+        torch.meshgrid(torch.arange(41.0), torch.arange(61.0), indexing="ij")
+    )
+    blob = torch.exp(-((grid - torch.tensor([20.0, 45.0])[:, None, None]) ** 2).sum(0) / 8)
+    x = blob.expand(200, 1, 41, 61)
+    turned = Augment(shift=0, contrast=0, brightness=0, rotate=30)(
+        x, torch.Generator().manual_seed(0)
+    )
+    weight = turned / turned.sum((2, 3), keepdim=True)
+    place = (weight * grid).sum((2, 3))  # (200, 2): row and column
+    offset = place - torch.tensor([20.0, 30.0])
+    # the same distance from the middle, in pixels: not stretched with the longer axis
+    torch.testing.assert_close(
+        offset.norm(dim=1), torch.full((200,), 15.0), atol=0.1, rtol=0
+    )
+    angle = torch.rad2deg(torch.atan2(offset[:, 0], offset[:, 1]))
+    assert 29 < float(angle.max()) < 30.2 and -30.2 < float(angle.min()) < -29
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (8, 10, 12)])
+def test_a_crop_shows_a_part_of_the_image_enlarged(shape: tuple[int, ...]) -> None:
+    ramp = torch.linspace(0, 1, shape[-1]).expand(100, 1, *shape)
+    cut = Augment(shift=0, contrast=0, brightness=0, crop=0.4)(
+        ramp, torch.Generator().manual_seed(0)
+    )
+    span = cut[..., -1].flatten(1)[:, 0] - cut[..., 0].flatten(1)[:, 0]
+    assert 0.55 < float(span.min()) < 0.68 and 0.95 < float(span.max()) <= 1
+    # inside the image, and the places differ
+    assert float(cut.min()) >= 0 and float(cut.max()) <= 1
+    assert float(cut[..., 0].flatten(1)[:, 0].max()) > 0.2
+
+
+def test_volumes_are_turned_about_each_axis() -> None:
+    turns = Augment(shift=0, contrast=0, brightness=0, rotate=40)
+    for axis in (2, 3, 4):
+        ramp = torch.arange(9.0).reshape([9 if a == axis else 1 for a in range(5)])
+        x = ramp.expand(90, 1, 9, 9, 9)
+        turned = turns(x, torch.Generator().manual_seed(0))
+        # a turn about the axis along which alone the image changes is not seen
+        kept = (turned - x).abs().flatten(1).max(1).values < 1e-4
+        assert 0.2 < float(kept.float().mean()) < 0.5
+    with pytest.raises(InputError, match="two or three axes, got images of 1"):
+        Augment(rotate=5)(torch.rand(2, 1, 9), torch.Generator().manual_seed(0))

@@ -25,6 +25,7 @@ from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
 from feathide.losses import BoundLoss, Loss, Objective, Weighted
 from feathide.metrics.statistics import Cut, proportion, share_at, slipping
+from feathide.models.weights import file_digest
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame
 from feathide.pipeline.steps import (
@@ -158,6 +159,8 @@ def members(
 def _weights_key(context: Context, member: Member) -> str:
     n = context.plan.network
     about = [context.cases.digest, n.head, n.train, n.window, member]
+    if n.start_from is not None:
+        about += [file_digest(n.start_from), n.rename]
     return f"members/{slug(member.arch)}-{digest(about)}"
 
 
@@ -179,7 +182,9 @@ def member_tasks(context: Context, chosen: Sequence[Member]) -> list[Task]:
 
 def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.ndarray]:
     context = context_of(json, store)
-    cases, t = context.cases, context.plan.network.train
+    cases, n = context.cases, context.plan.network
+    # only the architecture of the weights can start from them
+    same = n.start_from is not None and member.arch == n.arch
     if member.half:
         cases = cases.take(
             np.flatnonzero(
@@ -189,7 +194,9 @@ def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.nd
     result = trained(
         context,
         member.arch,
-        t,
+        n.train if same else n.train.from_scratch,
+        weights=n.start_from if same else None,
+        rename=n.rename if same else None,
         cases=cases,
         seed=member.seed,
         out=_weights(context, member),
@@ -212,7 +219,14 @@ def lab_with(context: Context, member: Member) -> Context:
     detectors.
     """
     network = context.plan.network.model_copy(
-        update={"arch": member.arch, "weights": str(_weights(context, member))}
+        update={
+            "arch": member.arch,
+            "weights": str(_weights(context, member)),
+            # of the training alone
+            "start_from": None,
+            "rename": None,
+            "train": context.plan.network.train.from_scratch,
+        }
     )
     plan: Plan = context.plan.model_copy(update={"network": network})
     return Context(plan, context.store)

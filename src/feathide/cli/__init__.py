@@ -320,7 +320,8 @@ def train(
         ),
     ] = "resnet18",
     weights: Annotated[
-        str | None, typer.Option(help="Pretrained weights to start from.")
+        str | None,
+        typer.Option(help="Pretrained weights to start from: a file, or package:NAME."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")
@@ -329,6 +330,36 @@ def train(
     batch_size: int = 16,
     lr: float = 1e-3,
     patience: int = 5,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="What does not learn: backbone, or globs such as 'layer1|layer2.*'."
+        ),
+    ] = None,
+    lr_backbone: Annotated[
+        float | None, typer.Option(help="Learning rate of all but the head.")
+    ] = None,
+    balance: Annotated[
+        str, typer.Option(help="How rare classes count: weights, sampling or none.")
+    ] = "weights",
+    schedule: Annotated[
+        str, typer.Option(help="Of the learning rate: one-cycle, cosine or constant.")
+    ] = "one-cycle",
+    stop_on: Annotated[
+        str, typer.Option(help="What of the validation decides: loss or auc.")
+    ] = "loss",
+    augment: Annotated[
+        bool, typer.Option(help="Change training images at random: shift, intensity.")
+    ] = True,
+    flips: Annotated[
+        list[int] | None, typer.Option(help="Mirror this axis, too; 0 is the first one.")
+    ] = None,
+    crop: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Cut away up to this share of each axis.")
+    ] = 0.0,
+    rotate: Annotated[
+        float, typer.Option(min=0, max=180, help="Turn by up to so many degrees.")
+    ] = 0.0,
     head: Annotated[
         str | None,
         typer.Option(
@@ -361,7 +392,8 @@ def train(
                 f"{out} must not exist", got="a file", do="choose another name or remove it"
             )
         from feathide.data import load_cases
-        from feathide.training.trainer import train_classifier
+        from feathide.training.judging import judge
+        from feathide.training.trainer import Augment, train_classifier
 
         cases = load_cases(data, size=size, box=box, skip_bad=skip_bad, seed=seed)
         _tell_skipped(cases)
@@ -373,6 +405,13 @@ def train(
                 batch_size=batch_size,
                 lr=lr,
                 patience=patience,
+                freeze=freeze,
+                lr_backbone=lr_backbone,
+                balance=balance,  # type: ignore[arg-type]
+                schedule=schedule,  # type: ignore[arg-type]
+                stop_on=stop_on,  # type: ignore[arg-type]
+                augment=augment
+                and Augment(flips=tuple(flips or ()), crop=crop, rotate=rotate),
                 head=head,  # type: ignore[arg-type]
                 stem=stem,  # type: ignore[arg-type]
                 window=window,
@@ -385,8 +424,24 @@ def train(
             typer.echo(f"started from {weights}: {result.begun.words}")
         typer.echo(
             f"{arch}: validation accuracy {result.val_accuracy:.3f}, AUC "
-            f"{result.val_auc:.3f}, {result.seconds:.0f} s"
+            f"{result.val_auc:.3f}, calibration error {result.val_calibration_error:.3f}, "
+            f"epoch {result.epoch + 1} of {len(result.history)}, {result.seconds:.0f} s"
         )
+        tested = judge(
+            result.model,
+            cases,
+            "test",
+            head=result.head,
+            mean=result.mean,
+            std=result.std,
+            window=window,
+            batch_size=batch_size,
+        )
+        if tested:
+            typer.echo(
+                f"{tested['n']:.0f} test images: accuracy {tested['accuracy']:.3f}, AUC "
+                f"{tested['auc']:.3f}, calibration error {tested['calibration_error']:.3f}"
+            )
         typer.echo(
             f"mean {list(result.mean)}, std {list(result.std)}: they stand in the file, and "
             "feathide reads them there"

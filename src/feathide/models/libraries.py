@@ -46,11 +46,51 @@ def arch_named(name: str) -> Arch:
     make = choose("library of networks", library, ZOOS)
     if options.get("pretrained") or options.get("weights"):
         raise expected(
-            f"{base} is built without weights",
+            f"{base} is built without weights, and nothing is downloaded",
             got="pretrained weights",
-            do="give their file as network.weights",
+            do=(
+                f"fetch {_published(library, what, options)} and give its path as "
+                "network.start_from (to train on, with another head) or network.weights (as it is)"
+            ),
         )
     return make(what, options, name)
+
+
+def _published(library: str, what: str, options: Mapping[str, Any]) -> str:
+    """Which file the library would download, in words."""
+    if library == "timm":
+        return _published_by_timm(what)
+    if library == "monai":
+        # MONAI takes the weights of its 2D networks from torchvision
+        return _published_by_torchvision(what.lower(), {}) or (
+            f"the file of weights that MONAI's documentation names for {what}"
+        )
+    return _published_by_torchvision(what, options) or f"the file of weights of {what}"
+
+
+def _published_by_torchvision(what: str, options: Mapping[str, Any]) -> str:
+    from torchvision import models
+
+    if what not in models.list_models():
+        return ""
+    rows = models.get_model_weights(what)
+    wanted = str(options.get("weights", "")).rpartition(".")[2]
+    named = {row.name: row for row in rows}
+    row: Any = named.get(wanted, rows.DEFAULT)
+    return f"{row.url} ({what}, {row.name})"
+
+
+def _published_by_timm(what: str) -> str:
+    try:
+        import timm
+    except ImportError:
+        return f"the file of weights of timm's {what}"
+    found: Any = timm.models.get_pretrained_cfg(what) if timm.is_model(what) else None
+    if found is None:
+        return f"the file of weights of timm's {what}"
+    if found.hf_hub_id:
+        return f"model.safetensors of {found.hf_hub_id} on Hugging Face"
+    return str(found.url or f"the file of weights of timm's {what}")
 
 
 def first_convolution(conv: nn.Module, channels: int, small: bool = False) -> nn.Module:

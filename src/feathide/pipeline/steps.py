@@ -386,6 +386,7 @@ def trained(
     a reference network, a substitute all learn the same.
     """
     # Lightning, which this imports, is slow to load
+    from feathide.training.augmentation import Augment
     from feathide.training.trainer import train_classifier
 
     n = context.plan.network
@@ -403,7 +404,14 @@ def trained(
         batch_size=t.batch_size,
         lr=t.lr,
         patience=t.patience,
-        augment=t.augment,
+        augment=(
+            t.augment if isinstance(t.augment, bool) else Augment(**t.augment.model_dump())
+        ),
+        freeze=t.freeze,
+        lr_backbone=t.lr_backbone,
+        balance=t.balance,
+        schedule=t.schedule,
+        stop_on=t.stop_on,
         stem=t.stem,
         head=head,
         window=context.window,
@@ -422,6 +430,7 @@ def packed_network(result: "TrainResult") -> Arrays:
     return arrays | {
         "val_accuracy": np.asarray(result.val_accuracy),
         "val_auc": np.asarray(result.val_auc),
+        "val_calibration_error": np.asarray(result.val_calibration_error),
     }
 
 

@@ -7,7 +7,14 @@ misspelt field shall be said at once."""
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from feathide.errors import expected, unknown
 from feathide.registry.specs import (
@@ -128,15 +135,49 @@ class DataPlan(Part):
     keep_patient_ids: bool = False
 
 
+class AugmentPlan(Part):
+    """How training images are changed at random (``training.augmentation.Augment``)."""
+
+    shift: float = Field(0.06, ge=0, lt=1)
+    contrast: float = Field(0.15, ge=0, lt=1)
+    brightness: float = Field(0.15, ge=0)
+    flips: tuple[int, ...] = ()
+    crop: float = Field(0.0, ge=0, lt=1)
+    rotate: float = Field(0.0, ge=0, le=180)
+
+
+def augmented(value: Any) -> Any:
+    """A mapping is told apart here, so that its errors are those of its fields alone."""
+    return AugmentPlan(**value) if isinstance(value, Mapping) else value
+
+
 class TrainPlan(Part):
-    """How a classifier of the zoo is trained (``feathide.training.trainer``)."""
+    """How a classifier of the zoo is trained (``feathide.training.trainer``).
+
+    ``freeze``, ``lr_backbone``: which of the weights of ``start_from`` stay, and how fast the
+    others learn."""
 
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-3, gt=0)
     patience: int = Field(5, ge=1)
-    augment: bool = True
+    augment: Annotated[bool | AugmentPlan, BeforeValidator(augmented)] = True
     stem: Literal["standard", "small"] = "standard"
+    freeze: str | None = None
+    lr_backbone: float | None = Field(None, gt=0)
+    balance: Literal["weights", "sampling", "none"] = "weights"
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    stop_on: Literal["loss", "auc"] = "loss"
+
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        """The fields that are about weights to start from."""
+        return tuple(n for n in ("freeze", "lr_backbone") if getattr(self, n) is not None)
+
+    @property
+    def from_scratch(self) -> "TrainPlan":
+        """The same for a network that begins with random weights."""
+        return self.model_copy(update={"freeze": None, "lr_backbone": None})
 
 
 class NetworkPlan(Part):
@@ -225,6 +266,12 @@ class NetworkPlan(Part):
                 ),
                 do="leave one of them out",
             )
+        if self.train.tunes and self.start_from is None:
+            raise expected(
+                "freeze and lr_backbone are for a network that starts from pretrained weights",
+                got=f"{' and '.join(self.train.tunes)} without start_from",
+                do="name a file as network.start_from, or leave them out",
+            )
         if self.output != "logits" and not self.own and self.weights is None:
             raise expected(
                 "a network that is trained here gives logits",
@@ -261,6 +308,17 @@ class ReferencePlan(Part):
         if arch is not None and arch not in MODELS:
             raise unknown("architecture", arch, MODELS)
         return arch
+
+    @field_validator("train")
+    @classmethod
+    def _random(cls, train: TrainPlan) -> TrainPlan:
+        if train.tunes:
+            raise expected(
+                "a reference network begins with random weights",
+                got=" and ".join(train.tunes),
+                do="leave them out",
+            )
+        return train
 
 
 class AttackPlan(Part):

@@ -12,13 +12,23 @@ from torch.utils.data import (
     Dataset,
     RandomSampler,
     SequentialSampler,
+    WeightedRandomSampler,
 )
 
 from feathide.data.cases import Cases
 from feathide.training.augmentation import Augment
 from feathide.types import Box
 
-__all__ = ["Images", "changer", "loader", "measure", "normaliser", "reader", "windowed"]
+__all__ = [
+    "Images",
+    "changer",
+    "loader",
+    "measure",
+    "normaliser",
+    "reader",
+    "sampling_weights",
+    "windowed",
+]
 
 Read = Callable[[np.ndarray], Tensor]  # positions in a split (n,) -> images (n, C, *S)
 Change = Callable[[Tensor], Tensor]
@@ -104,15 +114,35 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return (self.change(x) if self.change else x), self.labels[positions]
 
 
-def loader(images: Images, batch_size: int, shuffle_seed: int | None) -> DataLoader[Any]:
-    """Batches in order, or shuffled by a seed anew in every epoch.
+def sampling_weights(labels: np.ndarray) -> Tensor:
+    """How often each image (N,) of the classes ``labels`` is drawn, such that all classes are
+    drawn as often.
+    """
+    y = torch.from_numpy(labels)
+    return 1 / torch.bincount(y).double()[y]
+
+
+def loader(
+    images: Images,
+    batch_size: int,
+    shuffle_seed: int | None,
+    *,
+    weights: Tensor | None = None,
+) -> DataLoader[Any]:
+    """Batches in order, or shuffled by a seed anew in every epoch, or, with ``weights`` (N,),
+    drawn with replacement.
 
     A shuffled last batch of fewer images is left out: of a single image batch normalisation
     cannot measure anything."""
     if shuffle_seed is None:
         order: Any = SequentialSampler(images)
     else:
-        order = RandomSampler(images, generator=torch.Generator().manual_seed(shuffle_seed))
+        stream = torch.Generator().manual_seed(shuffle_seed)
+        order = (
+            RandomSampler(images, generator=stream)
+            if weights is None
+            else WeightedRandomSampler(weights.tolist(), len(images), generator=stream)
+        )
     size = min(batch_size, len(images))
     return DataLoader(
         images,

@@ -4,25 +4,18 @@ N images, K classes or F findings, C channels, S the spatial axes; the same code
 volumes."""
 
 import copy
-import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EarlyStopping
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
@@ -47,22 +40,33 @@ from feathide.training.data import (
     measure,
     normaliser,
     reader,
+    sampling_weights,
     windowed,
 )
+from feathide.training.fine_tuning import (
+    fixed,
+    frozen_names,
+    head_names,
+    learning_rates,
+)
+from feathide.training.judging import Head
+from feathide.training.loop import Progress, Schedule, StopOn, Training, fit
 from feathide.types import Box
 
 __all__ = [
     "Adversary",
     "Augment",
+    "Balance",
     "Head",
     "Progress",
+    "Schedule",
+    "StopOn",
     "TrainResult",
     "load_trained",
     "train_classifier",
 ]
 
-Head = Literal["softmax", "sigmoid", "findings"]
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is being done
+Balance = Literal["weights", "sampling", "none"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,10 @@ class TrainResult:
 
     It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1], and one mean and std
     per channel, measured on the training split: declare them to ``FeatureClassifier``.
-    ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy, val_auc);
-    ``val_accuracy`` and ``val_auc`` (NaN where no class has validation images both in and out)
-    are those of ``epoch``, the one that was kept."""
+    ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy, val_auc,
+    val_calibration_error); ``val_accuracy``, ``val_auc`` (NaN where no class has validation
+    images both in and out) and ``val_calibration_error`` are those of ``epoch``, the one that was
+    kept. ``frozen``: how many of the network's parameters did not learn."""
 
     model: nn.Module
     head: Head
@@ -86,6 +91,8 @@ class TrainResult:
     digest: str
     seconds: float
     begun: Taken | None = None
+    val_calibration_error: float = math.nan
+    frozen: int = 0
 
 
 def train_classifier(
@@ -101,6 +108,11 @@ def train_classifier(
     lr: float = 1e-3,
     patience: int = 5,
     augment: Augment | bool = True,
+    freeze: str | None = None,
+    lr_backbone: float | None = None,
+    balance: Balance = "weights",
+    schedule: Schedule = "one-cycle",
+    stop_on: StopOn = "loss",
     adversary: Adversary | None = None,
     window: Box | None = None,
     seed: int = 0,
@@ -118,12 +130,21 @@ def train_classifier(
     ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part
     of the box as [0, 1], as in ``FeatureClassifier``; mean and std are those of what it sees.
     ``augment``: True for ``Augment()``.
+
+    To fine-tune: ``weights``, a user's file to start from, with ``rename`` (see ``start_from``);
+    ``freeze``, the parts that stay as they are (``backbone`` or globs of modules, with ``|``
+    between them), their batch norms included; ``lr_backbone``, the rate of all but the head (the
+    last linear layer and what the file lacks). ``balance``: classes weigh the same by
+    "weights" of the loss, by "sampling" (each class drawn as often; labels of one class only), or
+    "none". ``schedule``: "one-cycle", "cosine" (from ``lr`` to 0 after a rise over the first
+    twentieth) or "constant". ``stop_on``: "loss", or "auc" of the validation images (of equal
+    ones the lower loss), decides which epoch is kept and when training stops.
+
     ``adversary``: makes every batch harder, those of the validation too, so that what is kept and
-    reported is what withstands it. ``weights``: a user's file to start from, with ``rename`` (see
-    ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
-    ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a
-    CPU; the global random state stays as it was. Splits of up to 4 GiB are held in memory, larger
-    ones are read batch by batch.
+    reported is what withstands it. ``out``: a safetensors file for ``load_trained``, written when
+    training has ended. On a GPU, where there is one, in mixed precision (bfloat16). The same seed
+    gives the same weights on a CPU; the global random state stays as it was. Splits of up to 4
+    GiB are held in memory, larger ones are read batch by batch.
 
     Raises ``InputError`` for a split or a class without images, a network that does not fit the
     images, and a loss that is not finite."""
@@ -135,42 +156,68 @@ def train_classifier(
             raise expected(
                 f"{name} must be positive", got=value, do="leave it out for the default"
             )
+    _check_recipe(cases, balance, schedule, stop_on)
+    if lr_backbone is not None and not lr_backbone > 0:
+        raise expected(
+            "lr_backbone must be positive",
+            got=lr_backbone,
+            do="say freeze: backbone for one that does not learn",
+        )
     network = _network(cases, arch, head=head, stem=stem, seed=seed, window=window)
     begun = None
     if weights is not None:
         begun = start_from(network, weights, rename=rename)
+    own_head = head_names(network, () if begun is None else begun.fresh)
+    frozen = frozen_names(network, freeze, own_head)
     read = windowed(reader(cases, train), window)
     mean, std = measure(read, len(train))
     normalise = normaliser(mean, std)
     change = changer(Augment() if augment is True else augment or None, seed)
-    batches = loader(Images(read, cases.labels[train], normalise, change), batch_size, seed)
+    labels = cases.labels[train]
+    batches = loader(
+        Images(read, labels, normalise, change),
+        batch_size,
+        seed,
+        weights=sampling_weights(labels) if balance == "sampling" else None,
+    )
     held_out = loader(
         Images(windowed(reader(cases, val), window), cases.labels[val], normalise),
         batch_size,
         None,
     )
-    loss = _loss(cases.labels[train], len(cases.class_names), head)
+    k = len(cases.class_names)
+    # drawn as often, all classes weigh the same without weights
+    loss = _loss(labels, k, head) if balance == "weights" else _plain_loss(head)
+    # the validation images are not drawn
+    val_loss = _loss(labels, k, head) if balance == "sampling" else loss
     # (C,): a unit of the normalised images in the box
     unit = torch.tensor(std) * (1.0 if window is None else window[1] - window[0])
-    outputs = 1 if head == "sigmoid" else len(cases.class_names)
+    outputs = 1 if head == "sigmoid" else k
 
     def told(answer: object, y: Tensor) -> Tensor:
         return loss(logits_of(answer, len(y), outputs), y)
 
     harder = None if adversary is None else partial(adversary, loss=told, scale=unit)
-    training = _Training(
+    training = Training(
         network,
         loss,
+        val_loss,
         head=head,
         outputs=outputs,
-        lr=lr,
+        rates=learning_rates(network, lr, lr_backbone, own_head),
+        schedule=schedule,
+        stop_on=stop_on,
+        frozen=frozen,
         steps=epochs * len(batches),
         progress=progress,
         harder=harder,
     )
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        fixed(network, frozen),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+    ):
         torch.manual_seed(seed)
-        _fit(training, batches, held_out, epochs=epochs, patience=patience)
+        fit(training, batches, held_out, epochs=epochs, patience=patience)
     kept = training.keep_best()
     result = TrainResult(
         model=network,
@@ -184,6 +231,8 @@ def train_classifier(
         digest=weights_digest(network),
         seconds=time.perf_counter() - started,
         begun=begun,
+        val_calibration_error=kept["val_calibration_error"],
+        frozen=sum(p.numel() for n, p in network.named_parameters() if n in frozen),
     )
     if out is not None:
         save_weights(
@@ -197,7 +246,7 @@ def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     file says about it.
 
     That is: arch, channels, outputs, stem, head, mean, std, window, class_names, size,
-    val_accuracy, val_auc. Raises ``InputError`` for any other file."""
+    val_accuracy, val_auc, val_calibration_error. Raises ``InputError`` for any other file."""
     about = read_about(path)
     if not about.get("arch"):
         raise expected(
@@ -230,6 +279,7 @@ def _about(
         "size": cases.shape,
         "val_accuracy": result.val_accuracy,
         "val_auc": result.val_auc,
+        "val_calibration_error": result.val_calibration_error,
     }
 
 
@@ -326,193 +376,38 @@ def _loss(labels: np.ndarray, k: int, head: Head) -> Callable[[Tensor, Tensor], 
     return loss
 
 
-# --- the loop -----------------------------------------------------------------------------------
+def _plain_loss(head: Head) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy in which all images weigh the same."""
+    if head == "softmax":
+        return lambda z, t: F.cross_entropy(z.float(), t)
+
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        truth = t.reshape(len(t), -1).float()
+        return F.binary_cross_entropy_with_logits(z.float().reshape(truth.shape), truth)
+
+    return loss
 
 
-class _Training(L.LightningModule):
-    """What Lightning's loop calls: the loss, AdamW with a one-cycle schedule, and the memory of
-    the best epoch.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        *,
-        head: Head,
-        outputs: int,
-        lr: float,
-        steps: int,
-        progress: Progress | None,
-        harder: Callable[..., Tensor] | None,
-    ) -> None:
-        super().__init__()
-        self.network, self.loss = network, loss
-        self.average = copy.deepcopy(network).requires_grad_(False)
-        self.head, self.outputs, self.lr, self.steps = head, outputs, lr, steps
-        self.progress, self.harder = progress, harder
-        self.losses: list[Tensor] = []
-        self.seen: list[tuple[Tensor, Tensor]] = []
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.lr, weight_decay=0.01
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=self.steps
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        x, y = batch
-        if self.harder is not None:
-            x = self.harder(self.network, x, y, draw=self.global_step)
-        loss = self.loss(logits_of(self.network(x), len(x), self.outputs), y)
-        self.losses.append(loss.detach())
-        if self.progress is not None:
-            last = (
-                f", validation accuracy {self.history[-1]['val_accuracy']:.3f}"
-                if self.history
-                else ""
-            )
-            self.progress(
-                self.global_step + 1, self.steps, f"epoch {self.current_epoch + 1}{last}"
-            )
-        return loss
-
-    def on_train_batch_end(self, _outputs: Any, _batch: Any, _index: int) -> None:
-        """Move the average towards the network: at first a plain mean, later one over about half
-        an epoch.
-        """
-        share = min(
-            1.0, max(2 / self.trainer.num_training_batches, 1 / (self.global_step + 1))
-        )
-        now = self.network.state_dict()
-        for name, value in self.average.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(now[name], share)
-            else:
-                value.copy_(now[name])
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
-        x, y = batch
-        if self.harder is not None:
-            x = self.harder(self.average, x, y, draw="held out")
-        self.seen.append(
-            (logits_of(self.average(x), len(x), self.outputs).float().cpu(), y.cpu())
-        )
-
-    def on_validation_epoch_end(self) -> None:
-        z, y = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
-        row = {
-            "epoch": float(self.current_epoch),
-            "train_loss": float(torch.stack(self.losses).mean()),
-            "val_loss": float(self.loss(z, y)),
-            "val_accuracy": _accuracy(z, y, self.head),
-            "val_auc": _auc(z, y, self.head),
-        }
-        if row["val_loss"] < min((h["val_loss"] for h in self.history), default=math.inf):
-            self.best = {
-                k: v.detach().cpu().clone() for k, v in self.average.state_dict().items()
-            }
-        self.history.append(row)
-        self.losses, self.seen = [], []
-        self.log("val_loss", row["val_loss"])
-
-    def keep_best(self) -> dict[str, float]:
-        """Give the network the weights of the best epoch, in evaluation mode on the CPU; that
-        epoch's row.
-        """
-        if not self.best:
-            raise expected(
-                "the validation loss must be finite",
-                got="NaN from the first epoch on",
-                do="lower lr",
-            )
-        self.network.load_state_dict(self.best)
-        self.network.cpu().eval()
-        return min(
-            self.history,
-            key=lambda h: h["val_loss"] if math.isfinite(h["val_loss"]) else math.inf,
-        )
-
-
-def _fit(
-    training: _Training,
-    batches: DataLoader[Any],
-    held_out: DataLoader[Any],
-    *,
-    epochs: int,
-    patience: int,
+def _check_recipe(
+    cases: Cases, balance: Balance, schedule: Schedule, stop_on: StopOn
 ) -> None:
-    """Run Lightning's loop, which says nothing and leaves no file, log or signal handler
-    behind.
-    """
-    halves = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    with _quiet():
-        trainer = L.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            precision="bf16-mixed" if halves else "32-true",
-            callbacks=[EarlyStopping("val_loss", patience=patience)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,  # an adversary differentiates what is validated
+    for what, value, known in (
+        ("balance", balance, get_args(Balance)),
+        ("schedule", schedule, get_args(Schedule)),
+        ("stop_on", stop_on, get_args(StopOn)),
+    ):
+        if value not in known:
+            raise unknown(what, value, known)
+    if balance == "sampling" and cases.multi_label:
+        raise expected(
+            "balance: sampling is for images of one class each",
+            got="images with several findings",
+            do="say balance: weights",
         )
-        try:
-            trainer.fit(training, batches, held_out)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from stop
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's greetings and advice are not for the user of this package."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")
-    ]
-    levels = [log.level for log in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
-        warnings.filterwarnings("ignore", module=r"torch(\.|$)", category=FutureWarning)
-        for log in loggers:
-            log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
-
-
-def _accuracy(z: Tensor, y: Tensor, head: Head) -> float:
-    predicted = z.argmax(1) if head == "softmax" else (z.reshape(y.shape) > 0).long()
-    return float((predicted == y).float().mean())
-
-
-def _auc(z: Tensor, y: Tensor, head: Head) -> float:
-    """Area under the ROC curve: of the two classes, or the mean over classes (one against the
-    rest) or findings; NaN where none of them has both kinds of images, or an output is not
-    finite.
-    """
-    if not bool(z.isfinite().all()):
-        return math.nan
-    if head == "softmax" and z.shape[1] == 2:
-        z, y = z[:, 1:] - z[:, :1], y.reshape(-1, 1)
-    elif head == "softmax":
-        z, y = z.softmax(1), F.one_hot(y, z.shape[1])
-    z, y = z.reshape(len(z), -1), y.reshape(len(y), -1)
-    mixed = [j for j in range(y.shape[1]) if 0 < int(y[:, j].sum()) < len(y)]
-    return (
-        float(np.mean([roc_auc_score(y[:, j].numpy(), z[:, j].numpy()) for j in mixed]))
-        if mixed
-        else math.nan
-    )
+    columns = cases.labels[cases.where("val")].reshape(len(cases.where("val")), -1).T
+    if stop_on == "auc" and not any(len(set(column.tolist())) > 1 for column in columns):
+        raise expected(
+            "stop_on: auc needs validation images of two classes",
+            got="images of one",
+            do="say stop_on: loss, or add images",
+        )
