@@ -81,7 +81,7 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Hiding:
-    """How an attacker hides: the term that is added, its usual weight, and what he must know for
+    """How an attacker hides: the term that is added, its usual weight, and what they must know for
     it.
 
     ``needs``: "" nothing, "train" clean training outputs, "bank" the mixtures, "detectors" the

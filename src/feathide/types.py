@@ -30,7 +30,7 @@ class Outputs:
     means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the classifier was asked
     for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network,
     if there are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker
-    who is not there yet asks a detector what it would say of his image once it is taken for the
+    who is not there yet asks a detector what it would say of the image once it is taken for the
     target. ``reference_network``, where the classifier was given one, is what a second network
     shows of the same images. Two fields stand for the image itself, which would take too much
     room, and are there only if the classifier was asked for them: ``statistics`` (N, F), numbers

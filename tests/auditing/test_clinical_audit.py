@@ -233,7 +233,7 @@ def test_export_refuses(options: dict, hint: str, dicom: Context, tmp_path: Path
     with pytest.raises(InputError, match=hint):
         export_images(dicom.store.folder, out, **options)
     assert not out.exists() or [f.name for f in out.iterdir()] == ["mine.txt"]
-    with pytest.raises(InputError, match="has ended"):
+    with pytest.raises(InputError, match="a finished audit"):
         export_images(tmp_path, out)
 
 

@@ -120,7 +120,7 @@ def test_npz_patients_from_arrays_and_from_the_sidecar(tmp_path: Path) -> None:
     assert cases.patients[3] == "anna" and cases.patients[4] == "train-00004"
     assert cases.notes[1:] == (
         "patients: from b.meta.csv",
-        "patients of 17 of 18 images: unknown, each image counts as its own",
+        "patients of 17 of 18 images: unknown, each image counts as its own patient",
     )
     save_manifest(
         tmp_path / "b.meta.csv",
@@ -476,7 +476,7 @@ def test_folder_patients_from_a_table(tmp_path: Path) -> None:
         and sum(cases.patients == "anna") == 2
     )
     assert cases.notes == (
-        "patients of 22 of 24 images: unknown, each image counts as its own",
+        "patients of 22 of 24 images: unknown, each image counts as its own patient",
     )
     save_manifest(table, [{**row, "id": Path(row["id"]).name} for row in full])
     with refuses(
@@ -841,7 +841,7 @@ def test_the_verbs_say_what_was_assumed(tmp_path: Path) -> None:
     )
     notes = (
         "layout: N x 3 x H x W (channels first)",
-        "patients: unknown, each image counts as its own",
+        "patients: unknown, each image counts as its own patient",
     )
     told = (
         CliRunner()

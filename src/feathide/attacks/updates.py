@@ -1,7 +1,7 @@
-"""Rules: how an attacker turns a gradient into the next perturbation, and what he differentiates.
+"""Rules: how an attacker turns a gradient into the next perturbation, and what they differentiate.
 
-A ``Rule`` step schedules (Plain, Momentum, ...); a ``Blend`` says how the wish to fool and the
-wish to hide share the steps (Together, Selective, Orthogonal, Scheduled). Both are frozen recipes
+A ``Rule`` takes the steps (Plain, Momentum, ...); a ``Blend`` says how fooling and
+hiding share the steps (Together, Selective, Orthogonal, Scheduled). Both are frozen recipes
 whose ``start`` returns a closure with the batch's state. State is kept for the whole batch and
 indexed by ``rows``, since finished images leave the batch."""
 
@@ -87,7 +87,7 @@ class Step:
 
 
 class Rule(ABC):
-    """How an attacker step schedules. ``gradient``: whether he needs one."""
+    """How an attacker steps. ``gradient``: whether the rule needs one."""
 
     gradient: ClassVar[bool] = True
 
@@ -126,7 +126,7 @@ class Momentum(Rule):
 
 
 class Blend(ABC):
-    """How the wish to fool (J) and the wish to hide (S) share the steps."""
+    """How fooling (J) and hiding (S) share the steps."""
 
     @abstractmethod
     def start(self, n: int, steps: int) -> "Share":

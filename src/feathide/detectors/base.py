@@ -41,7 +41,7 @@ class Detector(ABC):
     of ``out``.
 
     ``needs_dropout``, ``needs_reference_network``, ``needs_statistics``, ``needs_squeezed``:
-    whether ``score`` reads ``out.stochastic``, ``out.reference network``, ``out.statistics`` or
+    whether ``score`` reads ``out.stochastic``, ``out.reference_network``, ``out.statistics`` or
     ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces
     in which it looks, which reports say beside it; whoever asks the network about other images
     than the one that was sent reads "image" and "logits". The predicted class is read by all.
@@ -125,7 +125,7 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
         if bool(found.detach().isnan().any()):
             _refuse(self, {"": out})
             bad = int(found.detach().isnan().sum())
-            do = "leave this detector out, or look at what it divides by"
+            do = "leave this detector out, or check it for a division by zero"
             raise expected(
                 f"scores of {self.name} must be numbers",
                 got=f"NaN for {bad} of {len(out)} rows",

@@ -599,6 +599,6 @@ def _scores(values: ArrayLike) -> Floats:
         raise expected(
             "scores must be numbers",
             got=f"{int(np.isnan(scores).sum())} NaN of {len(scores)}",
-            do="look for the image that makes it",
+            do="find the image that causes it",
         )
     return scores

@@ -154,7 +154,7 @@ class FeatureClassifier:
             )
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise expected(
-                "mean and std must be of one length, std positive",
+                "mean and std must be of equal length, std positive",
                 got=f"{self.mean}, {self.std}",
                 do="declare both per channel",
             )

@@ -49,7 +49,7 @@ METRICS = {
         for k in LEVELS
     },
     "slips_through_fpr10_all": Metric(
-        "Slips through, with those wrong by themselves",
+        "Slips through, own mistakes included",
         "share of all test images that the classifier takes for a wrong class, attacked or "
         "by its own mistake, and that pass "
         "the guard, at 10 % false alarms",
@@ -187,7 +187,7 @@ def variants(run: Run) -> Iterator[Matrix]:
         rows = rows.assign(row=rows["detector"].map(label), column=_columns(rows))
         says = (
             f"Mean of {rows['seeds'].max()} classifiers that were trained alike from "
-            "different seeds, and the range from the least to the greatest: "
+            "different seeds, and the range from the smallest to the largest: "
             "where it is wide, the number of one classifier is a matter of chance."
         )
         yield Matrix(
@@ -279,7 +279,7 @@ def classifiers(table: pd.DataFrame) -> Matrix:
     says = (
         "Calibration error: how far, on average over 15 bins, the largest probability lies "
         "from the share of right answers; "
-        "Brier score: mean squared error of the probabilities, 0 to 1; less is better."
+        "Brier score: mean squared error of the probabilities, 0 to 1; lower is better."
     )
     return Matrix(
         "classifiers",
@@ -326,7 +326,7 @@ def parts(run: Run) -> Matrix:
         for n, part in given.items()
     )
     return Matrix(
-        "parts", "Images by part", "", tuple(c.capitalize() for c in columns), tuple(body)
+        "parts", "Images by split", "", tuple(c.capitalize() for c in columns), tuple(body)
     )
 
 
