@@ -325,10 +325,15 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")
     ] = Path("classifier.safetensors"),
-    epochs: int = 15,
-    batch_size: int = 16,
-    lr: float = 1e-3,
-    patience: int = 5,
+    epochs: Annotated[
+        int, typer.Option(help="The largest number of passes over the training split.")
+    ] = 15,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 16,
+    lr: Annotated[float, typer.Option(help="The peak learning rate.")] = 1e-3,
+    patience: Annotated[
+        int,
+        typer.Option(help="Stop after this many epochs without a better validation loss."),
+    ] = 5,
     head: Annotated[
         str | None,
         typer.Option(
@@ -350,7 +355,7 @@ def train(
         typer.Option(help="The part of the box that the network sees."),
     ] = None,
     skip_bad: SkipBad = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
 ) -> None:
     """Train a classifier on the training split, with early stopping on validation."""
     with said():

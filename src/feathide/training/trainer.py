@@ -67,13 +67,24 @@ Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained network in evaluation mode on the CPU, and how it came about.
+    """A trained network, and how it was trained.
 
-    It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1], and one mean and std
-    per channel, measured on the training split: declare them to ``FeatureClassifier``.
-    ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy, val_auc);
-    ``val_accuracy`` and ``val_auc`` (NaN where no class has validation images both in and out)
-    are those of ``epoch``, the one that was kept."""
+    It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1]: give these to
+    ``FeatureClassifier``.
+
+    Args:
+        model: The network in evaluation mode, on the CPU.
+        head: "softmax", "sigmoid" or "findings".
+        mean: The mean of each channel over the training split.
+        std: The standard deviation of each channel over the training split.
+        history: One row per epoch: epoch, train_loss, val_loss, val_accuracy, val_auc.
+        epoch: The epoch that was kept.
+        val_accuracy: The validation accuracy of that epoch, in [0, 1].
+        val_auc: Its validation AUC; NaN where no class has validation images both in and out.
+        digest: A digest of the weights.
+        seconds: How long the training took.
+        begun: Which weights the training started from, if any.
+    """
 
     model: nn.Module
     head: Head
@@ -107,26 +118,48 @@ def train_classifier(
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train ``arch``, a name of ``MODELS`` or a user's own network (which is copied), on the
-    training split.
+    """Train a classifier on the training split, with early stopping on the validation split.
 
-    ``head``: "softmax" (K outputs), "sigmoid" (one, for two classes) or "findings" (F, for labels
-    with one column per finding); None: what the labels call for. The loss is cross-entropy in
-    which every class weighs the same in all; AdamW with a one-cycle schedule of peak ``lr``. What
-    is validated and kept is a running average of the weights, which does not jump about as the
-    weights do while ``lr`` is high. Training stops when its validation loss has not improved for
-    ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part
-    of the box as [0, 1], as in ``FeatureClassifier``; mean and std are those of what it sees.
-    ``augment``: True for ``Augment()``.
-    ``adversary``: makes every batch harder, those of the validation too, so that what is kept and
-    reported is what withstands it. ``weights``: a user's file to start from, with ``rename`` (see
-    ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
-    ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a
-    CPU; the global random state stays as it was. Splits of up to 4 GiB are held in memory, larger
-    ones are read batch by batch.
+    The loss is a cross-entropy in which every class has the same total weight; the optimiser is
+    AdamW with a one-cycle schedule. What is validated and kept is a running average of the weights,
+    which is steadier than the weights while the learning rate is high. The same seed gives the same
+    weights on a CPU; the global random state is not changed. A GPU, if there is one, is used in
+    bfloat16. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
 
-    Raises ``InputError`` for a split or a class without images, a network that does not fit the
-    images, and a loss that is not finite."""
+    Args:
+        cases: The images, with a "train" and a "val" split.
+        arch: A name of the zoo, such as "resnet18", or your own network, which is copied.
+        head: "softmax" (K outputs), "sigmoid" (one output, for two classes) or "findings" (one
+            output per finding); None for what the labels call for.
+        stem: "standard", or "small" for images below 64 pixels.
+        weights: A file of weights to start from.
+        rename: How names in that file become names of the network.
+        epochs: The largest number of epochs.
+        batch_size: Images per step.
+        lr: The peak learning rate.
+        patience: Stop when the validation loss has not improved for this many epochs.
+        augment: True for ``Augment()``, False for none, or an ``Augment`` of your own.
+        adversary: Makes every batch harder, those of the validation too, so that the epoch that
+            withstands most is kept.
+        window: The part (lo, hi) of the box that the network sees as [0, 1].
+        seed: The seed of weights, batches and augmentation.
+        out: A safetensors file for ``load_trained``, written at the end.
+        progress: Is called after each epoch.
+
+    Returns:
+        The network of the best epoch, with the normalisation that belongs to it.
+
+    Raises:
+        InputError: A split or a class without images, a network that does not fit the images, a
+            loss that is not finite.
+
+    Examples:
+        ```python
+        cases = load_cases("chest.npz")
+        trained = train_classifier(cases, "resnet18", epochs=5, out="chest.safetensors")
+        classifier = FeatureClassifier(trained.model, mean=trained.mean, std=trained.std)
+        ```
+    """
     started = time.perf_counter()
     head = _checked_head(cases, head)
     train, val = _checked_rows(cases)
@@ -193,11 +226,18 @@ def train_classifier(
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a file that ``train_classifier`` wrote, in evaluation mode, and what the
-    file says about it.
+    """The network in a file that ``train_classifier`` wrote.
 
-    That is: arch, channels, outputs, stem, head, mean, std, window, class_names, size,
-    val_accuracy, val_auc. Raises ``InputError`` for any other file."""
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        The network in evaluation mode, and what the file says about it: arch, channels, outputs,
+        stem, head, mean, std, window, class_names, size, val_accuracy, val_auc.
+
+    Raises:
+        InputError: Any other file.
+    """
     about = read_about(path)
     if not about.get("arch"):
         raise expected(
