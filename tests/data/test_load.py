@@ -211,7 +211,7 @@ def test_npz_with_channels_on_either_side(
                 "must be N x H x W x 1 or 3",
                 "(12, 10, 4)",
                 "drop the alpha channel",
-                "last axis of 1",
+                "last axis of length 1",
             ),
         ),
         ((4, 12, 10), ("must be N x H x W x 1 or 3", "drop the alpha channel")),
@@ -391,7 +391,7 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     (root / "well" / "notes.txt").write_text("a text is no case")
     Image.new("L", (6, 8)).save(root / "stray.png")
     with refuses(
-        "must hold images in class folders",
+        "must hold readable images in class folders",
         "2 other files",
         "ill/a.npy, stray.png",
         "skip_bad=True",

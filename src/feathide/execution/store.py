@@ -311,7 +311,7 @@ def _other_writer(folder: Path) -> str:
     )
     return (
         f", written by {wrote}, not {VERSION} (format {FORMAT}), which may read the same plan "
-        "otherwise"
+        "differently"
     )
 
 
