@@ -219,7 +219,7 @@ def test_slipped_only_exports_what_fools_and_is_accepted(
 REFUSED = {
     "a folder in use": ({}, "new or empty"),
     "an attack that was not made": ({"attack": "cw"}, "known: fgsm, pgd"),
-    "jpeg of 12 bits": ({"jpeg": 90}, "8 bits"),
+    "jpeg of 12 bits": ({"jpeg": 90}, "8-bit pictures"),
     "quality of nothing": ({"jpeg": 0}, "1 to 100"),
 }
 
@@ -434,7 +434,7 @@ def test_rounding_afterwards_is_judged_before_and_after(
 
 def test_archives_hold_only_what_they_can(dicom: Context, tmp_path: Path) -> None:
     for spec, hint in (
-        ("jpeg 90", "8 bits"),
+        ("jpeg 90", "8-bit pictures"),
         ("jpeg 200", "jpeg 90"),
         ("webp 3", "jpeg 90"),
     ):
