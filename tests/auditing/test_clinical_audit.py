@@ -434,7 +434,7 @@ def test_rounding_afterwards_is_judged_before_and_after(
 
 def test_archives_hold_only_what_they_can(dicom: Context, tmp_path: Path) -> None:
     for spec, hint in (
-        ("jpeg 90", "8-bit pictures"),
+        ("jpeg 90", "8 bits"),
         ("jpeg 200", "jpeg 90"),
         ("webp 3", "jpeg 90"),
     ):
