@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used; the message says what to do about it."""
+    """An input that cannot be used; the message says what was expected, got, and what to do.
+
+    The command line prints the message in one line and exits with 2.
+    """
 
     def __str__(self) -> str:
         """One line for a terminal, whatever the names and values in it are: without control

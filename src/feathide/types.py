@@ -22,20 +22,26 @@ ALL: Rows = slice(None)
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward pass of a classifier shows.
+    """What one forward pass of a classifier shows; row i of every field is image i.
 
-    ``logits`` (N, K) with K >= 2: a network with one sigmoid output z is shown as the two logits
-    (0, z), which has the same probabilities, cross-entropy and decision. ``features`` maps a
-    layer's name to its pooled output (N, C), in network order; the last one is what "last layer"
-    means. ``stochastic`` (N, S, K) are the logits of S dropout draws, if the classifier was asked
-    for them. ``others`` (N, F) are the logits of the remaining findings of a multi-label network,
-    if there are any. ``assumed`` (N,), where given, stands for the predicted class: an attacker
-    who is not there yet asks a detector what it would say of his image once it is taken for the
-    target. ``reference_network``, where the classifier was given one, is what a second network
-    shows of the same images. Two fields stand for the image itself, which would take too much
-    room, and are there only if the classifier was asked for them: ``statistics`` (N, F), numbers
-    computed from the image alone, and ``squeezed`` (N, Q, K), the logits of Q poorer versions of
-    the image."""
+    Args:
+        logits: The logits (N, K), K >= 2. A network with one sigmoid output z is shown as (0, z),
+            which has the same probabilities, cross-entropy and decision.
+        features: The pooled output (N, C) of each layer, by name, in network order; the last one is
+            what "last layer" means.
+        stochastic: The logits (N, S, K) of S dropout draws, if the classifier was asked for them.
+        others: The logits (N, F) of the remaining findings of a multi-label network, if any.
+        assumed: Classes (N,) that take the place of the predicted ones: an attacker who is not
+            there yet asks a detector for the score that the image will have as the target class.
+        reference_network: What a second network shows of the same images.
+        statistics: Numbers (N, F) computed from the images alone.
+        squeezed: The logits (N, Q, K) of Q coarser versions of the images.
+
+    Examples:
+        >>> out = Outputs(torch.tensor([[0.0, 2.0]]), {"last": torch.zeros(1, 8)})
+        >>> out.predicted
+        tensor([1])
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor]
@@ -121,8 +127,15 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the attacker wants: images of class ``source`` (N,) taken for class ``target``
-    (N,).
+    """What the attacker wants: images of class ``source`` taken for class ``target``.
+
+    Args:
+        source: The true classes (N,), int64 in 0..K-1.
+        target: The wanted classes (N,), different from ``source``.
+
+    Examples:
+        >>> Goal(torch.tensor([0, 1]), torch.tensor([1, 0])).target
+        tensor([1, 0])
     """
 
     source: Tensor
@@ -139,10 +152,16 @@ class Goal:
 class Evidence:
     """What a detector may learn from.
 
-    ``train`` are the outputs on the classifier's clean training images with their labels; row i
-    of ``clean``, ``noisy`` and ``adversarial`` is the same held-out image of the
-    detector-training split: as it is, with random noise of the attack's budget, and attacked by a
-    conventional attack."""
+    Row i of ``clean``, ``noisy`` and ``adversarial`` is the same image of the detector-training
+    split.
+
+    Args:
+        train: Outputs of the classifier's clean training images.
+        train_labels: Their classes (N,), int64.
+        clean: Outputs of the held-out images as they are.
+        noisy: Outputs of the same images with random noise of the attack's budget.
+        adversarial: Outputs of the same images, attacked by a conventional attack.
+    """
 
     train: Outputs
     train_labels: Tensor

@@ -820,7 +820,7 @@ def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_classifier_near_chance_stops_the_audit(data: Path, tmp_path: Path) -> None:
-    words = r"right in \d+ of 80 labelled images .*looks untrained, or normalised otherwise: check class_names, mean, std, window, weights"
+    words = r"right on \d+ of 80 labelled images .*looks untrained, or normalised differently: check class_names, mean, std, window, weights"
     plan = ending(tmp_path, data, "none") | {
         "schedule": {"steps": 2},
         "attacks": "pgd",

@@ -219,7 +219,7 @@ def test_slipped_only_exports_what_fools_and_is_accepted(
 REFUSED = {
     "a folder in use": ({}, "new or empty"),
     "an attack that was not made": ({"attack": "cw"}, "known: fgsm, pgd"),
-    "jpeg of 12 bits": ({"jpeg": 90}, "8 bits"),
+    "jpeg of 12 bits": ({"jpeg": 90}, "8-bit pictures"),
     "quality of nothing": ({"jpeg": 0}, "1 to 100"),
 }
 
@@ -233,7 +233,7 @@ def test_export_refuses(options: dict, hint: str, dicom: Context, tmp_path: Path
     with pytest.raises(InputError, match=hint):
         export_images(dicom.store.folder, out, **options)
     assert not out.exists() or [f.name for f in out.iterdir()] == ["mine.txt"]
-    with pytest.raises(InputError, match="has ended"):
+    with pytest.raises(InputError, match="a finished audit"):
         export_images(tmp_path, out)
 
 

@@ -228,7 +228,7 @@ def test_other_images_are_noticed(run: Path, tmp_path: Path) -> None:
     document = yaml.safe_load((folder / "plan.yaml").read_text())
     document["record"]["data"]["digest"] = "another"
     (folder / "plan.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError, match="images that it attacked"):
+    with pytest.raises(InputError, match="needs the images that it attacked"):
         render_again(folder)
     with pytest.raises(InputError, match=r"plan.yaml and results.csv"):
         render_again(tmp_path)

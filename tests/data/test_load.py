@@ -120,7 +120,7 @@ def test_npz_patients_from_arrays_and_from_the_sidecar(tmp_path: Path) -> None:
     assert cases.patients[3] == "anna" and cases.patients[4] == "train-00004"
     assert cases.notes[1:] == (
         "patients: from b.meta.csv",
-        "patients of 17 of 18 images: unknown, each image counts as its own",
+        "patients of 17 of 18 images: unknown, each image counts as its own patient",
     )
     save_manifest(
         tmp_path / "b.meta.csv",
@@ -211,7 +211,7 @@ def test_npz_with_channels_on_either_side(
                 "must be N x H x W x 1 or 3",
                 "(12, 10, 4)",
                 "drop the alpha channel",
-                "last axis of 1",
+                "last axis of length 1",
             ),
         ),
         ((4, 12, 10), ("must be N x H x W x 1 or 3", "drop the alpha channel")),
@@ -391,7 +391,7 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     (root / "well" / "notes.txt").write_text("a text is no case")
     Image.new("L", (6, 8)).save(root / "stray.png")
     with refuses(
-        "must hold images in class folders",
+        "must hold readable images in class folders",
         "2 other files",
         "ill/a.npy, stray.png",
         "skip_bad=True",
@@ -476,7 +476,7 @@ def test_folder_patients_from_a_table(tmp_path: Path) -> None:
         and sum(cases.patients == "anna") == 2
     )
     assert cases.notes == (
-        "patients of 22 of 24 images: unknown, each image counts as its own",
+        "patients of 22 of 24 images: unknown, each image counts as its own patient",
     )
     save_manifest(table, [{**row, "id": Path(row["id"]).name} for row in full])
     with refuses(
@@ -841,7 +841,7 @@ def test_the_verbs_say_what_was_assumed(tmp_path: Path) -> None:
     )
     notes = (
         "layout: N x 3 x H x W (channels first)",
-        "patients: unknown, each image counts as its own",
+        "patients: unknown, each image counts as its own patient",
     )
     told = (
         CliRunner()

@@ -114,7 +114,7 @@ def test_damaged_files_are_said_and_computed_anew(tmp_path: Path, whole: Path) -
     audit(load_plan(PLAN), tmp_path, progress=said)
     keys = {p.relative_to(tmp_path).with_suffix("").as_posix() for p in files}
     assert {
-        s.split(" ")[0] for s in said.sentences if "is damaged and is computed anew" in s
+        s.split(" ")[0] for s in said.sentences if "is damaged; it is computed again" in s
     } == keys
     assert contents(tmp_path) == contents(whole)
 

@@ -173,7 +173,7 @@ def test_a_damaged_file_is_said_and_computed_anew(tmp_path, whole):
         store.path(key).write_bytes(raw)
     assert set(run(graph(), store, progress=said)) == set(keys)
     assert sorted(said.sentences) == sorted(
-        f"{key} is damaged and is computed anew" for key in keys
+        f"{key} is damaged; it is computed again" for key in keys
     )
     assert contents(tmp_path) == whole
 

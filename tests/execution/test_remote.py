@@ -89,7 +89,7 @@ def test_a_file_damaged_at_home_is_said_and_replaced(
     another_machine(monkeypatch, tmp_path)
     said = Said()
     assert len(work_off(graph(), Store(near(url)), progress=said)) == 1
-    assert "is damaged and is computed anew" in said.sentences[0]
+    assert "is damaged; it is computed again" in said.sentences[0]
     arrays = {n: v for n, v in at(url).items() if n.endswith(".npz")}
     assert arrays == {n: v for n, v in whole.items() if n.endswith(".npz")}
 

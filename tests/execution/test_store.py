@@ -444,7 +444,7 @@ def test_a_run_of_another_version_says_so(tmp_path, monkeypatch):
     wrote = rf"written by feathide {__version__} \(format {FORMAT}\), not {__version__} \(format {FORMAT + 1}\)"
     with pytest.raises(
         InputError,
-        match=f"holds the plan aaaa, {wrote}, which may read the same plan otherwise; choose",
+        match=f"holds the plan aaaa, {wrote}, which may read the same plan differently; choose",
     ):
         open_folder(tmp_path, "bbbb")
     with pytest.raises(

@@ -539,7 +539,7 @@ def test_a_network_that_takes_its_channels_last_is_given_them_so(
     assert [
         s
         for s in check_plan(load_plan(fields), tmp_path).says
-        if "takes its channels last" in s
+        if "expects channels last" in s
     ]
     context = Context(load_plan(fields), Store(tmp_path))
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -359,10 +359,10 @@ def test_training_mode_is_refused_also_of_a_part() -> None:
     ("options", "message"),
     [
         ({"box": (1.0, 0.0)}, r"box must be \(lo, hi\) with lo < hi, got \(1.0, 0.0\)"),
-        ({"mean": (0.5,)}, "mean and std must be of one length, std positive"),
+        ({"mean": (0.5,)}, "mean and std must be of equal length, std positive"),
         (
             {"mean": (0.5,), "std": (0.0,)},
-            "mean and std must be of one length, std positive",
+            "mean and std must be of equal length, std positive",
         ),
         (
             {"head": "tanh"},

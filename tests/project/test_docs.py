@@ -3,6 +3,10 @@ lead somewhere.
 """
 
 import ast
+import dataclasses
+import doctest
+import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
@@ -21,6 +25,7 @@ from torch import nn
 import feathide
 from feathide.catalog import OUR_ATTACKS, OUR_DETECTORS, OUR_OBJECTIVES
 from feathide.cli import app
+from feathide.data.noise import Noise
 from feathide.models.zoo import OUR_MODELS
 from feathide.plans.plan import load_plan
 
@@ -143,6 +148,91 @@ def test_troubleshooting_quotes_messages_that_there_are() -> None:
 def test_the_reference_has_every_public_name() -> None:
     named = re.findall(r"^::: [\w.]+\.(\w+)$", PAGES["api.md"].read_text(), re.MULTILINE)
     assert sorted(named) == sorted(feathide.__all__)
+
+
+REFERENCE = re.findall(
+    r"^::: ([\w.]+)$",
+    "".join(PAGES[page].read_text(encoding="utf-8") for page in ("api.md", "api-parts.md")),
+    re.MULTILINE,
+)
+NEEDS = {"torchattacks": "torchattacks", "art": "art"}
+
+
+def documented(path: str) -> Any:
+    """What the reference shows under ``path``."""
+    module, name = path.rsplit(".", 1)
+    library = NEEDS.get(module.rsplit(".", 1)[1])
+    if module.startswith("feathide.integrations.") and library:
+        pytest.importorskip(library)
+    return getattr(importlib.import_module(module), name)
+
+
+def parameters(thing: Any) -> list[str]:
+    """The names that a caller gives, private ones left out."""
+    if dataclasses.is_dataclass(thing):
+        return [f.name for f in dataclasses.fields(thing) if f.init and f.name[0] != "_"]
+    if inspect.isclass(thing) and thing.__init__ in (object.__init__, ValueError.__init__):
+        return []
+    if thing is feathide.Plan:
+        return list(feathide.Plan.model_fields)
+    return [p for p in inspect.signature(thing).parameters if p != "self"]
+
+
+@pytest.mark.parametrize("path", [p for p in REFERENCE if not p.endswith(".DETECTORS")])
+def test_the_reference_names_every_parameter(path: str) -> None:
+    thing = documented(path)
+    text = inspect.getdoc(thing) or ""
+    section = re.search(
+        r"^(?:Args|Attributes):\n((?:(?: .*)?(?:\n|$))+)", text, re.MULTILINE
+    )
+    named = re.findall(r"^ {4}\*{0,2}(\w+):", section[1], re.MULTILINE) if section else []
+    if inspect.isclass(thing) and inspect.isabstract(thing):
+        return
+    assert named == parameters(thing)
+    assert "\n" not in text.split("\n\n")[0], "the first line says what it is"
+
+
+@pytest.mark.parametrize("path", [p for p in REFERENCE if not p.endswith(".DETECTORS")])
+def test_the_examples_of_the_reference_run(path: str) -> None:
+    thing = documented(path)
+    places = [thing, *(vars(thing).values() if inspect.isclass(thing) else ())]
+    for place in places:
+        text = inspect.getdoc(place) if callable(place) or place is thing else None
+        if not text or ">>>" not in text:
+            continue
+        module = vars(sys.modules[thing.__module__])
+        names = {n: getattr(feathide, n) for n in feathide.__all__}
+        names |= {"Noise": Noise, "torch": torch, **module, **world()}
+        test = doctest.DocTestParser().get_doctest(text, names, path, None, None)
+        said: list[str] = []
+        doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(
+            test, out=said.append
+        )
+        assert not said, "".join(said)
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "cli_page", ROOT / "scripts" / "cli_page.py"
+    )
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert PAGES["cli.md"].read_text(encoding="utf-8") == script.page(), (
+        "run python scripts/cli_page.py"
+    )
+
+
+def test_the_site_has_every_page_in_one_of_four_parts() -> None:
+    nav = yaml.safe_load(
+        re.sub(
+            r"^.*?^nav:", "nav:", (ROOT / "mkdocs.yml").read_text(), flags=re.DOTALL | re.M
+        )
+    )["nav"]
+    parts = {part: pages for entry in nav for part, pages in entry.items()}
+    assert list(parts) == ["Start", "How-to", "Reference", "Explanation"]
+    listed = [file for pages in parts.values() for page in pages for file in page.values()]
+    assert sorted(listed) == sorted(set(PAGES) - {"README.md"})
 
 
 @pytest.mark.slow

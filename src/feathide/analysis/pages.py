@@ -35,9 +35,9 @@ def direction_page(table: pd.DataFrame) -> Sheet:
             shown,
             id="direction",
             title="Is it always the same direction?",
-            caption="Mean cosine similarity of feature changes, by layer: between different "
-            "stretches of one attack's way, between "
-            "images with the same source and target, and with the way from the mean of the "
+            caption="Mean cosine similarity of feature changes, by layer: between "
+            "stretches of one attack's path, between "
+            "images with the same source and target, and with the path from the mean of the "
             f"source to that of the target class. {INTERVALS}",
             y={"title": "cosine", "range": [-1.05, 1.05]},
         ),
@@ -74,8 +74,8 @@ def stress_page(table: pd.DataFrame) -> Sheet:
             "Each layer's mean activation is driven as far as the budget allows, by the same "
             "loop and steps as the attacks."
         ),
-        "Two studies can be compared where architecture, image size, number of training "
-        "images and recipe are the same; the table holds accuracy and "
+        "Compare two studies only where architecture, image size, number of training "
+        "images and recipe are the same. The table shows accuracy and "
         "mean activation beside the drift, since a small clean standard deviation makes "
         "every change look large.",
     ]
@@ -106,8 +106,8 @@ def outlier_page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> She
         y={"title": "share", "range": [-0.02, 1.02]},
     )
     says = [
-        "Every image is measured under the clean model of the class that it is taken for.",
-        "One standard deviation a channel is what clean images have on average.",
+        "Every image is measured under the clean model of the class that the network predicts.",
+        "Clean images have one standard deviation per channel on average.",
     ]
     return Sheet(
         "Where do attacked features lie?", says, [*features(curves), caught], table
@@ -139,8 +139,8 @@ def transfer_page(table: pd.DataFrame) -> Sheet:
     )
     says = [
         (
-            "Rates are over the test images that both networks get right. The attacker never "
-            "sees the victim or its guards, only the training data."
+            "Rates are over the test images that both networks classify correctly. The attacker "
+            "never sees the victim or its guards, only the training data."
         ),
         (
             '"all others": one image against every other network at once, the sum of their '
@@ -198,7 +198,7 @@ def ood_page(
             "Lesions are generated: soft, textured ellipsoids with an irregular border, seeded "
             "by the image's id."
         ),
-        "near: images of the same kind from elsewhere; far: images of another world.",
+        "near: images of the same kind from another source; far: images of another kind.",
     ]
     return Sheet("What else the score sees", says, [figure], table, plates)
 

@@ -29,16 +29,25 @@ def checkpoints(steps: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class AutoStep(Rule):
-    """Auto-PGD's walk (Croce & Hein 2020), with one step size per image, which starts at
-    ``Attack.step_size`` (2 in the paper).
+    """The steps of Auto-PGD (Croce and Hein 2020), with one step size per image.
 
-        z = project(delta_k - alpha * eps * steepest(grad)),    delta_{k+1} = project(delta_k + a
-        (z - delta_k) + (1 - a) (delta_k - delta_{k-1}))
+        z = project(delta_k - alpha * eps * steepest(grad)),
+        delta_{k+1} = project(delta_k + a (z - delta_k) + (1 - a) (delta_k - delta_{k-1}))
 
-    with a = ``momentum``, 1 in the first step. At each of the ``checkpoints`` an image's step is
-    halved, and it goes back to its best iterate, if its loss fell in no more than a share ``rho``
-    of the steps since the last one, or if its best loss and its step have not changed since. The
-    first comparison is with the loss of the start (the published code compares with zero)."""
+    alpha starts at ``Attack.step_size`` (2 in the paper), a = ``momentum``, and 1 in the first
+    step. At each of the ``checkpoints`` the step of an image is halved, and the image returns to
+    its best iterate, if its loss fell in no more than a share ``rho`` of the steps since the last
+    one, or if its best loss and its step have not changed since. The first comparison is with the
+    loss of the start (the published code compares with zero).
+
+    Args:
+        momentum: a, in (0, 1].
+        rho: The share of steps that must have lowered the loss, in [0, 1].
+
+    References:
+        Croce and Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse
+            parameter-free attacks. ICML 2020.
+    """
 
     momentum: float = 0.75
     rho: float = 0.75

@@ -28,7 +28,7 @@ from feathide.types import Evidence, Goal
 
 __all__ = ["Ratio", "bench"]
 
-SHORT, LONG = 2, 5  # steps of the two step schedules
+SHORT, LONG = 2, 5  # steps of the two schedules
 BATCH = 16
 
 

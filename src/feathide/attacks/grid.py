@@ -14,15 +14,34 @@ __all__ = ["Grid"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a file can hold: lo + k * step. ``Grid(1 / 255)`` is an 8-bit picture in
-    [0, 1].
+    """The values that a file can hold: lo + k * step, with k a whole number.
 
-    ``store`` gives the image as it will be read back from the file, without leaving the ball (see
-    ``ThreatModel.whole``). The clean image must lie on the grid."""
+    Clean images must lie on the grid.
+
+    Args:
+        step: The distance between neighbouring values in box units, such as 1 / 255 for 8-bit
+            pictures in [0, 1].
+
+    Examples:
+        >>> x, delta = torch.tensor([[0.5]]), torch.tensor([[0.2]])
+        >>> Grid(0.25).store(x, delta, Linf(0.3), (0, 1))
+        tensor([[0.7500]])
+    """
 
     step: float
 
     def store(self, x: Tensor, delta: Tensor, threat: ThreatModel, box: Box) -> Tensor:
+        """The images as they will be read back from a file, without leaving the ball.
+
+        Args:
+            x: Clean images (N, C, *S) on the grid.
+            delta: Perturbations of the same shape.
+            threat: The ball.
+            box: The least and the greatest valid value.
+
+        Returns:
+            Images on the grid, in the ball and in the box.
+        """
         base = torch.round((x - box[0]) / self.step)
         top = round((box[1] - box[0]) / self.step)
         levels = (base + threat.whole(delta, self.step)).clamp(0, top)

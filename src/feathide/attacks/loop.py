@@ -72,15 +72,22 @@ class when_hidden:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack found. Row i is image i.
+    """What an attack found; row i is image i.
 
-    ``adversarial`` (N, C, *S): the best iterate: one that fools if there was any, then the one
-    with the lowest J + S (before any fools, J). ``fooled`` (N,); ``margin`` (N,): how far the
-    wish is fulfilled, in logits; ``hide`` (N,): suspicion known to the attacker, or NaN;
-    ``trace`` (steps + 1, N): the fooling loss of each iterate (of restarts: the lowest), NaN
-    after an image left; ``first`` (N,): the first iterate that fooled, or -1; ``gradients`` and
-    ``forwards`` (N,): how many backward and forward passes each image took. ``losses``: which
-    losses were used."""
+    Args:
+        adversarial: The best iterates (N, C, *S): among those that fool, the one with the lowest J
+            + S; before any fools, the one with the lowest J.
+        fooled: Whether the classifier takes the image for what the attacker wants (N,), bool.
+        margin: How far the image is beyond the decision boundary, in logits (N,); positive if
+            fooled.
+        hide: The suspicion S that the attacker knows (N,); NaN without a hiding term.
+        trace: The fooling loss of each iterate (steps + 1, N), NaN after an image has left; with
+            restarts, the lowest.
+        first: The first iterate that fooled (N,), or -1.
+        gradients: The number of backward passes for each image (N,).
+        forwards: The number of forward passes for each image (N,).
+        losses: The names of the losses that were used.
+    """
 
     adversarial: Tensor
     fooled: Tensor
@@ -95,21 +102,39 @@ class AttackResult:
 
 @dataclass(frozen=True, eq=False)
 class Attack:
-    """An attack as a value.
+    """An attack as a value: the one loop with an objective, a threat model and a step schedule.
 
-    ``step_size``: alpha as a fraction of eps. ``decay``: how it falls over the steps. ``rule``:
-    how the gradient becomes a step. ``blend``: how fooling and hiding share the steps. ``view``:
-    what the network sees of an iterate (DIM). ``smooth``: what becomes of a gradient (TIM).
-    ``limit``: a linear projection that perturbations are kept in (``LowPass``): each is brought
-    there, then shrunk into the ball; what the box and the grid take of it is lost.
-    ``random_start``: the first iterate is random in the ball ("one-sided": its absolute value).
-    ``restarts``: the best of so many runs, per image.
-    ``confidence``: the lead in ``unit`` from which an iterate counts as one that fools when the
-    best is chosen. ``leave``: which images are done before the last step.
-    ``unit``: what the logits are measured in before the fooling loss and the lead are taken, so
-    that the weight of a hiding term does not depend on their
-    scale: c z in the unit c u gives the same images as z in the unit u. A fifth of the usual lead
-    of clean images is a good one."""
+        delta_{k+1} = project(delta_k - alpha_k * eps * steepest(gradient of J + S))
+
+    ``fgsm``, ``bim``, ``pgd`` and the other recipes make it with the usual fields.
+
+    Args:
+        objective: What is minimised: J to fool, and S to hide where there is a hiding term.
+        threat: The norm and the budget.
+        steps: The number of steps, 0 or more.
+        step_size: alpha, the length of a step as a share of eps, 0 or more.
+        decay: How alpha falls over the steps: "constant", "linear" or "cosine".
+        rule: How a gradient becomes a step: ``Plain``, ``Momentum``, ``AutoStep``, ``Square``.
+        blend: How fooling and hiding share the steps: ``Together``, ``Selective``, ``Orthogonal``,
+            ``Scheduled``.
+        view: What the network is shown of an iterate, as in DIM; None for the iterate itself.
+        smooth: How a gradient is smoothed, as in TIM; None for not at all.
+        limit: A linear projection within which perturbations are kept, such as ``LowPass``. Each is
+            projected, then shrunk into the ball; box and grid may undo some of it.
+        random_start: Start at a random point of the ball; "one-sided": at its absolute value.
+        restarts: The number of runs of which the best is kept for each image, at least 1.
+        confidence: The lead, in units of ``unit``, from which an iterate counts as one that fools
+            when the best is chosen.
+        leave: Which images are finished before the last step.
+        unit: The unit of the logits, positive, in which the fooling loss and the lead are measured,
+            so that the weight of a hiding term does not depend on their scale. A fifth of the
+            typical lead of clean images is a good choice.
+
+    Examples:
+        >>> attack = Attack(CrossEntropy(), Linf(4 / 255), steps=10, step_size=0.25)
+        >>> attack.passes
+        11
+    """
 
     objective: Objective
     threat: ThreatModel
@@ -163,11 +188,27 @@ class Attack:
         mask: Tensor | None = None,
         watch: Watch | None = None,
     ) -> AttackResult:
-        """Attack the images ``x`` (N, C, *S). ``ids`` name them, so that their random numbers are
-        their own; ``grid``: the values that a file can hold; ``mask`` (N or 1, C or 1, *S): 1
-        where pixels may change; ``watch(k, rows, outputs)`` is shown what the classifier says of
-        the k-th iterate of the images ``rows``, of every run. Raises ``InputError`` on arguments
-        that do not fit together.
+        """Attack images.
+
+        The result for an image depends on its id, the seed and the image, not on the rest of the
+        batch.
+
+        Args:
+            classifier: What is attacked; it must let gradients through if the rule needs them.
+            x: Clean images (N, C, *S) with values in the classifier's box.
+            goal: The true and the wanted class of each image.
+            ids: The id of each image (N,), which names its random numbers.
+            seed: The seed of all random numbers.
+            grid: The values that a file can hold; every iterate is judged as it would be stored.
+            mask: 1 where pixels may change, else 0: (N or 1, C or 1, *S); None for everywhere.
+            watch: Is called as ``watch(k, rows, outputs)`` with the outputs for the k-th iterate of
+                the images ``rows``, in every run.
+
+        Returns:
+            The best image that was found for each clean one, and how it was found.
+
+        Raises:
+            InputError: Arguments that do not fit together.
         """
         _check_classifier(classifier)
         self.check(x, goal, ids, mask)

@@ -126,7 +126,26 @@ def _check_call(recipe: str, threat: tuple[object, ...], fields: Mapping[str, An
 def fgsm(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
-    """FGSM (Goodfellow et al. 2015): one step of length eps."""
+    """FGSM (Goodfellow et al. 2015): one step of length eps along the steepest direction.
+
+        delta = -eps * steepest(gradient of J)
+
+    Args:
+        threat: The norm and the budget, such as ``Linf(4 / 255)``.
+        hide: A term that is added to the cross-entropy, such as ``0.3 * HFC(bank)``.
+        **fields: Further fields of ``Attack``.
+
+    Returns:
+        The attack, to be called with a classifier, images and a goal.
+
+    References:
+        Goodfellow, Shlens and Szegedy: Explaining and harnessing adversarial examples. ICLR 2015.
+
+    Examples:
+        >>> attack = fgsm(Linf(4 / 255))
+        >>> attack.steps, attack.step_size
+        (1, 1.0)
+    """
     return _attack(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
 
 
@@ -134,7 +153,26 @@ def fgsm(
 def bim(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
-    """BIM / I-FGSM (Kurakin et al. 2017): steps from the clean image."""
+    """BIM, also called I-FGSM (Kurakin et al. 2017): many small steps from the clean image.
+
+        delta_{k+1} = project(delta_k - alpha * eps * steepest(gradient of J))
+
+    Args:
+        threat: The norm and the budget, such as ``Linf(4 / 255)``.
+        hide: A term that is added to the cross-entropy, such as ``0.3 * HFC(bank)``.
+        **fields: Further fields of ``Attack``, such as ``steps``, ``step_size`` or ``decay``.
+
+    Returns:
+        The attack, to be called with a classifier, images and a goal.
+
+    References:
+        Kurakin, Goodfellow and Bengio: Adversarial examples in the physical world. ICLR workshop
+            2017.
+
+    Examples:
+        >>> bim(Linf(4 / 255), steps=20).steps
+        20
+    """
     return _attack(threat, J, hide, fields)
 
 
@@ -146,8 +184,29 @@ def pgd(
     one_sided: bool = False,
     **fields: Unpack[Fields],
 ) -> Attack:
-    """PGD (Madry et al. 2018): BIM from a random start on both sides of the image; ``one_sided``:
-    above it only, a flaw of published code kept to compare.
+    """PGD (Madry et al. 2018): BIM from a random start in the ball.
+
+        delta_0 uniform in the ball, delta_{k+1} = project(delta_k - alpha * eps * steepest(gradient
+        of J))
+
+    Args:
+        threat: The norm and the budget, such as ``Linf(4 / 255)``.
+        hide: A term that is added to the cross-entropy, such as ``0.3 * HFC(bank)``.
+        one_sided: Start in [0, eps] only, a flaw of published code that is kept for comparison.
+        **fields: Further fields of ``Attack``, such as ``steps``, ``step_size`` or ``restarts``.
+
+    Returns:
+        The attack, to be called with a classifier, images and a goal.
+
+    References:
+        Madry et al.: Towards deep learning models resistant to adversarial attacks. ICLR 2018.
+
+    Examples:
+        >>> classifier = FeatureClassifier(network.eval(), "blocks")
+        >>> attack = pgd(Linf(4 / 255), steps=5)
+        >>> found = attack(classifier, images, Goal(labels, targets), ids=ids)
+        >>> bool((found.adversarial - images).abs().max() <= 4 / 255 + 1e-6)
+        True
     """
     return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
 

@@ -21,15 +21,22 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries
 
 @dataclass(frozen=True)
 class Square(Rule):
-    """The Square attack (Andriushchenko et al. 2020) for any number of spatial axes: a proposal
-    is kept if it lowers the loss.
+    """The Square attack (Andriushchenko et al. 2020): random windows, kept if they lower the loss.
 
     It starts from stripes along the last axis. A proposal then changes one window of the image,
     which covers a share p of it and has its proportions (a square in a square image, a cube in a
-    cubic volume); p starts at ``share`` and is halved as the queries are used up. L-infinity:
-    each channel of the window is set to +eps or -eps. L2: the norm that lies in another window,
-    and what is left of eps, moves into the window as a bump whose halves have opposite signs. One
-    forward pass a query and no gradient."""
+    cubic volume); p starts at ``share`` and is halved as the queries are used up. L-infinity: each
+    channel of the window is set to +eps or -eps. L2: the norm that lies in another window, and what
+    is left of eps, moves into the window as a bump whose halves have opposite signs. One forward
+    pass per query and no gradient; any number of spatial axes.
+
+    Args:
+        share: The share of the image that the first windows cover, in (0, 1].
+
+    References:
+        Andriushchenko et al.: Square Attack: a query-efficient black-box adversarial attack via
+            random search. ECCV 2020.
+    """
 
     gradient: ClassVar[bool] = False
     share: float = 0.8

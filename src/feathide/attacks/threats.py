@@ -19,7 +19,11 @@ __all__ = ["L2", "Linf", "ThreatModel", "check_threat", "into_box", "over_norm"]
 
 
 class ThreatModel(ABC):
-    """A ball of radius ``eps`` around the clean image, in one norm."""
+    """A ball of radius ``eps`` around the clean image, in one norm.
+
+    Attributes:
+        eps: The radius in box units: a number, or one per image (N,); 0 or more.
+    """
 
     eps: Tensor | float
 
@@ -70,7 +74,17 @@ def check_threat(threat: object) -> None:
 
 @dataclass(frozen=True)
 class Linf(ThreatModel):
-    """max |delta_i| <= eps. The steepest direction is the sign of the gradient."""
+    """The ball of the maximum norm: max_i |delta_i| <= eps.
+
+    The steepest direction is the sign of the gradient.
+
+    Args:
+        eps: The largest change of a pixel in box units: a number, or one per image (N,).
+
+    Examples:
+        >>> Linf(4 / 255).size(torch.tensor([[0.01, -0.02]]))
+        tensor([0.0200])
+    """
 
     eps: Tensor | float
 
@@ -102,8 +116,16 @@ class Linf(ThreatModel):
 
 @dataclass(frozen=True)
 class L2(ThreatModel):
-    """sqrt(sum delta_i^2) <= eps. The steepest direction is the gradient over its Euclidean
-    norm.
+    """The ball of the Euclidean norm: sqrt(sum_i delta_i^2) <= eps.
+
+    The steepest direction is the gradient divided by its Euclidean norm.
+
+    Args:
+        eps: The largest norm of the change in box units: a number, or one per image (N,).
+
+    Examples:
+        >>> L2(1.0).size(torch.tensor([[3.0, 4.0]]))
+        tensor([5.])
     """
 
     eps: Tensor | float

@@ -1,7 +1,7 @@
-"""Rules: how an attacker turns a gradient into the next perturbation, and what he differentiates.
+"""Rules: how an attacker turns a gradient into the next perturbation, and what they differentiate.
 
-A ``Rule`` step schedules (Plain, Momentum, ...); a ``Blend`` says how the wish to fool and the
-wish to hide share the steps (Together, Selective, Orthogonal, Scheduled). Both are frozen recipes
+A ``Rule`` takes the steps (Plain, Momentum, ...); a ``Blend`` says how fooling and
+hiding share the steps (Together, Selective, Orthogonal, Scheduled). Both are frozen recipes
 whose ``start`` returns a closure with the batch's state. State is kept for the whole batch and
 indexed by ``rows``, since finished images leave the batch."""
 
@@ -36,7 +36,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same during one attack on one batch."""
+    """What stays the same during one attack on one batch.
+
+    Args:
+        x: The clean images (N, C, *S).
+        box: The least and the greatest valid value.
+        threat: The norm and the budget.
+        steps: The number of steps.
+        step_size: The length of a step as a share of eps.
+        decay: How that length falls over the steps.
+        noise: The random numbers of each image.
+    """
 
     x: Tensor
     box: Box
@@ -47,8 +57,13 @@ class Setting:
     noise: Noise
 
     def length(self, k: int) -> float:
-        """The step k as a fraction of eps: alpha / eps, constant or falling to zero over the
-        steps.
+        """The length of step k as a share of eps: constant, or falling to zero over the steps.
+
+        Args:
+            k: The number of the step, from 0.
+
+        Returns:
+            alpha_k / eps.
         """
         t = k / max(self.steps, 1)
         fall = {
@@ -61,22 +76,44 @@ class Setting:
     def walk(
         self, delta: Tensor, direction: Tensor, length: Tensor | float, rows: Rows
     ) -> Tensor:
-        """project(delta - length * eps * steepest(direction)), one length for all or one for each
-        of ``rows``.
+        """One step of descent, projected: project(delta - length * eps * steepest(direction)).
+
+        Args:
+            delta: The perturbations (n, C, *S) of the images ``rows``.
+            direction: What to descend along, the shape of ``delta``.
+            length: The length as a share of eps, one for all or one for each image (n,).
+            rows: Which images of the batch these are.
+
+        Returns:
+            The next perturbations, in the ball and the box.
         """
         threat = self.threat.at(rows)
         step = per_sample(threat.eps, delta) * per_sample(length, delta)
         return self.project(delta - step * threat.steepest(direction), rows)
 
     def project(self, delta: Tensor, rows: Rows) -> Tensor:
-        """``delta`` of the images ``rows`` brought into the ball and the box."""
+        """Perturbations, projected onto the ball and the box.
+
+        Args:
+            delta: The perturbations (n, C, *S) of the images ``rows``.
+            rows: Which images of the batch these are.
+
+        Returns:
+            The projected perturbations.
+        """
         return self.threat.at(rows).project(delta, self.x[rows], self.box)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known at iterate ``k``: its perturbation, its loss (N,) and, if the rule asks for
-    one, the gradient of the loss.
+    """What is known at one iterate.
+
+    Args:
+        k: The number of the iterate, from 0.
+        rows: Which images of the batch are still attacked (n,).
+        delta: Their perturbations (n, C, *S).
+        loss: Their losses (n,).
+        grad: The gradients of the losses (n, C, *S), if the rule asks for them.
     """
 
     k: int
@@ -87,18 +124,30 @@ class Step:
 
 
 class Rule(ABC):
-    """How an attacker step schedules. ``gradient``: whether he needs one."""
+    """How a gradient becomes the next perturbation.
+
+    Attributes:
+        gradient: Whether the rule needs gradients.
+    """
 
     gradient: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, setting: Setting) -> Callable[[Step], Tensor]:
-        """A closure from what is known at an iterate to the next perturbation."""
+        """Begin one attack on one batch.
+
+        Args:
+            setting: What stays the same during the attack.
+
+        Returns:
+            A function from what is known at an iterate to the next perturbations (n, C, *S). It
+            keeps the state of the whole batch, indexed by ``Step.rows``.
+        """
 
 
 @dataclass(frozen=True)
 class Plain(Rule):
-    """Steepest descent: delta <- project(delta - alpha * steepest(grad))."""
+    """Steepest descent: delta <- project(delta - alpha * eps * steepest(grad))."""
 
     def start(self, setting: Setting) -> Callable[[Step], Tensor]:
         return lambda s: setting.walk(s.delta, needed(s.grad), setting.length(s.k), s.rows)
@@ -106,8 +155,17 @@ class Plain(Rule):
 
 @dataclass(frozen=True)
 class Momentum(Rule):
-    """MI-FGSM (Dong et al. 2018): g <- mu * g + grad / ||grad||_1, and a step along g. The norm
-    is taken over each whole image, in 2D and 3D alike.
+    """MI-FGSM (Dong et al. 2018): a step along a running sum of normalised gradients.
+
+        g <- mu * g + grad / ||grad||_1
+
+    The norm is taken over each whole image, in 2D and 3D alike.
+
+    Args:
+        mu: How much of the sum is kept at each step, in [0, 1].
+
+    References:
+        Dong et al.: Boosting adversarial attacks with momentum. CVPR 2018.
     """
 
     mu: float = 1.0
@@ -126,11 +184,19 @@ class Momentum(Rule):
 
 
 class Blend(ABC):
-    """How the wish to fool (J) and the wish to hide (S) share the steps."""
+    """How fooling (J) and hiding (S) share the steps."""
 
     @abstractmethod
     def start(self, n: int, steps: int) -> "Share":
-        """The state for ``n`` images."""
+        """Begin one attack on one batch.
+
+        Args:
+            n: The number of images.
+            steps: The number of steps.
+
+        Returns:
+            What is differentiated at each step, and how the gradients are merged.
+        """
 
 
 @dataclass(frozen=True)
@@ -155,8 +221,11 @@ class Together(Blend):
 
 @dataclass(frozen=True)
 class Selective(Blend):
-    """Selective PGD (Bryniarski et al. 2021): J while the classifier is not fooled, S once it
-    is.
+    """Selective PGD (Bryniarski et al. 2021): J while the classifier is not fooled, S once it is.
+
+    References:
+        Bryniarski et al.: Evading adversarial example detection defenses with orthogonal projected
+            gradient descent. ICLR 2022.
     """
 
     def start(self, n: int, steps: int) -> Share:
@@ -168,9 +237,14 @@ class Selective(Blend):
 
 @dataclass(frozen=True)
 class Orthogonal(Blend):
-    """Orthogonal PGD (Bryniarski et al. 2021): as Selective, with the part of the chosen gradient
-    that lies along the other one taken out, so that a step on one wish leaves the other where it
-    is to first order. Two backward passes a step.
+    """Orthogonal PGD (Bryniarski et al. 2021): as ``Selective``, but one aim at a time.
+
+    The part of the chosen gradient that lies along the other gradient is removed, so that a step
+    for one aim leaves the other unchanged to first order. Two backward passes per step.
+
+    References:
+        Bryniarski et al.: Evading adversarial example detection defenses with orthogonal projected
+            gradient descent. ICLR 2022.
     """
 
     def start(self, n: int, steps: int) -> Share:
@@ -188,9 +262,13 @@ class Orthogonal(Blend):
 
 @dataclass(frozen=True)
 class Scheduled(Blend):
-    """J + r * S with one r per image: first succeed, then hide. r is multiplied by ``up`` after
-    an iterate that fools and by ``down`` after one that does not, and stays in [``least``,
-    ``most``].
+    """J + r * S with one r per image: first succeed, then hide.
+
+    Args:
+        up: The factor of r after an iterate that fools.
+        down: The factor of r after an iterate that does not.
+        least: The smallest r.
+        most: The largest r.
     """
 
     up: float = 1.1

@@ -64,7 +64,7 @@ def _same_images(context: Context) -> None:
     if seen != now:
         do = "put back the images, or audit the new ones into another folder"
         raise expected(
-            f"{context.store.folder} must find the images that it attacked (digest {seen})",
+            f"{context.store.folder} needs the images that it attacked (digest {seen})",
             got=now,
             do=do,
         )

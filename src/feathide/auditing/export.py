@@ -59,7 +59,7 @@ def finished(run: str | Path) -> Context:
     folder = near(run)
     refresh(folder)
     if not all(os.path.isfile(folder / name) for name in ("plan.yaml", "results.csv")):
-        do = "give the folder of an audit that has ended"
+        do = "give the folder of a finished audit"
         raise expected(f"{run} must hold plan.yaml and results.csv", got="not both", do=do)
     check_version(folder)
     return context_of(load_plan(folder / "plan.yaml").model_dump_json(), Store(folder))
@@ -94,7 +94,7 @@ def export_images(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise expected(
             f"{folder} must be a new or empty folder",
-            got="something in it",
+            got="a folder with files",
             do="choose another --out",
         )
     if jpeg is not None and not 1 <= jpeg <= 100:
@@ -239,7 +239,7 @@ def check_format(context: Context, how: Choice) -> None:
         )
         if not pictures:
             raise expected(
-                "JPEG holds pictures of 8 bits",
+                "JPEG holds 8-bit pictures",
                 got=f"images of {cases.name}",
                 do="leave --jpeg out",
             )

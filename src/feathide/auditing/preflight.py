@@ -79,7 +79,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
             f"{step * 1000:.1f} ms an image"
         ),
         *(
-            ["network: it takes its channels last; the images are turned for it"]
+            ["network: it expects channels last; the images are transposed for it"]
             if isinstance(classifier.model, ChannelsLast)
             else []
         ),
@@ -103,7 +103,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         *(
             [
                 (
-                    f"no gradient: that of the scores of {', '.join(flat)}, so that no attack "
+                    f"no gradient: the scores of {', '.join(flat)} have none, so no attack "
                     "aims at them"
                 )
             ]
@@ -126,11 +126,11 @@ def _attacked(context: Context) -> str:
     """How many images are attacked, where the plan limits them."""
     limited = context.plan.split.most is not None
     told = ", ".join(
-        f"{len(context.attacked(part))} of the {part} part"
+        f"{len(context.attacked(part))} of the {part} split"
         for part in ("detector-training", "test")
     )
     return (
-        f"; attacked are at most {told}, and clean accuracy and false alarms are of all"
+        f"; at most {told} are attacked; clean accuracy and false alarms use all images"
         if limited
         else ""
     )
@@ -145,7 +145,7 @@ def _thresholds(context: Context) -> str:
     few = [f"{rate:.0%}" for rate in RATES.values() if not enough(n, rate)]
     missing = (
         f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or "
-        "raise split.calibrate"
+        "raise split.calibration"
     )
     return f"thresholds: {said}; false alarms need {needs}{missing if few else ''}"
 

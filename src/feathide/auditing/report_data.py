@@ -90,7 +90,7 @@ def run_of(
 
 def _worst_budget(context: Context, table: pd.DataFrame) -> float:
     """The budget that the report is about: where the best guard lets most through under its worst
-    attack; of equals the largest.
+    attack; among equals, the largest.
     """
     slips = table[table.metric == "slips_through_fpr10"]
     best = slips.groupby(["eps", "detector"]).value.max().groupby("eps").min()

@@ -43,8 +43,16 @@ __all__ = ["Audit", "audit", "checked"]
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: its folder, the table, the report's path, its verdict in words, the
-    sanity checks that failed, and the conditions of ``fail_if``.
+    """A finished audit.
+
+    Args:
+        folder: The output folder, with tables, report, plan and adversarial images.
+        table: The rows of ``results.csv``: one number per row, with its 95 % interval.
+        report: The path of ``report.html``.
+        verdict: The verdict of every guard, in words and numbers.
+        failed: The names of the sanity checks that failed; the numbers are not evidence unless this
+            is empty.
+        judged: The conditions of ``fail_if`` and whether they hold.
     """
 
     folder: Path
@@ -103,18 +111,37 @@ def audit(
     reuse: bool = False,
     fail_if: Sequence[str] = (),
 ) -> Audit:
-    """Run the audit of ``plan`` into ``out``, a folder or an fsspec URL such as s3://bucket/run
-    (``study.remote``), and give the table and the report.
+    """Run the audit of a plan: train or load, attack, fit the detectors, measure, report.
 
-    ``workers``: processes here; ``shard`` (i, n): begin with the i-th of n parts, for several
-    machines on one folder; ``engine`` "ray": on the Ray cluster at ``address``, whose machines
-    see ``out``, with ``gpus`` for each task (0.25: four share one); ``reuse``: take a folder that
-    holds another plan, where work that both share is kept; ``fail_if``: conditions such as
-    "slips_through_fpr10 > 0.05", judged in ``Audit.judged`` and in ``audit.junit.xml``.
+    Finished work in ``out`` is kept: after an interruption, the same call continues.
 
-    Finished work in ``out`` is kept: after an interruption the same call goes on. Raises
-    ``InputError`` before any long work for whatever cannot be used, and for a folder that holds a
-    different plan."""
+    Args:
+        plan: What to audit; see ``load_plan``.
+        out: The output folder, or an fsspec URL such as s3://bucket/run.
+        progress: Is called with the state of the run whenever a step is done.
+        workers: The number of parallel processes on this machine, at least 1.
+        shard: (i, n) with 0 <= i < n: start with part i of n, for several machines on one folder.
+        engine: "local", or "ray" for a Ray cluster whose machines all see ``out``.
+        address: The address of the Ray cluster; None starts a local one.
+        gpus: GPUs per task on Ray; 0.25 lets four tasks share one.
+        reuse: Continue in a folder that holds another plan: shared work is kept, the table is
+            replaced.
+        fail_if: Conditions such as "slips_through_fpr10 > 0.05", judged by the worst row; the
+            answers are in ``Audit.judged`` and in ``audit.junit.xml``.
+
+    Returns:
+        The table, the verdict and the path of the report.
+
+    Raises:
+        InputError: Before any long work, for whatever cannot be used, and for a folder that holds a
+            different plan.
+
+    Examples:
+        ```python
+        found = audit(load_plan("plan.yaml"), "runs/chest", workers=2)
+        found.table.query("metric == 'slips_through_fpr10'")
+        ```
+    """
     conditions = [Condition.parse(text) for text in fail_if]
     context = checked(plan, near(out))
     order = audit_tasks(context)

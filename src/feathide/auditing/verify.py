@@ -160,7 +160,7 @@ def _record(context: Context) -> Iterator[Difference]:
     )
     if held != now:
         yield Difference(
-            "plan.yaml", f"the plan has the digest {now}, the run was begun with {held}"
+            "plan.yaml", f"the plan has the digest {now}, the run began with {held}"
         )
 
 
@@ -280,7 +280,7 @@ def _tables(context: Context) -> tuple[int, list[Difference]]:
             wrong.append(
                 Difference(
                     "sanity_checks.json",
-                    "holds other sanity checks than the stored results give",
+                    "differs from the sanity checks that the stored results give",
                 )
             )
         same = (

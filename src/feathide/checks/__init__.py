@@ -53,11 +53,19 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
 def check(
     spec: str, *, kind: str | None = None, skip: Sequence[str] = ()
 ) -> Iterator[Verdict]:
-    """One verdict for each check on what ``spec`` names, as ``subject_of`` reads it; conformance
-    checks in ``skip`` are left out.
+    """The conformance checks of an attack, a detector or an objective, one verdict each.
 
-    Raises ``InputError`` for a name that does not exist, for something that is neither detector,
-    attack nor objective, and for an unknown check."""
+    Args:
+        spec: Code as package.module:Name or file.py:Name, or a name of the catalogue.
+        kind: "attack", "detector" or "objective", where the object itself does not tell.
+        skip: The names of checks to leave out.
+
+    Returns:
+        An iterator of verdicts: passed, failed with what was expected and got, or not applicable.
+
+    Raises:
+        InputError: An unknown name or check, or something that is none of the three kinds.
+    """
     found, subject = subject_of(spec, kind)
     checks = CHECKS[found]
     for name in skip:

@@ -189,7 +189,7 @@ def radius(attacks: Attacks) -> None:
         images_of(attacks(KINDS[min(norms)](0.1)), w)
     if not any(graphs):
         raise NotApplicable(
-            "it asks for no gradient, and a random search is not bound to find the boundary"
+            "it uses no gradient, and a random search need not find the boundary"
         )
     lead = w.classifier.extract(w.x).logits.diff(dim=1)[:, 0].abs()
     for norm in sorted(norms):
@@ -231,7 +231,7 @@ def sized(attacks: Any) -> None:
     """Conformance checks of eps say nothing about a function that is not told eps."""
     if getattr(attacks, "takes_eps", True) is False:
         raise NotApplicable(
-            "it takes no eps; an audit brings its images into the ball and the box"
+            "it takes no eps; an audit projects its images onto the ball and the box"
         )
 
 

@@ -99,12 +99,12 @@ Detectors = Annotated[
     typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn,maha-two-sided."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
 EvenSo = Annotated[
     bool,
     typer.Option(
         "--even-so",
-        help="Go on with a classifier that looks untrained; nothing can be said then.",
+        help="Go on although the classifier looks untrained; nothing can be concluded then.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
@@ -135,12 +135,12 @@ def audit(
     seed: Seed = None,
     even_so: EvenSo = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that work side by side on this machine.")
+        int, typer.Option(min=1, help="Number of parallel processes on this machine.")
     ] = 1,
     shard: Annotated[
         str | None,
         typer.Option(
-            help="i/n: begin with part i of n; run one for each machine on one folder."
+            help="i/n: start with part i of n; run one per machine on the same folder."
         ),
     ] = None,
     engine: Annotated[
@@ -151,7 +151,7 @@ def audit(
     ] = None,
     gpus: Annotated[
         float,
-        typer.Option(min=0, help="GPUs for each task on Ray; with 0.25 four share one."),
+        typer.Option(min=0, help="GPUs per task on Ray; 0.25 lets four tasks share one."),
     ] = 0.0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when a sanity check fails.")
@@ -169,7 +169,7 @@ def audit(
         str | None,
         typer.Option(
             help=(
-                "Also put the numbers and the report into tensorboard, mlflow or wandb (extras of "
+                "Also log the numbers and the report to tensorboard, mlflow or wandb (extras of "
                 "these names)."
             )
         ),
@@ -179,15 +179,15 @@ def audit(
         typer.Option(
             "--reuse",
             help=(
-                "Go on in a folder that holds another plan: shared work is kept, the table is "
-                "replaced."
+                "Continue in a folder that holds another plan: shared work is kept, the table "
+                "is replaced."
             ),
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Audit a guarded classifier: train or load it, attack it plainly and hidden, and count what
-    slips through.
+    """Audit a guarded classifier: train or load it, attack it with and without hiding, and count
+    what slips through.
     """
     with said():
         if engine not in ("local", "ray"):
@@ -326,10 +326,15 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The file of weights (.safetensors).")
     ] = Path("classifier.safetensors"),
-    epochs: int = 15,
-    batch_size: int = 16,
-    lr: float = 1e-3,
-    patience: int = 5,
+    epochs: Annotated[
+        int, typer.Option(help="The largest number of passes over the training split.")
+    ] = 15,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 16,
+    lr: Annotated[float, typer.Option(help="The peak learning rate.")] = 1e-3,
+    patience: Annotated[
+        int,
+        typer.Option(help="Stop after this many epochs without a better validation loss."),
+    ] = 5,
     freeze: Annotated[
         str | None,
         typer.Option(
@@ -381,7 +386,7 @@ def train(
         typer.Option(help="The part of the box that the network sees."),
     ] = None,
     skip_bad: SkipBad = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
 ) -> None:
     """Train a classifier on the training split, with early stopping on validation."""
     with said():
@@ -443,8 +448,8 @@ def train(
                 f"{tested['auc']:.3f}, calibration error {tested['calibration_error']:.3f}"
             )
         typer.echo(
-            f"mean {list(result.mean)}, std {list(result.std)}: they stand in the file, and "
-            "feathide reads them there"
+            f"mean {list(result.mean)}, std {list(result.std)}: stored in the file, where "
+            "feathide finds them"
         )
         typer.echo(str(out))
 
@@ -457,16 +462,20 @@ def train(
 )
 def datasets(
     path: Annotated[
-        str | None, typer.Argument(help="Data to look at, as for --data.")
+        str | None, typer.Argument(help="The data, as for `feathide audit --data`.")
     ] = None,
     *,
     kind: Annotated[
         str,
-        typer.Option(help="What it is, such as kermany; docs/datasets.md lists the kinds."),
+        typer.Option(
+            help="The kind of data set, such as kermany; docs/datasets.md lists the kinds."
+        ),
     ] = "auto",
     size: Annotated[
         int | None,
-        typer.Option(help="Resize to this; with --fetch the size to fetch (28)."),
+        typer.Option(
+            help="Resize to this many pixels; with --fetch, the size to fetch (28 by default)."
+        ),
     ] = None,
     fetch: Annotated[
         str | None, typer.Option(help="Download this set of MedMNIST (extra medmnist).")
@@ -476,7 +485,7 @@ def datasets(
     ] = Path("images"),
     skip_bad: SkipBad = False,
 ) -> None:
-    """Say what is in a data set: images, classes, splits, patients, range; or fetch one of
+    """Describe a data set (images, classes, splits, patients, range), or fetch one of
     MedMNIST.
     """
     with said():

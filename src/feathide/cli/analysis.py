@@ -40,7 +40,7 @@ Out = Annotated[
         help="Folder or URL of the audit, or a new one.",
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that work side by side.")]
+Workers = Annotated[int, typer.Option(help="Number of parallel processes.")]
 
 
 @explain.command(epilog="Example: `feathide explain direction plan.yaml --out runs/chest`")
@@ -111,10 +111,13 @@ def transfer(
     *,
     out: Out = Path("runs/audit"),
     networks: Annotated[
-        str | None, typer.Option(help="Architectures; that of the plan by default.")
+        str | None, typer.Option(help="Architectures; by default that of the plan.")
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="Seeds of the training; every network is trained with each.")
+        str,
+        typer.Option(
+            help="Training seeds; every architecture is trained with each of them."
+        ),
     ] = "0,1",
     halves: Annotated[
         bool, typer.Option("--halves", help="Also train on either half of the patients.")
@@ -124,7 +127,7 @@ def transfer(
     ] = True,
     workers: Workers = 1,
 ) -> None:
-    """What can an attacker do who has other networks, but not the one that is guarded?"""
+    """What can an attacker do with other networks, but without the guarded one?"""
     with said():
         from feathide.analysis.overview import transfer as whole
 
@@ -150,7 +153,7 @@ def ood(
         list[str] | None, typer.Option(help="A data set of the same kind; may be repeated.")
     ] = None,
     far: Annotated[
-        list[str] | None, typer.Option(help="A data set of another world; may be repeated.")
+        list[str] | None, typer.Option(help="A data set of another kind; may be repeated.")
     ] = None,
     workers: Workers = 1,
 ) -> None:

@@ -35,12 +35,11 @@ def arms_race(
     rounds: Annotated[
         int,
         typer.Option(
-            min=1, help="At most so many rounds; fewer if nothing moves any more."
+            min=1,
+            help="The largest number of rounds; the race ends earlier once nothing changes.",
         ),
     ] = 3,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that work side by side.")
-    ] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of parallel processes.")] = 1,
 ) -> None:
     """What happens when the guard learns from the attack, and the attacker answers?"""
     with said():

@@ -41,14 +41,14 @@ def attack(
         str, typer.Option(help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...")
     ] = "pgd",
     objective: Annotated[
-        str, typer.Option(help="plain, or what it hides by: hfc, random, closest, ...")
+        str, typer.Option(help="plain, or the hiding objective: hfc, random, closest, ...")
     ] = "plain",
     eps: Annotated[str, typer.Option(help="The budget: '4/255', '2 HU'.")] = "4/255",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of an iterative attack.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the images and the table.")
     ] = Path("runs/attack"),
@@ -90,7 +90,7 @@ def attack(
         typer.echo(
             f"{recipe}+{objective} at eps {eps}: {int(attacked.fooled.sum())} of "
             f"{len(attacked)} attacked images are taken for the target; "
-            f"{len(table) - len(attacked)} were wrong already"
+            f"{len(table) - len(attacked)} were misclassified already"
         )
         typer.echo(f"images  {out / 'images'}")
         typer.echo(f"table   {out / 'attack.csv'}")
@@ -100,7 +100,7 @@ def bench(
     *,
     rounds: Annotated[
         int,
-        typer.Option(min=1, help="How often everything is measured; the median counts."),
+        typer.Option(min=1, help="Number of repetitions; the median is reported."),
     ] = 3,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document for machines.")

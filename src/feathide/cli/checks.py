@@ -21,15 +21,17 @@ def conformance(
         str,
         typer.Argument(
             help=(
-                "Code that is run: package.module:Name, package.module.Name or file.py:Name; "
-                "or a row of the catalogue."
+                "What to check: package.module:Name, package.module.Name or file.py:Name "
+                "(its code is run), or a name of the catalogue."
             )
         ),
     ],
     *,
     kind: Annotated[
         str | None,
-        typer.Option(help="detector, attack or objective, where the name does not tell."),
+        typer.Option(
+            help="detector, attack or objective, where the object itself does not tell."
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None,

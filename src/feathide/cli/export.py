@@ -45,7 +45,9 @@ def export(
     ] = False,
     jpeg: Annotated[
         int | None,
-        typer.Option(help="Pictures as JPEG of this quality: what survives the archive?"),
+        typer.Option(
+            help="Write pictures as JPEG of this quality, to see what survives an archive."
+        ),
     ] = None,
 ) -> None:
     """Write the adversarial images of an audit in the format of their source, read them back and

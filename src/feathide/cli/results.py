@@ -64,7 +64,7 @@ def verify(
     *,
     sample: Annotated[
         int,
-        typer.Option(min=0, help="So many stored adversarial images are predicted again."),
+        typer.Option(min=0, help="Number of stored adversarial images to predict again."),
     ] = 64,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document for machines.")
@@ -87,7 +87,7 @@ def verify(
                 typer.echo(f"{difference.where}: {difference.what}")
             seen = (
                 f"{found.files} files, {found.images} images, {found.numbers} rows of tables "
-                "looked at"
+                "checked"
             )
             typer.echo(
                 f"{seen}: {len(found.differences) or 'no'} "

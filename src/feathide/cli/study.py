@@ -32,11 +32,14 @@ def study(
         ),
     ] = Path("runs/study"),
     only: Annotated[
-        str | None, typer.Option(help="Some questions, for example detection,rivals.")
+        str | None, typer.Option(help="Only these questions, for example detection,rivals.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work side by side.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of parallel processes.")] = 1,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Go on in a folder of a changed programme.")
+        bool,
+        typer.Option(
+            "--reuse", help="Continue in the folder of a programme that has changed since."
+        ),
     ] = False,
 ) -> None:
     """Put a whole programme of questions to real data, such as all experiments of the paper, and

@@ -297,7 +297,7 @@ def _layout(shape: tuple[int, ...], path: Path) -> _Layout:
     spatial = "H x W" if pair else "D x H x W"
     if last in (1, 3) and (first not in (1, 3) or (last == 1 and first == 3 and not pair)):
         return _Layout(f"N x {spatial} x {last}", len(shape))
-    do = "move the channels to the last axis; a volume is told by a last axis of 1"
+    do = "move the channels to the last axis; mark a volume by a last axis of length 1"
     if (
         last not in (1, 3)
         and first in (1, 3)
@@ -315,7 +315,7 @@ def _layout(shape: tuple[int, ...], path: Path) -> _Layout:
     )
     if alpha or not pair:
         do = "drop the alpha channel or choose 1 or 3 channels" + (
-            "; a volume is told by a last axis of 1" if pair else ""
+            "; mark a volume by a last axis of length 1" if pair else ""
         )
         raise expected(f"images of {path} must be N x {spatial} x 1 or 3", got=shape, do=do)
     return _Layout("N x D x H x W (volumes)", 0)

@@ -39,18 +39,33 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The images of a study, one row each.
+    """The images of a study, one row each, with labels, patients and splits.
 
-    ``labels`` (N,) int64 in 0..K-1, or (N, F) of 0 and 1, one column per finding; ``class_names``
-    names the K classes or F findings. ``patients`` (N,): an unknown patient is the case's own id.
-    Images are float32 (n, C, *shape) in ``box``; ``step`` is the distance of two neighbouring
-    stored grey levels in box units (1/255 for 8-bit pictures in [0, 1], the slope for clinical
-    files, 0 for stored floats), of which ``unit`` is the name. ``hashes`` are the sha256 of each
-    image as stored. ``paths`` (N,) are the files, empty where the images come from one array.
-    ``spacing``: millimetres per voxel along each axis, where known. ``orientation``: the side of
-    the patient that each axis runs towards (NIfTI: RAS, ...;
-    DICOM: SPL, ...), where the files tell. ``notes`` say what was assumed: the layout, columns
-    that are not used, unknown patients, ..."""
+    Args:
+        name: What tables and reports call the data.
+        ids: The id of each image (N,), unique.
+        labels: Classes (N,) int64 in 0..K-1, or findings (N, F) of 0 and 1.
+        patients: The patient of each image (N,); an unknown patient is the image's own id.
+        splits: "train", "val" or "test" (N,).
+        class_names: The names of the K classes or F findings.
+        box: The least and the greatest valid value (lo, hi).
+        step: The distance between neighbouring stored values in box units: 1/255 for 8-bit pictures
+            in [0, 1], the slope for clinical files, 0 for stored floats.
+        unit: What the values are measured in, such as "HU" or "grey level".
+        channels: The number of channels C.
+        shape: The spatial shape S, such as (H, W) or (D, H, W).
+        hashes: The SHA-256 of each image as stored (N,).
+        pixels: What reads the images; see ``images``.
+        paths: The file of each image (N,); empty where the images come from one array.
+        spacing: Millimetres per voxel along each axis, where known.
+        skipped: The files that were left out, with the reasons.
+        orientation: The side of the patient that each axis runs towards (NIfTI: RAS, ...; DICOM:
+            SPL, ...), where the files tell.
+        notes: What was assumed: the layout, unused columns, unknown patients, ...
+
+    Raises:
+        InputError: Rows that do not fit together, ids that occur twice, labels out of range.
+    """
 
     name: str
     ids: np.ndarray

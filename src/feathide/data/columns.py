@@ -283,4 +283,6 @@ def unknown_patients(patients: Sequence[str]) -> tuple[str, ...]:
     """What is to be said of the images without a patient."""
     count = sum(not patient for patient in patients)
     some = "" if count == len(patients) else f" of {count} of {len(patients)} images"
-    return (f"patients{some}: unknown, each image counts as its own",) if count else ()
+    return (
+        (f"patients{some}: unknown, each image counts as its own patient",) if count else ()
+    )

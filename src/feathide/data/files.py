@@ -105,7 +105,7 @@ def _check_slices(folder: Path) -> None:
         raise expected(
             f"{folder} must hold DICOM files only",
             got=few(odd),
-            do="move what is no slice out of it",
+            do="move the other files out of it",
         )
 
 

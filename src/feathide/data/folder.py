@@ -81,10 +81,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         kinds = Counter(path.suffix.lower() or "no ending" for path in others)
         named = few([path.relative_to(root).as_posix() for path in sorted(others)])
         raise expected(
-            (
-                f"{root} must hold images in class folders, of kinds that are read and not "
-                "beside slices"
-            ),
+            (f"{root} must hold readable images in class folders, and none beside slices"),
             got=(
                 f"{len(others)} other files "
                 f"({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}"
@@ -112,7 +109,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     left_out = tuple(
         Skipped(
             str(path),
-            "not an image of a kind that is read, in a class folder and not beside slices",
+            "not a readable image in a class folder, or an image beside slices",
         )
         for path in others
     )

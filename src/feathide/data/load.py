@@ -57,30 +57,44 @@ def load_cases(
     skip_bad: bool = False,
     keep_patient_ids: bool = False,
 ) -> Cases:
-    """The cases of a study: an npz of the MedMNIST layout, a folder of images per class, a CSV
-    manifest, "phantoms", or a public set as its own page gives it (``kind``, see
-    ``data.originals``).
+    """The images of a study, from an npz, a folder per class, a CSV manifest or a public set.
 
     Images on disk are PNG, JPEG, TIFF, ... (shown in [0, 1]), DICOM files, folders of one DICOM
     series, and NIfTI (all three in their own units).
 
-    ``path`` may be the name of a data set that an installed package adds (entry points
-    ``feathide.datasets``): a callable that is told ``size``, ``channels`` and ``seed`` and gives
-    ``Cases``.
+    Args:
+        path: The file or folder; "phantoms" or "phantoms3d" for the generated, openly synthetic
+            images; or a name that an installed package adds (entry points ``feathide.datasets``).
+        kind: Which public data set it is, such as "kermany"; see ``docs/datasets.md``.
+        name: What tables call the data; the name of the file by default.
+        patients: A CSV of patient ids (npz: split, index, patient; folder: id, patient).
+        patient_pattern: A regular expression that finds the patient in a file's path.
+        class_names: Names for the labels.
+        size: Resize to this, one number or one per spatial axis, in pixels.
+        channels: Convert to 1 or 3 channels.
+        box: The valid values (lo, hi) in the images' own units; the range of the data by default.
+        limit: At most this many images of every split.
+        classes: Keep only these classes, by name or number.
+        slice: Keep the middle slice of each volume along this axis, 0 to 2.
+        seed: Draws ``limit`` and, where the data has no split, ``fractions``.
+        fractions: The shares of train, val and test where the data has no split; they add up to 1.
+        skip_bad: Leave out unusable files, and copies across splits, and list them in
+            ``Cases.skipped``.
+        keep_patient_ids: Keep the patient ids of DICOM headers; they are hashed otherwise.
 
-    ``path`` "phantoms" (or "phantoms3d") is the generated, openly synthetic set. ``patients``: a
-    CSV of patient ids (npz: split, index, patient; folder: id, patient). ``patient_pattern``: a
-    regular expression that finds the patient in a file's path. ``size`` and ``channels`` resize
-    and convert; ``box`` declares the legal values in the images' own units; ``classes`` keeps
-    only these, by name or number; ``slice`` keeps the middle slice of each volume along that
-    axis; ``limit`` takes at most that many cases of every split; ``seed`` draws them and, where
-    the data has no split, the shares ``fractions`` of train, val and test. ``skip_bad`` leaves
-    out unusable files and copies across splits and lists them in ``Cases.skipped``. The patient
-    of a DICOM file is a short hash of the id in its header unless ``keep_patient_ids``.
+    Returns:
+        The cases; files are read when their images are asked for.
 
-    Raises InputError for anything that cannot be used: missing or corrupt files, unequal shapes,
-    one class only, labels out of range, duplicate ids, values outside the box, a patient or an
-    exact copy of an image in two splits."""
+    Raises:
+        InputError: Whatever cannot be used: missing or corrupt files, unequal shapes, only one
+            class, labels out of range, ids that occur twice, values outside the box, a patient or
+            an exact copy of an image in two splits.
+
+    Examples:
+        >>> cases = load_cases("phantoms", limit=8)
+        >>> cases.class_names, cases.images([0]).dtype.name
+        (('clear', 'opacity'), 'float32')
+    """
     how = Reading(
         patients=None if patients is None else Path(patients),
         patient_pattern=patient_pattern,

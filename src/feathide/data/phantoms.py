@@ -34,7 +34,7 @@ def phantoms(
     opacities.
 
     A case of class 1 has one to three opacities. Every synthetic patient has one to three images
-    of his own anatomy; exposure, position and noise vary from image to image, so mean brightness
+    with its own anatomy; exposure, position and noise vary from image to image, so mean brightness
     tells next to nothing about the class. ``counts`` are the images of train, val and test;
     ``contrast`` scales the opacities; with 3 ``channels`` the grey image is repeated. The same
     arguments give the same images."""

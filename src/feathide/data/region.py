@@ -87,7 +87,9 @@ def _of_image(path: Path, orientation: str) -> np.ndarray:
     if image.orientation and orientation and image.orientation != orientation:
         what = f"the mask {path} must have the orientation of the images ({orientation})"
         raise expected(
-            what, got=image.orientation, do="turn it as the images, in one kind of file"
+            what,
+            got=image.orientation,
+            do="orient it like the images, in the same kind of file",
         )
     if path.suffix.lower() not in PICTURES:
         return stored

@@ -37,20 +37,26 @@ OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded`
 
 
 class Detector(ABC):
-    """Gives each sample a suspicion: statistics in float64, scores in the dtype and on the device
-    of ``out``.
+    """Learns from evidence, then gives each sample one number: higher is more suspicious.
 
-    ``needs_dropout``, ``needs_reference_network``, ``needs_statistics``, ``needs_squeezed``:
-    whether ``score`` reads ``out.stochastic``, ``out.reference network``, ``out.statistics`` or
-    ``out.squeezed``, so that whoever extracts outputs knows to ask for it. ``reads``: the spaces
-    in which it looks, which reports say beside it; whoever asks the network about other images
-    than the one that was sent reads "image" and "logits". The predicted class is read by all.
-    ``differentiable``: whether attacks can follow the gradient of ``score``; one that says so and
-    hides it fails a sanity check.
+    A detector is a frozen recipe with a ``name``; ``fit`` returns a fitted copy. Statistics are
+    kept in float64; scores have the dtype and the device of the outputs. Every ``fit`` and
+    ``score``, also of foreign code, is checked at one border: outputs that are not finite, and
+    scores that are not one number per row, raise an ``InputError`` of one sentence.
 
-    Every ``fit`` and ``score``, of whoever's detector, stands behind one border: what is not
-    finite or not in floating point, scores that are no numbers or not one a row, and, of foreign
-    code, whatever it raises are an ``InputError`` in one sentence."""
+    Attributes:
+        needs_dropout: Whether ``score`` reads ``out.stochastic``.
+        needs_reference_network: Whether ``score`` reads ``out.reference_network``.
+        needs_statistics: Whether ``score`` reads ``out.statistics``.
+        needs_squeezed: Whether ``score`` reads ``out.squeezed``.
+        differentiable: Whether attacks can follow the gradient of ``score``. A detector that claims
+            this and hides its gradient fails a sanity check.
+
+    Examples:
+        >>> detector = DETECTORS["maha"]()
+        >>> detector.name, detector.reads
+        ('maha', ('features',))
+    """
 
     def __init_subclass__(cls, **how: Any) -> None:
         super().__init_subclass__(**how)
@@ -75,21 +81,34 @@ class Detector(ABC):
 
     @abstractmethod
     def fit(self, evidence: Evidence) -> Self:
-        """A copy that has learnt from ``evidence``; what an earlier fit learnt is forgotten.
+        """A copy that has learnt from the evidence; what an earlier fit learnt is forgotten.
+
+        Args:
+            evidence: Clean training images, and clean, noisy and attacked images of the
+                detector-training split.
+
+        Returns:
+            The fitted detector.
 
         Raises:
-            InputError: the evidence is too small, not finite, constant, or lacks a layer, a class
+            InputError: The evidence is too small, not finite, constant, or lacks a layer, a class
                 or the dropout draws.
         """
 
     @abstractmethod
     def score(self, out: Outputs) -> Tensor:
-        """The suspicion of each sample, (N,): of a row that row alone decides, differentiably
-        almost everywhere.
+        """The suspicion of each sample; each row alone decides its score.
+
+        Args:
+            out: The outputs of N samples.
+
+        Returns:
+            One score per sample (N,), higher is more suspicious; differentiable almost everywhere
+            unless ``differentiable`` is False.
 
         Raises:
-            InputError: not fitted yet; ``out`` lacks a layer or the dropout draws, or is not
-                finite.
+            InputError: The detector is not fitted, or ``out`` lacks a layer or the dropout draws,
+                or is not finite.
         """
 
 
@@ -125,7 +144,7 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
         if bool(found.detach().isnan().any()):
             _refuse(self, {"": out})
             bad = int(found.detach().isnan().sum())
-            do = "leave this detector out, or look at what it divides by"
+            do = "leave this detector out, or check it for a division by zero"
             raise expected(
                 f"scores of {self.name} must be numbers",
                 got=f"NaN for {bad} of {len(out)} rows",

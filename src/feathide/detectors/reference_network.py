@@ -21,9 +21,9 @@ class ReferenceNetwork(Detector):
     classifier predicts in place of the reference network's own.
 
     With ``MaxSoftmax`` the score is the log-odds of the reference network against that class,
-    log((1 - p) / p). Who wants to slip through must bring a network that was trained to withstand
-    him to his class, within the budget that he fools the guarded one with: he is held back by the
-    reference network's robustness, not by a gradient that he cannot see. ``inner`` learns from
+    log((1 - p) / p). To slip through, attackers must also bring a network that was trained to
+    withstand them to their class, within the same budget: the reference network's robustness holds
+    them back, not a hidden gradient. ``inner`` learns from
     the reference network's outputs on the evidence."""
 
     needs_reference_network: ClassVar[bool] = True

@@ -190,7 +190,7 @@ def missing_of(order: Sequence[Task], store: Store, progress: Progress) -> set[s
             with store.claim(key) as mine:
                 if mine and not store.sound(key):
                     store.remove(key)
-                    progress.say(f"{key} is damaged and is computed anew")
+                    progress.say(f"{key} is damaged; it is computed again")
     return missing
 
 

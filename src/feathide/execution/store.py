@@ -128,7 +128,7 @@ class Store:
         try:
             return load_arrays(raw)
         except Exception as error:  # a checksum says nothing of who made it
-            do = "remove it and run the same command again: it is computed anew"
+            do = "remove it and run the same command again: it is computed again"
             raise expected(
                 f"{self.path(key)} must hold plain arrays", got=first_line(error), do=do
             ) from error
@@ -311,7 +311,7 @@ def _other_writer(folder: Path) -> str:
     )
     return (
         f", written by {wrote}, not {VERSION} (format {FORMAT}), which may read the same plan "
-        "otherwise"
+        "differently"
     )
 
 
@@ -425,7 +425,7 @@ def _damaged(path: Path) -> InputError:
     return expected(
         f"{path} must match its checksum",
         got="a damaged file",
-        do="run the same command again: it is computed anew",
+        do="run the same command again: it is computed again",
     )
 
 

@@ -230,7 +230,7 @@ def _order(
         ]
         if odd:
             what = f"every slice in {folder} must have an orientation and a position"
-            do = "move what is no slice out, or list the files one by one in a manifest"
+            do = "move the other files out, or list the files one by one in a manifest"
             raise expected(what, got=f"no {key} in {few(odd)}", do=do)
     try:
         across = np.cross(*_plane(heads[0], files[0]).reshape(2, 3))
@@ -246,7 +246,7 @@ def _order(
             what, got=first_line(error), do="list the files one by one in a manifest"
         ) from error
     order = np.argsort(along, kind="stable")
-    do = "remove doubled or add missing slices"
+    do = "remove duplicate slices or add missing ones"
     return order.tolist(), _even_gap(np.diff(along[order]), f"the slices in {folder}", do)
 
 

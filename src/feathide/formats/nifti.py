@@ -66,7 +66,7 @@ def read_nifti(path: Path) -> StoredImage:
         raise expected(
             what,
             got=f"shape {tuple(image.shape)}",
-            do="take one time point out, or pass skip_bad=True",
+            do="extract one time point, or pass skip_bad=True",
         )
     check_size(path, shape, image.get_data_dtype().itemsize)
     try:

@@ -30,11 +30,20 @@ def classifier_of(
     *,
     head: str = "softmax",
 ) -> FeatureClassifier:
-    """The classifier that an ART estimator stands for: its network, with its clip values as the
-    box and its mean and std.
+    """The classifier that an ART estimator stands for, with its clip values, mean and std.
 
-    Raises ``InputError`` for an estimator without clip values, or with preprocessing other than a
-    mean and a std."""
+    Args:
+        estimator: The ART estimator.
+        layers: Names, globs or presets of the layers to read.
+        head: "softmax", "sigmoid" or ("finding", j), as for ``FeatureClassifier``.
+
+    Returns:
+        The classifier, whose box are the clip values.
+
+    Raises:
+        InputError: An estimator without clip values, or with preprocessing other than a mean and a
+            std.
+    """
     if estimator.clip_values is None:
         raise expected(
             "an estimator with clip_values",
@@ -68,14 +77,22 @@ def classifier_of(
 
 
 class ArtAttack(EvasionAttack):
-    """An attack of ours, such as ``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``, as an ART
-    ``EvasionAttack``.
+    """An attack of ours as an ART ``EvasionAttack``.
 
-    ``layers``, ``head``: as for ``classifier_of(estimator, layers)``, which is also what the bank
-    is fitted with. ``generate(x, y)``: y are the true classes (by default those that the
-    estimator predicts), or with ``targeted`` the targets, as indices or one-hot; the other class
-    of the goal is the likeliest other one in the clean logits. ``mask``: 1 where pixels may
-    change, shaped to broadcast against x."""
+    ``generate(x, y)``: y are the true classes (by default those that the estimator predicts), or
+    with ``targeted`` the targets, as indices or one-hot. The other class of the goal is the
+    likeliest other one in the clean logits. ``mask``: 1 where pixels may change, shaped to
+    broadcast against x.
+
+    Args:
+        estimator: The ART estimator under attack.
+        attack: The attack, such as ``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``.
+        layers: The layers to read, as for ``classifier_of``, with which the bank is fitted too.
+        head: As for ``classifier_of``.
+        targeted: Whether labels are targets.
+        batch_size: Images per batch.
+        seed: The seed of the random numbers.
+    """
 
     attack_params = [  # noqa: RUF012
         *EvasionAttack.attack_params,
@@ -149,12 +166,17 @@ class ArtAttack(EvasionAttack):
 
 
 class ArtDetector(EvasionDetector):
-    """A detector of ours that never sees an adversarial example, as an ART ``EvasionDetector`` of
-    images.
+    """A detector that never sees an adversarial example, as an ART ``EvasionDetector`` of images.
 
-    ``fit(x, y)`` learns from clean images and their classes; every fourth is held out, and the
-    threshold is the score that the share ``false_alarms`` of those exceeds. ``detect(x)`` gives
-    the scores (higher is more suspicious) and which images are above it."""
+    ``fit(x, y)`` learns from clean images and their classes. Every fourth image is held out; the
+    threshold is the score that the share ``false_alarms`` of those exceeds. ``detect(x)`` returns
+    the scores (higher is more suspicious) and which images are above the threshold.
+
+    Args:
+        classifier: The classifier that the detector guards.
+        detector: The unfitted detector.
+        false_alarms: The share of false alarms, in [0, 1).
+    """
 
     defence_params = ["detector", "false_alarms"]  # noqa: RUF012
 

@@ -40,25 +40,28 @@ def foreign_attack(
     eps: float | None = None,
     hide: Objective | None = None,
 ) -> ForeignAttack:
-    """An attack object of torchattacks, Foolbox or ART, or any callable, as ``(classifier, x,
-    goal, ids, seed) -> images``; images are in box units.
+    """An attack of torchattacks, Foolbox or ART as ``(classifier, x, goal, ids, seed) -> images``.
 
     The object's own network is put aside: a copy of the object attacks the classifier that is
-    given, with its box and preprocessing. ``targeted``: told ``goal.target`` (True) or
-    ``goal.source`` (False); by default as the object is set, and untargeted for Foolbox, whose
-    objects do not know. ``eps``: for Foolbox, which is told the budget at the call, in box units.
-    torchattacks works in [0, 1]: the eps of its object is a fraction of the width of the box.
-    ``hide``: the objective, such as ``0.3 * HFC(bank)``, that an object minimises besides its own
-    loss, as by ``with_objective``.
+    given, with its box and preprocessing; images are in box units. Random numbers are the library's
+    own, drawn from ``seed`` for the whole batch, so that they depend on the batch; the global
+    generators are not changed. A callable is passed through: it has to obey ``seed`` itself.
 
-    Random numbers are the library's own, drawn from ``seed`` for the whole batch, so that they
-    depend on the batch; the global generators are left as they were. A callable is passed
-    through: it has to obey ``seed`` itself.
+    Args:
+        attack: An attack object of one of these libraries, or a callable of that form.
+        targeted: Whether the attack is given ``goal.target`` (True) or ``goal.source`` (False); by
+            default as the object is set, and untargeted for Foolbox.
+        eps: The budget in box units, for Foolbox, which takes it at the call. The eps of a
+            torchattacks object is a share of the width of the box.
+        hide: A term, such as ``0.3 * HFC(bank)``, that the object minimises besides its own loss,
+            as by ``with_objective``.
+
+    Returns:
+        The attack as a callable.
 
     Raises:
-        InputError: an object that cannot be used, a mode that it does not have, no eps for
-            Foolbox; with ``hide``, what is no object of an attack to which an objective can be
-            added.
+        InputError: An object that cannot be used, a mode that it does not have, no eps for Foolbox;
+            with ``hide``, anything but an attack object to which an objective can be added.
     """
     libraries = {c.__module__.partition(".")[0] for c in type(attack).__mro__}
     run: Callable[[FeatureClassifier, Tensor, Goal, Network], Tensor]
@@ -107,15 +110,20 @@ def foreign_attack(
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
-    """A foreign attack with the call and the result of one of ours. Nothing that it says is
-    believed.
+    """A foreign attack with the call and the result of ``Attack``; it is judged, not trusted.
 
-    Its images are brought into the ball of ``threat``, into the box, onto the grid and into the
-    mask, and then judged: ``fooled``, ``margin`` and ``hide`` are those of ``objective``
-    (``AwayFrom()`` for an untargeted attack), the trace has the clean image and the attack's, and
-    where the attack did worse than nothing, the clean image is kept. ``gradients`` and
-    ``forwards`` are means over the batch, rounded up. ``passes``: about how many iterates it
-    makes, for estimates of the time."""
+    Its images are projected onto the ball, the box, the grid and the mask, and the classifier
+    judges them. Where the attack did worse than nothing, the clean image is kept. The trace has two
+    rows: the clean image and the attack's. ``gradients`` and ``forwards`` are means over the batch,
+    rounded up.
+
+    Args:
+        attack: A callable ``(classifier, x, goal, ids, seed) -> images``; see ``foreign_attack``.
+        threat: The norm and the budget.
+        objective: What ``fooled``, ``margin`` and ``hide`` are judged by; ``AwayFrom()`` for an
+            untargeted attack.
+        passes: About how many iterates the attack makes, for estimates of the time.
+    """
 
     attack: ForeignAttack
     threat: ThreatModel
@@ -133,7 +141,24 @@ class Foreign:
         grid: Grid | None = None,
         mask: Tensor | None = None,
     ) -> AttackResult:
-        """As ``Attack.__call__``."""
+        """Attack images, as ``Attack.__call__`` does.
+
+        Args:
+            classifier: What is attacked.
+            x: Clean images (N, C, *S) with values in the classifier's box.
+            goal: The true and the wanted class of each image.
+            ids: The id of each image (N,).
+            seed: The seed of all random numbers.
+            grid: The values that a file can hold.
+            mask: 1 where pixels may change, else 0: (N or 1, C or 1, *S).
+
+        Returns:
+            The image that was found for each clean one.
+
+        Raises:
+            InputError: Arguments that do not fit together, or images that are not finite or have
+                another shape.
+        """
         classifier.check(x)
         goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
         with _counted(classifier.model) as count:

@@ -20,13 +20,20 @@ __all__ = ["PytorchOODDetector", "SklearnDetector"]
 
 @dataclass(frozen=True, eq=False)
 class SklearnDetector(Detector):
-    """A scikit-learn estimator on the features of ``layers``, side by side (N, sum of C_l).
+    """A scikit-learn estimator as a detector, on the features of some layers side by side.
 
     An outlier detector (``IsolationForest()``, ``OneClassSVM()``,
-    ``LocalOutlierFactor(novelty=True)``, a pipeline that ends in one) learns from the clean
+    ``LocalOutlierFactor(novelty=True)``, or a pipeline that ends in one) learns from the clean
     training images, and score = -score_samples(f). A classifier (``RandomForestClassifier()``)
     learns clean and noisy (0) against adversarial (1), and score = its probability of 1. Scores
-    have no gradient: such a detector can be audited, but not attacked through."""
+    have no gradient: such a detector can be audited, but attacks cannot aim at it.
+
+    Args:
+        estimator: The unfitted estimator.
+        name: What tables call it; the estimator's class by default.
+        layers: "last", "all", or names of layers.
+        learnt_: What ``fit`` learnt; leave it out.
+    """
 
     differentiable: ClassVar[bool] = False
     estimator: Any
@@ -68,12 +75,18 @@ class SklearnDetector(Detector):
 
 @dataclass(frozen=True, eq=False)
 class PytorchOODDetector(Detector):
-    """A pytorch-ood detector that reads logits or one layer's features:
-    ``PytorchOODDetector(KNN(None, k=5))``, ``PytorchOODDetector(MaxSoftmax(None))``.
+    """A pytorch-ood detector that reads logits or the features of one layer.
 
-    Those with ``predict_features`` see the features of ``layer``, the others the logits; both are
-    fitted on the clean training images and their labels, in float32. Higher is more suspicious
-    there too. The gradient is whatever pytorch-ood passes on."""
+    Detectors with ``predict_features`` see the features of ``layer``, the others the logits. They
+    are fitted on the clean training images and their labels, in float32. Higher is more suspicious
+    there, too. The gradient is whatever pytorch-ood passes on.
+
+    Args:
+        detector: The unfitted detector, such as ``KNN(None, k=5)`` or ``MaxSoftmax(None)``.
+        name: What tables call it; the detector's class by default.
+        layer: "last", or the name of a layer.
+        learnt_: What ``fit`` learnt; leave it out.
+    """
 
     differentiable: ClassVar[bool] = False  # not of all of them
     detector: Any

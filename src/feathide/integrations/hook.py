@@ -188,27 +188,33 @@ def with_objective(
     ids: Sequence[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A network for another library's attack on the images ``x`` (N, C, *S): the logits of
-    ``classifier``, and a gradient that makes the attack minimise ``objective`` besides its own
-    loss. ``objective`` is the term that is added, such as ``0.3 * HFC(bank)``.
+    """A network for another library's attack, whose gradient also minimises our objective.
 
-    ``host``: a name of ``HOSTS``, whose convention for the sign and the mean of the loss decides
-    the weight w of our gradient: "foolbox" sums (w = -1, targeted +1); "art" averages over the
-    batch (-1/N, +1/N); "torchattacks" averages and always climbs (-1/N); its APGD sums
-    ("torchattacks-apgd", -1). ``targeted``: as the library's attack is told. ART must be given a
-    loss that averages, as is the default of torch's.
+    Its logits are those of ``classifier``. ``host`` decides the weight w of our gradient by the
+    library's convention for the sign and the mean of its loss: "foolbox" sums (w = -1, targeted
+    +1); "art" averages over the batch (-1/N, +1/N), so ART must be given a loss that averages, as
+    torch's do by default; "torchattacks" averages and always climbs (-1/N); its APGD sums
+    ("torchattacks-apgd", -1). You tell the library the labels: ``goal.target`` if targeted, else
+    ``goal.source``. All images go through the attack as one batch. torchattacks works in [0, 1]:
+    for a box (lo, hi), give it ``(x - lo) / (hi - lo)``; its eps is a share of the width of the
+    box. Whatever the library reads besides the gradient, such as the loss by which APGD sets its
+    step, does not contain the objective.
 
-    ``goal`` tells our objective the classes; the library is told the labels by yourself:
-    ``goal.target`` if targeted, else ``goal.source``. All images go through the attack as one
-    batch. torchattacks works in [0, 1]: give it ``(x - lo) / (hi - lo)`` for a box (lo, hi), and
-    its eps is a fraction of the width of the box. ``ids`` name the images for objectives that
-    draw at random.
+    Args:
+        classifier: The classifier under attack.
+        objective: The term that is added, such as ``0.3 * HFC(bank)``.
+        x: The images (N, C, *S) that will be attacked, in the classifier's box.
+        goal: The true and the wanted class of each image.
+        host: A name of ``HOSTS``: "foolbox", "art", "torchattacks" or "torchattacks-apgd".
+        targeted: Whether the library's attack is targeted.
+        ids: The ids of the images, for objectives that choose at random.
+        seed: The seed of such choices.
 
-    What the library looks at besides the gradient, such as the value of the loss by which APGD
-    sets its step, knows nothing of the objective.
+    Returns:
+        A module that maps images to logits.
 
     Raises:
-        InputError: unknown host; images and goal of different length; when the attack runs: a
+        InputError: An unknown host; images and goal of different length; when the attack runs, a
             batch of another length, or several gradients of one forward pass.
     """
     convention = choose("host", host, HOSTS)

@@ -192,7 +192,7 @@ def _check_blend(name: str, fields: Mapping[str, Any]) -> None:
     blend: Blend = fields.get("blend", Together())
     if blend != Together():
         raise expected(
-            f"{name} step schedules along the gradient of one sum",
+            f"{name} follows the gradient of one sum",
             got=f"{type(blend).__name__}, which needs the gradients of fooling and hiding apart",
             do="choose an attack of feathide for it",
         )

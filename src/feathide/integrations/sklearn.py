@@ -16,19 +16,20 @@ __all__ = ["OutlierDetector", "one_class_evidence"]
 
 
 class OutlierDetector(OutlierMixin, BaseEstimator):
-    """A detector of ours that never sees an adversarial example, as a scikit-learn outlier
-    detector of features (N, C).
+    """A detector that never sees an adversarial example, as a scikit-learn outlier detector.
 
-    ``detector``: ``MixtureEnergy()`` (the energy that HFC lowers) by default,
-    ``KernelDensity()``, ``NearestNeighbours()``, ``Mahalanobis(combine="mean")``,
-    ``LocalDimension(combine="mean")``. As elsewhere in scikit-learn, higher ``score_samples`` are
-    more
-    normal: -score. ``predict`` is -1 for outliers: below ``offset_``, the score under which the
-    share ``contamination`` of the training rows lies. ``y``, the classes, is ignored, as in every
-    outlier detector of scikit-learn: to model the classes apart, fit one detector for each.
+    As elsewhere in scikit-learn, higher ``score_samples`` are more normal. ``predict`` is -1 below
+    ``offset_``, the score under which the share ``contamination`` of the training rows lies. ``y``,
+    the classes, is ignored, as in every outlier detector of scikit-learn: to model classes apart,
+    fit one detector for each. Every fourth row is set aside for what must not be learnt from the
+    same rows, such as a bandwidth.
 
-    Every fourth row is set aside for what must not be learnt from the same rows, such as a
-    bandwidth."""
+    Args:
+        detector: ``MixtureEnergy()`` (the energy that HFC lowers) by default, ``KernelDensity()``,
+            ``NearestNeighbours()``, ``Mahalanobis(combine="mean")`` or
+            ``LocalDimension(combine="mean")``.
+        contamination: The share of outliers in the training rows, in (0, 0.5].
+    """
 
     def __init__(
         self, detector: Detector | None = None, *, contamination: float = 0.1

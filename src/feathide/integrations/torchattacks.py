@@ -20,15 +20,19 @@ check_version("torchattacks")
 
 
 class TorchAttack(Base):
-    """An attack of ours, such as ``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``, as a torchattacks
-    ``Attack``.
+    """An attack of ours as a torchattacks object.
 
-    Call it with images (N, C, *S) of the classifier's box and labels (N,): the true classes or,
+    Call it with images (N, C, *S) in the classifier's box and labels (N,): the true classes or,
     after ``set_mode_targeted_by_label()``, the targets. The other class of the goal is the
-    likeliest other one in the clean logits; it is the class that HFC hides in when the attack is
-    untargeted. ``attack`` decides what counts as success: towards that class, or with
-    ``objective=AwayFrom()`` any class but the true one. Returns the images; ``result(images,
-    labels)`` all that the attack found."""
+    likeliest other one in the clean logits; HFC hides in it when the attack is untargeted.
+    ``attack`` decides what counts as success: that class, or with ``objective=AwayFrom()`` any
+    class but the true one. ``result(images, labels)`` returns everything that the attack found.
+
+    Args:
+        classifier: The classifier under attack.
+        attack: The attack, such as ``pgd(Linf(4 / 255), hide=0.3 * HFC(bank))``.
+        seed: The seed of its random numbers.
+    """
 
     def __init__(
         self,

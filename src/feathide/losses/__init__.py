@@ -1,4 +1,4 @@
-"""Objectives: what an attacker wants, as a loss (N,) of the Outputs that he minimises.
+"""Objectives: what an attacker wants, as a loss (N,) of the Outputs, to be minimised.
 
 An objective is a recipe; ``bind`` fixes it to a batch and returns a ``BoundLoss``. Objectives
 compose: ``CrossEntropy() + 0.3 * HFC(bank)``. Losses are per sample and never averaged, so that

@@ -22,11 +22,14 @@ Loss = Callable[[Outputs, Rows], Tensor]
 
 @dataclass(frozen=True)
 class BoundLoss:
-    """An objective for one batch. ``rows`` say which of the bound images some outputs belong to.
+    """An objective, bound to one batch of images.
 
-    ``fool`` is what changes the decision, ``hide`` what lowers the suspicion; either may be
-    absent. ``margin`` (N,) is positive once the decision is what the attacker wants. ``name``
-    says which losses these are."""
+    Args:
+        fool: The loss (N,) that changes the decision, or None.
+        margin: (N,), positive once the decision is what the attacker wants, or None.
+        hide: The loss (N,) that lowers the suspicion, or None.
+        name: Which losses these are.
+    """
 
     fool: Loss | None = None
     margin: Loss | None = None
@@ -34,7 +37,15 @@ class BoundLoss:
     name: str = ""
 
     def __call__(self, out: Outputs, rows: Rows = ALL) -> Tensor:
-        """The total loss (N,): ``fool + hide``."""
+        """The total loss (N,): ``fool + hide``.
+
+        Args:
+            out: Outputs of some of the bound images.
+            rows: Which of the bound images these are; all by default.
+
+        Returns:
+            One loss per image, differentiable in ``out``.
+        """
         terms = [term(out, rows) for term in (self.fool, self.hide) if term is not None]
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
@@ -62,7 +73,7 @@ LOGITS = Reads(clean=False, layers=())
 
 
 class Objective(ABC):
-    """What an attacker wants. ``a + b`` and ``0.5 * a`` compose."""
+    """What an attacker wants, as a recipe. Objectives compose: ``a + b``, ``0.5 * a``."""
 
     @property
     def reads(self) -> Reads:
@@ -71,9 +82,16 @@ class Objective(ABC):
 
     @abstractmethod
     def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        """The loss for a batch; ``noise`` gives random choices per image. ``clean`` are the
-        outputs of its clean images, or, for an objective that does not read them, other outputs
-        of the same layers and classes.
+        """The loss for one batch.
+
+        Args:
+            clean: The outputs of the clean images; for an objective that does not read them, any
+                outputs of the same layers and classes.
+            goal: The true and the wanted class of each image.
+            noise: The random numbers of each image, for objectives that choose at random.
+
+        Returns:
+            The loss, a function of the outputs of some of the images.
         """
 
     def __add__(self, other: "Objective") -> "Objective":
@@ -91,7 +109,12 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class Weighted(Objective):
-    """The sum of ``weights[i] * parts[i]``."""
+    """A weighted sum of objectives: sum_i weights[i] * parts[i].
+
+    Args:
+        parts: The objectives.
+        weights: One weight per objective.
+    """
 
     parts: tuple[Objective, ...]
     weights: tuple[float, ...]

@@ -15,10 +15,13 @@ __all__ = ["Drift"]
 
 @dataclass(frozen=True)
 class Drift(Objective):
-    """The stress test: drive the mean activation of one layer down, up, or as far as possible
-    from its clean value.
+    """The stress test: drive the mean activation m of one layer as far as the budget allows.
 
-    J = m(x), -m(x) or -|m(x) - m(x_clean)|, with m the mean over the layer's channels.
+        J = m(x), -m(x) or -|m(x) - m(x_clean)|
+
+    Args:
+        layer: The name of the layer.
+        direction: "down", "up" or "away" from the clean value.
     """
 
     layer: str

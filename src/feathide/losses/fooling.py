@@ -18,12 +18,23 @@ __all__ = ["DLR", "AwayFrom", "CrossEntropy", "Margin"]
 
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """J = max(-log softmax(z)_t, log(1 + e^-kappa)), the cross-entropy to the target t: with
-    ``kappa`` it stops pushing once the target is as probable as with a lead of kappa over one
-    other class.
+    """The cross-entropy to the target class, the usual loss of targeted attacks.
 
-    With several findings (``Outputs.others``) the other findings must stay: a hinge for each is
-    added, and the wish counts as fulfilled only while none of them has changed sides."""
+        J = max(-log softmax(z)_t, log(1 + e^-kappa))
+
+    With several findings (``Outputs.others``), a hinge for each other finding is added so that it
+    stays on its side, and an image counts as fooled only while none of them has changed sides.
+
+    Args:
+        kappa: The lead over one other class at which J has no more slope, in logits; infinite by
+            default.
+
+    Examples:
+        >>> out = Outputs(torch.zeros(1, 2), {})
+        >>> goal = Goal(torch.tensor([0]), torch.tensor([1]))
+        >>> CrossEntropy().bind(out, goal, Noise(0, ("a",)))(out)
+        tensor([0.6931])
+    """
 
     kappa: float = float("inf")
 
@@ -45,8 +56,15 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class Margin(Objective):
-    """J = max(max_{j != t} z_j - z_t, -kappa) (Carlini & Wagner 2017): stops pushing once the
-    target leads by kappa.
+    """The margin loss of Carlini and Wagner (2017).
+
+        J = max(max_{j != t} z_j - z_t, -kappa)
+
+    Args:
+        kappa: The lead of the target at which J has no more slope, in logits; infinite by default.
+
+    References:
+        Carlini and Wagner: Towards evaluating the robustness of neural networks. IEEE S&P 2017.
     """
 
     kappa: float = float("inf")
@@ -66,13 +84,21 @@ class Margin(Objective):
 
 @dataclass(frozen=True)
 class DLR(Objective):
-    """J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), the targeted difference-of-logits ratio
-    (Croce & Hein 2020); no slope once z_t leads z_y by ``kappa``.
+    """The targeted difference-of-logits ratio of Croce and Hein (2020).
 
-    It needs K >= 4; with fewer classes the margin z_y - z_t takes its place, and the bound loss
-    says so. With ``rank`` r the attack is untargeted: t is, in place of the goal's target, the
-    class with the r-th largest clean logit of those that are not the source, and any class but
-    the source will do."""
+        J = (z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)
+
+    With fewer than four classes the margin z_y - z_t takes its place, and the bound loss says so.
+
+    Args:
+        rank: If given, the attack is untargeted: t is the class with the rank-th largest clean
+            logit among those that are not the source, and any class but the source will do.
+        kappa: The lead of z_t over z_y at which J has no more slope, in logits.
+
+    References:
+        Croce and Hein: Reliable evaluation of adversarial robustness with an ensemble of diverse
+            parameter-free attacks. ICML 2020.
+    """
 
     rank: int | None = None
     kappa: float = float("inf")
@@ -119,8 +145,12 @@ class DLR(Objective):
 
 @dataclass(frozen=True)
 class AwayFrom(Objective):
-    """Any class but the source y will do (the untargeted attack): J = log softmax(z)_y, or with
-    ``loss`` "margin" J = z_y - max_{j != y} z_j.
+    """The untargeted attack: any class but the source y will do.
+
+        J = log softmax(z)_y, or with ``loss="margin"`` J = z_y - max_{j != y} z_j
+
+    Args:
+        loss: "cross-entropy" or "margin".
     """
 
     loss: Literal["cross-entropy", "margin"] = "cross-entropy"

@@ -23,19 +23,32 @@ __all__ = ["HFC", "Evade", "Guide", "Scorer", "score_of", "without_gradient"]
 
 @dataclass(frozen=True, eq=False)
 class HFC(Objective):
-    """The hierarchical feature constraint (Yao et al. 2023): sum over layers of the energy under
-    the mixture of the target class,
+    """The hierarchical feature constraint (Yao et al. 2023): features close to the target class.
 
-        E_l(x, t) = || (f_l(x) - mu_k*) P_k* ||^2 / C_l,    k* = argmax_k log w_k + sum log diag
-        P_k - 1/2 ||(f_l(x) - mu_k) P_k||^2,
+        S = sum_l max(E_l(x, t) - floor_l, 0),
+        E_l(x, t) = || (f_l(x) - mu_k*) P_k* ||^2 / C_l,
+        k* = argmax_k log w_k + sum log diag P_k - 1/2 || (f_l(x) - mu_k) P_k ||^2,
 
-    k* without gradient. ``layers``: some of the bank's layers (all by default); ``weights``: one
-    per layer; ``soft``: all components by log-sum-exp in place of the nearest one.
+    with f_l the feature of layer l, and mixtures with weights w, means mu and Cholesky factors P of
+    the precision, fitted to clean images of the target class t. k* is chosen without gradient.
 
-    ``floor``: no layer is pushed below what is usual for the class, max(E_l - floor_l, 0) in
-    place of E_l, so that the image does not look more normal than clean ones, which a two-sided
-    detector sees. "median": the median energy of the clean images that the mixture was fitted to;
-    a number: another quantile of them; "none": no floor, as in the paper."""
+    Args:
+        bank: The mixtures of every layer and class.
+        layers: Names or globs of the layers that are constrained; all of the bank's by default.
+        weights: One weight per layer; 1 by default.
+        soft: Use all components by log-sum-exp in place of the nearest one.
+        floor: The energy below which a layer is not pushed, so that images do not look more normal
+            than clean ones: "median" of the clean images that the mixture was fitted to, another
+            quantile in [0, 1], or "none" as in the paper.
+
+    References:
+        Yao et al.: Adversarial medical image with hierarchical feature hiding. IEEE TMI 2023.
+
+    Examples:
+        >>> classifier = FeatureClassifier(network.eval(), "blocks")
+        >>> bank = MixtureBank.fit(classifier.extract(train_images), train_labels)
+        >>> objective = CrossEntropy() + 0.3 * HFC(bank)
+    """
 
     bank: MixtureBank
     layers: Sequence[str] | None = None
@@ -94,15 +107,23 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Evade(Objective):
-    """The score of fitted detectors as a term: sum_d max(s_d(x) - c_d, 0) / scale_d, with c_d =
-    ``below[d]`` - ``slack`` * scale_d.
+    """The scores of fitted detectors as a hiding term.
 
-    Without ``below`` the scores are added as they are. With it, a detector that already accepts
-    the image, with some slack, adds nothing. ``scales``: the spread of each score on clean
-    images. ``assume_target``: detectors that look at the predicted class are asked what they
-    would say of an image taken for the target. This is the kernel-density constraint for
-    ``Evade(KD)`` (Carlini & Wagner 2017) and the LID constraint for ``Evade(LID)`` (Athalye et
-    al. 2018)."""
+        S = sum_d max(s_d(x) - c_d, 0) / scale_d,    c_d = below_d - slack * scale_d
+
+    Without ``below`` the scores are added as they are. ``Evade((kernel_density,))`` is the
+    kernel-density constraint of Carlini and Wagner (2017), ``Evade((lid,))`` the LID constraint of
+    Athalye et al. (2018).
+
+    Args:
+        detectors: Fitted detectors whose scores have a gradient.
+        below: The threshold of each detector; one that already accepts the image, with some slack,
+            adds nothing.
+        scales: The spread of each score on clean images, positive; 1 by default.
+        slack: How far below its threshold a score is pushed, in units of its scale.
+        assume_target: Ask detectors that read the predicted class for the score that the image will
+            have once it is taken for the target.
+    """
 
     detectors: tuple[Scorer, ...]
     below: tuple[float, ...] | None = None
@@ -195,13 +216,18 @@ def _differentiable(out: Outputs) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Guide(Objective):
-    """Feature matching: sum_l || (f_l(x) - f_l(g)) / s_l ||^2 / C_l to one clean image g of the
-    target class.
+    """Feature matching to one clean image g of the target class.
 
-    ``reference``: outputs of clean training images with ``labels``. ``pick``: "random" (one guide
-    per image, from the image's own random numbers) or "closest" in the same distance. s_l:
-    standard deviation of the layer over the reference, averaged over channels, so that no layer
-    drowns the others."""
+        S = sum_l || (f_l(x) - f_l(g)) / s_l ||^2 / C_l
+
+    s_l is the standard deviation of the layer over the reference, averaged over channels, so that
+    no layer dominates.
+
+    Args:
+        reference: Outputs of clean training images.
+        labels: The classes of the reference (N,).
+        pick: "random" (drawn from the random numbers of each image) or "closest" in this distance.
+    """
 
     reference: Outputs
     labels: Tensor

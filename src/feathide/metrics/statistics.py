@@ -46,8 +46,22 @@ Statistic = Callable[..., Any]
 
 
 def auc(negatives: ArrayLike, positives: ArrayLike) -> float:
-    """The area under the ROC curve: P(positive > negative) + 1/2 P(equal), from ranks alone (Mann
-    and Whitney 1947).
+    """The area under the ROC curve: P(positive > negative) + 1/2 P(equal), from ranks alone.
+
+    Args:
+        negatives: Scores of harmless images (n,).
+        positives: Scores of attacked images (m,).
+
+    Returns:
+        A number in [0, 1]; 0.5 is a coin toss.
+
+    References:
+        Mann and Whitney: On a test of whether one of two random variables is stochastically larger
+            than the other. Annals of Mathematical Statistics 1947.
+
+    Examples:
+        >>> auc([0.0, 1.0], [1.0, 2.0])
+        0.875
     """
     neg, pos = _scores(negatives), _scores(positives)
     return float(_weighted_auc(neg, pos, np.ones((1, len(neg))), np.ones((1, len(pos))))[0])
@@ -66,13 +80,27 @@ def _weighted_auc(neg: Floats, pos: Floats, w_neg: Floats, w_pos: Floats) -> Flo
 
 
 def threshold(negatives: ArrayLike, fpr: float) -> float:
-    """The smallest threshold that flags at most a share ``fpr`` of the calibration negatives;
-    flagged: score > threshold.
+    """The smallest threshold that flags at most a given share of the calibration negatives.
 
-    It is the (k + 1)-largest score, k = floor(fpr n). Ties are never split: scores equal to the
-    threshold pass, so fewer than k may be flagged. Of *new* negatives from the same source a
-    share (k + 1) / (n + 1) is flagged on average, and the share varies as Beta(k + 1, n - k): see
-    ``enough``."""
+    It is the (k + 1)-largest score, k = floor(fpr n); flagged means score > threshold. Ties are
+    never split: scores equal to the threshold pass, so fewer than k may be flagged. Of *new*
+    negatives from the same source a share (k + 1) / (n + 1) is flagged on average, and the share
+    varies as Beta(k + 1, n - k): see ``enough``.
+
+    Args:
+        negatives: Scores of harmless calibration images (n,).
+        fpr: The share of false alarms, in [0, 1).
+
+    Returns:
+        The threshold, one of the scores.
+
+    Raises:
+        InputError: ``fpr`` is out of range, or there is no score.
+
+    Examples:
+        >>> threshold(range(10), 0.1)
+        8.0
+    """
     scores = np.sort(_scores(negatives))
     if not 0 <= fpr < 1:
         raise expected(
@@ -109,29 +137,58 @@ def independent(part: str, images: int, patients: int) -> tuple[int, str]:
 
 
 def tpr_at(scores: ArrayLike, threshold: float) -> float:
-    """The share of ``scores`` > ``threshold``: of positives the rate caught, of negatives the
-    false alarms.
+    """The share of scores above a threshold.
+
+    Args:
+        scores: Scores (n,).
+        threshold: The threshold.
+
+    Returns:
+        Of positives, the true positive rate; of negatives, the false positive rate.
     """
     return float(np.mean(_scores(scores) > threshold))
 
 
 def success(pred: ArrayLike, target: ArrayLike) -> float:
-    """The share of attacked images that the classifier takes for the class that the attacker
-    wanted.
+    """The share of attacked images that the classifier takes for the wanted class.
+
+    Args:
+        pred: The predicted classes (n,).
+        target: The wanted classes (n,).
+
+    Returns:
+        A number in [0, 1].
     """
     return float(np.mean(np.asarray(pred) == np.asarray(target)))
 
 
 def slips_through(fooled: ArrayLike, scores: ArrayLike, threshold: float) -> float:
-    """The share of *all* attacked images that fool the classifier and are not flagged (score <=
-    threshold).
+    """The share of *all* attacked images that fool the classifier and pass the detector.
+
+    Args:
+        fooled: Whether each image fools the classifier (n,), bool.
+        scores: The detector's scores (n,); images pass with score <= threshold.
+        threshold: The detector's threshold.
+
+    Returns:
+        A number in [0, 1].
+
+    Examples:
+        >>> slips_through([True, True, False], [0.1, 0.9, 0.1], 0.5)
+        0.3333333333333333
     """
     return float(np.mean(np.asarray(fooled, dtype=bool) & (_scores(scores) <= threshold)))
 
 
 def fpr95(negatives: ArrayLike, positives: ArrayLike) -> float:
-    """The share of negatives flagged by the highest threshold that still catches 95 % of the
-    positives.
+    """The share of negatives above the highest threshold that still catches 95 % of the positives.
+
+    Args:
+        negatives: Scores of harmless images (n,).
+        positives: Scores of attacked images (m,).
+
+    Returns:
+        A number in [0, 1]; lower is better.
     """
     neg, pos = _scores(negatives), np.sort(_scores(positives))
     weakest = pos[len(pos) - int(np.ceil(0.95 * len(pos) - 1e-9))]
@@ -139,7 +196,15 @@ def fpr95(negatives: ArrayLike, positives: ArrayLike) -> float:
 
 
 def aupr(negatives: ArrayLike, positives: ArrayLike) -> float:
-    """Average precision: sum over distinct thresholds of (recall gained) x (precision there)."""
+    """The average precision: sum over distinct thresholds of (recall gained) x (precision there).
+
+    Args:
+        negatives: Scores of harmless images (n,).
+        positives: Scores of attacked images (m,).
+
+    Returns:
+        A number in [0, 1]; higher is better.
+    """
     neg, pos = np.sort(_scores(negatives)), np.sort(_scores(positives))
     cuts, gained = np.unique(pos, return_counts=True)
     caught = len(pos) - np.searchsorted(pos, cuts)
@@ -160,13 +225,24 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 def calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15
 ) -> float:
-    """The expected calibration error (Guo et al. 2017) of ``probabilities`` (N, K) of images of
-    classes ``labels`` (N,):
+    """The expected calibration error (Guo et al. 2017).
 
-        sum_m |B_m| / N * | accuracy(B_m) - confidence(B_m) |,
+        sum_m |B_m| / N * | accuracy(B_m) - confidence(B_m) |
 
-    B_m: the images whose largest probability lies in ((m - 1) / bins, m / bins]. 0 is calibrated;
-    of few images it is above 0 for a calibrated classifier, too."""
+    B_m are the images whose largest probability lies in ((m - 1) / bins, m / bins].
+
+    Args:
+        probabilities: Probabilities (N, K), rows that add up to 1.
+        labels: The classes (N,).
+        bins: The number of bins.
+
+    Returns:
+        A number in [0, 1]; 0 is calibrated. On few images it is above 0 even for a calibrated
+        classifier.
+
+    References:
+        Guo et al.: On calibration of modern neural networks. ICML 2017.
+    """
     p, y = _forecasts(probabilities, labels)
     top = p.max(1)
     # the upper edge belongs to a bin, in spite of rounding
@@ -176,10 +252,22 @@ def calibration_error(
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """The Brier score (1950) of ``probabilities`` (N, K): 1 / (2 N) sum_i sum_k (p_ik - [y_i =
-    k])^2, from 0 (sure and right) to 1 (sure and wrong).
+    """The Brier score: the mean squared error of the probabilities.
 
-    Half of Brier's own sum, so that it is the usual mean of (p - y)^2 for two classes.
+        1 / (2 N) sum_i sum_k (p_ik - [y_i = k])^2
+
+    This is half of Brier's own sum, so that it is the usual mean of (p - y)^2 for two classes.
+
+    Args:
+        probabilities: Probabilities (N, K), rows that add up to 1.
+        labels: The classes (N,).
+
+    Returns:
+        From 0 (sure and right) to 1 (sure and wrong).
+
+    References:
+        Brier: Verification of forecasts expressed in terms of probability. Monthly Weather Review
+            1950.
     """
     p, y = _forecasts(probabilities, labels)
     return float(((p - np.eye(p.shape[1])[y]) ** 2).sum() / (2 * len(p)))
@@ -206,7 +294,14 @@ def _forecasts(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Floats, Cou
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its confidence interval and the number of rows that it stands on."""
+    """A number with its confidence interval.
+
+    Args:
+        value: The number.
+        low: The lower end.
+        high: The upper end.
+        n: The number of rows that it rests on.
+    """
 
     value: float
     low: float
@@ -217,19 +312,31 @@ class Interval:
 def proportion(
     hits: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """The share of true ``hits`` (N,) with Wilson's interval, on the effective number of rows if
-    in ``groups``.
+    """A share with Wilson's interval (1927), for rows that may come in groups.
 
-    Wilson (1927) instead of the bootstrap, which shrinks to a point when all hits agree. With x_g
-    hits among the n_g rows of patient g, p the share and G patients, the effective number is n /
-    d with the design effect
+    Wilson's interval, unlike the bootstrap, does not shrink to a point when all hits agree. With
+    x_g hits among the n_g rows of patient g, p the share and G patients, the effective number of
+    rows is n / d with the design effect
 
-        d = [ G / (G - 1) sum_g (x_g - p n_g)^2 ] / [ n p (1 - p) ],   kept within 1 and sum_g
-        n_g^2 / n,
+        d = [ G / (G - 1) sum_g (x_g - p n_g)^2 ] / [ n p (1 - p) ],
+        kept within 1 and sum_g n_g^2 / n,
 
-    and d is that upper end (patients agree with themselves entirely) where p is 0 or 1 and
-    nothing can be estimated. Simulated coverage of the 95 % interval: 92 to 98 %, for n = 50 to
-    300, p = 0.05 to 0.95, 1 to 5 rows a patient, any correlation within a patient."""
+    and d is that upper end (patients agree with themselves entirely) where p is 0 or 1 and nothing
+    can be estimated. Simulated coverage of the 95 % interval: 92 to 98 %, for n = 50 to 300, p =
+    0.05 to 0.95, 1 to 5 rows per patient, any correlation within a patient.
+
+    Args:
+        hits: True or false for each row (N,).
+        groups: The patient of each row (N,); each row is its own by default.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The share with its interval.
+
+    Examples:
+        >>> proportion([True] * 8 + [False] * 2).value
+        0.8
+    """
     x = _scores(hits)
     if not np.isin(x, (0, 1)).all():
         raise expected(
@@ -257,8 +364,11 @@ def _effective(x: Floats, rows: Counts) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Cut:
-    """A threshold and those that other calibration cases might have given: ``drawn`` (draws,);
-    ``others`` (K,) are the different ones, each with its share.
+    """A threshold, and those that other calibration images might have given.
+
+    Args:
+        value: The threshold.
+        drawn: The thresholds of the bootstrap (draws,).
     """
 
     value: float
@@ -281,12 +391,21 @@ def cut(
     seed: int = 0,
     draws: int = 1000,
 ) -> Cut:
-    """The ``threshold`` of ``negatives``, with those of a bootstrap that draws the patients
-    (``groups``) of the calibration cases.
+    """The threshold of ``threshold``, with those of a bootstrap over calibration patients.
 
-    A draw may also take a patient who is not there and whose scores lie above all others: the
-    largest of a few scores is not the largest that there is. From ``enough`` patients on that
-    hardly changes anything; of fewer it says that the true threshold may lie beyond all scores.
+    A draw may also take a patient who was not sampled and whose scores lie above all others: the
+    largest of a few scores is not the largest possible one. From ``enough`` patients on this hardly
+    changes anything; with fewer it says that the true threshold may lie above all scores.
+
+    Args:
+        negatives: Scores of harmless calibration images (n,).
+        fpr: The share of false alarms, in [0, 1).
+        groups: The patient of each row (n,); each row is its own by default.
+        seed: The seed of the draws.
+        draws: The number of draws.
+
+    Returns:
+        The threshold and the drawn ones.
     """
     scores = _scores(negatives)
     (rows,), count = _patients([scores], groups)
@@ -315,14 +434,24 @@ def share_at(
     groups: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Interval:
-    """The share of true ``hits(threshold)`` (N,), at a threshold that has its own uncertainty.
-    NaN: a row that does not count at this threshold.
+    """A share at a threshold that is itself uncertain.
 
-    With C(q; t) the confidence that Wilson's interval of ``proportion`` at the threshold t gives
-    to shares up to q, the interval holds the middle ``level`` of the mean of C over the
-    thresholds of ``limit``: both the calibration cases and these rows might have been others. It
-    is that of ``proportion`` where all thresholds agree. Simulated coverage of the share at the
-    true threshold: 93 % and more for 16 to 200 calibration cases."""
+    With C(q; t) the confidence that Wilson's interval of ``proportion`` at the threshold t gives to
+    shares up to q, the interval holds the middle ``level`` of the mean of C over the thresholds of
+    ``limit``: both the calibration images and these rows might have been others. Where all
+    thresholds agree it is that of ``proportion``. Simulated coverage of the share at the true
+    threshold: 93 % and more for 16 to 200 calibration images.
+
+    Args:
+        limit: The threshold with its uncertainty.
+        hits: A function from a threshold to true, false or NaN (the row does not count) for each
+            row (N,).
+        groups: The patient of each row (N,); each row is its own by default.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The share at ``limit.value`` with its interval.
+    """
     at = [
         np.asarray(hits(t), dtype=np.float64).reshape(-1)
         for t in (limit.value, *limit.others)
@@ -379,33 +508,43 @@ def bootstrap(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """``statistic(*arrays)`` with the interval of a bootstrap that draws patients, not rows;
-    ``n`` counts all rows.
+    """A statistic with the interval of a bootstrap that draws patients, not rows.
 
-    ``groups`` names the patient of each row: one array if row i of every array is the same case,
-    a tuple with one per array otherwise, as for the negatives and positives of ``auc``; a patient
-    who has both is drawn with both. Without groups each row is a patient of its own, the same one
-    in arrays of equal length. Draws that leave an array empty are left out.
+    Draws that leave an array empty are left out. The interval holds the middle ``level`` of the
+    draws (percentiles), with three exceptions:
 
-    The interval holds the middle ``level`` of the draws (percentiles); for ``aupr`` and
-    ``fpr95``, which crowd at 0 and 1, it is Wilson's with the effective number v (1 - v) /
-    variance of the draws, and with the number of patients in the smaller array where all draws
-    agree. Shares of cases have ``proportion``.
+    For ``aupr`` and ``fpr95``, which crowd at 0 and 1, it is Wilson's with the effective number v
+    (1 - v) / variance of the draws, and with the number of patients in the smaller array where all
+    draws agree. For shares, use ``proportion``.
 
     ``auc`` needs no draws. With a_g the sum over patient g of the placements of DeLong et al.
-    (1988), less their mean and divided by their number, and G patients, its variance is V = G /
-    (G - 1) sum a_g^2 (Obuchowski 1997). Near 1 that rests on the few patients who overlap, nu =
-    (sum a_g^2)^2 / sum a_g^4 of them, and is too small by chance too often. So V counts nu times
-    and the largest variance that any scores can have, v (1 - v) / S, once; S: the patients of the
+    (1988), less their mean and divided by their number, and G patients, its variance is V = G / (G
+    - 1) sum a_g^2 (Obuchowski 1997). Near 1 this rests on the few patients who overlap, nu = (sum
+    a_g^2)^2 / sum a_g^4 of them, and is too small by chance too often. So V counts nu times, and
+    the largest variance that any scores can have, v (1 - v) / S, once, with S the patients of the
     smaller array. The interval is Wilson's, corrected by half a case, with the effective number v
-    (1 - v) / variance. Simulated
-    coverage: 93 % and more, 98 % on average, for 20 to 300 patients, 1 to 30 rows a patient, AUCs
-    from 0.5 to 0.995, scores of seven kinds.
+    (1 - v) / variance. Simulated coverage: 93 % and more, 98 % on average, for 20 to 300 patients,
+    1 to 30 rows per patient, AUCs from 0.5 to 0.995, scores of seven kinds.
 
-    ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored
-    at the value (Davison and Hinkley 1997, 5.2) and widened to hold it. Simulated coverage with
-    250 images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to
-    78 %), but 47 % of a calibrated classifier: the lower end then stays above 0."""
+    ``calibration_error`` grows with the noise that drawing adds, so its percentiles are mirrored at
+    the value (Davison and Hinkley 1997, 5.2) and widened to hold it. Simulated coverage with 250
+    images of 3 classes: 88 to 90 % where the error is 0.05 to 0.11 (plain percentiles: 15 to 78 %),
+    but 47 % for a calibrated classifier: the lower end then stays above 0.
+
+    Args:
+        statistic: A function of the arrays that returns a number.
+        *arrays: The arrays, each with one row per image.
+        groups: The patient of each row: one array if row i of every array is the same image, else a
+            tuple with one per array, as for the negatives and positives of ``auc`` (a patient who
+            is in both is drawn in both). By default each row is its own patient, the same one in
+            arrays of equal length.
+        seed: The seed of the draws.
+        draws: The number of draws.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The statistic with its interval; ``n`` counts all rows.
+    """
     values = [np.asarray(a) for a in arrays]
     rows, count = _patients(values, groups)
     value, n = float(statistic(*values)), sum(map(len, values))
@@ -458,16 +597,25 @@ def paired_difference(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """``statistic(*a) - statistic(*b)`` of two methods on the same cases: "A beats B" if the
-    interval lies above 0.
+    """The difference of a statistic between two methods on the same images.
 
-    For statistics within [0, 1]: ``paired_difference(np.mean, (fooled_a,), (fooled_b,))``. Row i
-    of ``a[j]`` and of ``b[j]`` is the same case, and both see the same draws; ``groups`` as in
-    ``bootstrap``. The interval is that of Bonett and Price (2012), which adds one case in favour
-    of either side and so does not shrink to a point when the methods agree on all cases; with d
-    the difference, s^2 the variance of its draws and G patients
+    "A beats B" if the interval lies above 0. The interval is that of Bonett and Price (2012), which
+    adds one case in favour of either side and so does not shrink to a point when the methods agree
+    on all images. With d the difference, s^2 the variance of its draws and G patients:
 
-        d G / (G + 2)  +-  z sqrt(s^2 G^2 + 2) / (G + 2).
+        d G / (G + 2)  +-  z sqrt(s^2 G^2 + 2) / (G + 2)
+
+    Args:
+        statistic: A function of the arrays, with values in [0, 1].
+        a: The arrays of one method.
+        b: The arrays of the other; row i of ``a[j]`` and of ``b[j]`` is the same image.
+        groups: The patient of each row, as for ``bootstrap``.
+        seed: The seed of the draws, which are the same for both.
+        draws: The number of draws.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        ``statistic(*a) - statistic(*b)`` with its interval.
     """
     left, right = [np.asarray(v) for v in a], [np.asarray(v) for v in b]
     if [len(v) for v in left] != [len(v) for v in right]:
@@ -505,10 +653,23 @@ def difference_at(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The share of ``a(threshold)`` (N,) less that of ``b(threshold)`` on the same cases, each at
-    its own threshold: ``paired_difference``, averaged over the thresholds of ``limits`` as in
-    ``share_at``. Draw i of both belongs together: of the same calibration cases, where the seeds
+    """The difference of two shares on the same images, each at its own uncertain threshold.
+
+    This is ``paired_difference``, averaged over the thresholds of ``limits`` as in ``share_at``.
+    Draw i of both limits belongs together: it is of the same calibration images, where the seeds
     agree.
+
+    Args:
+        limits: The threshold of each side, with its uncertainty.
+        a: A function from a threshold to true or false for each row (N,).
+        b: The same for the other side.
+        groups: The patient of each row (N,); each row is its own by default.
+        seed: The seed of the draws.
+        draws: The number of draws.
+        level: The confidence level, in (0, 1).
+
+    Returns:
+        The share of ``a`` less that of ``b``, with its interval.
     """
     pairs, times = np.unique(
         np.stack([limit.drawn for limit in limits]), axis=1, return_counts=True
@@ -611,6 +772,6 @@ def _scores(values: ArrayLike) -> Floats:
         raise expected(
             "scores must be numbers",
             got=f"{int(np.isnan(scores).sum())} NaN of {len(scores)}",
-            do="look for the image that makes it",
+            do="find the image that causes it",
         )
     return scores

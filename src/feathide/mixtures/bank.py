@@ -31,13 +31,23 @@ VALUES = tuple(f.name for f in fields(Mixture) if f.init and f.type is not Tenso
 
 @dataclass(frozen=True, eq=False)
 class MixtureBank:
-    """One :class:`Mixture` for every layer and class; ``mixtures[layer][c]`` is that of class c.
+    """One ``Mixture`` for every layer and class: the normal range that HFC hides in.
 
-    ``curves`` tells how the number of components was chosen: rows {layer, class, components,
-    heldout, bic}, where "heldout" is the mean log-likelihood of held-out samples in nats (None
-    where none were held out). ``quantiles[layer][c]`` (2, 101) are the percentiles of the energy,
-    and of the soft one, of the samples that the mixture was fitted to: how far from the mixture
-    clean images of the class lie (:meth:`usual`)."""
+    Args:
+        mixtures: ``mixtures[layer][c]`` is the mixture of class c.
+        curves: How the number of components was chosen: rows {layer, class, components, heldout,
+            bic}, with the mean log-likelihood of held-out samples in nats (None if none were held
+            out).
+        quantiles: ``quantiles[layer][c]`` (2, 101): the percentiles of the energy, and of the soft
+            one, of the samples that the mixture was fitted to; see ``usual``.
+
+    Examples:
+        >>> classifier = FeatureClassifier(network.eval(), "blocks")
+        >>> out = classifier.extract(train_images)
+        >>> bank = MixtureBank.fit(out, train_labels)
+        >>> bank.energy(out, train_labels).shape
+        torch.Size([24, 1])
+    """
 
     mixtures: Mapping[str, Mapping[int, Mixture]]
     curves: tuple[dict[str, Any], ...] = ()
@@ -60,16 +70,30 @@ class MixtureBank:
         shrinkage: float | Literal["auto"] = "auto",
         rank: int = 8,
     ) -> "MixtureBank":
-        """The mixtures of the features of clean training images ``outputs`` of the classes
-        ``labels`` (N,).
+        """Fit the mixtures to the features of clean training images.
 
-        ``components``: a number, or candidates of which the best is taken for each layer and
-        class by the log-likelihood of a share ``holdout`` of the samples, drawn with ``seed`` (by
-        BIC where ``holdout`` is 0); "auto" means 1, 2, 4, ... 64. Candidates are tried in
-        ascending order until two in a row are no better. The chosen number is fitted again to all
-        samples.
-        ``layers``: all by default. ``covariance``, ``shrinkage``, ``rank``: see
-        :func:`fit_mixture`."""
+        Args:
+            outputs: Outputs of the images, with features (N, C_l) of at least one layer.
+            labels: Their classes (N,), int64.
+            components: The number of components, or candidates of which the best is taken for each
+                layer and class; "auto" means 1, 2, 4, ... 64. Candidates are tried in ascending
+                order until two in a row are no better; the chosen number is fitted again to all
+                samples.
+            covariance: "full", "tied", "diag" or "lowrank"; see ``fit_mixture``.
+            layers: The layers to fit; all by default.
+            seed: The seed of the initial means and of the held-out share.
+            holdout: The share of the samples, in [0, 1), whose log-likelihood chooses among the
+                candidates; with 0, BIC chooses.
+            shrinkage: The share of the diagonal in the covariance, in [0, 1), or "auto".
+            rank: The rank of a "lowrank" covariance.
+
+        Returns:
+            The fitted mixtures.
+
+        Raises:
+            InputError: Features that are not finite, labels that do not fit, arguments out of
+                range.
+        """
         check_tensor("labels", labels)
         if len(labels) != len(outputs) or not len(labels):
             raise expected(
@@ -136,8 +160,17 @@ class MixtureBank:
         layers: Sequence[str] | None = None,
         soft: bool = False,
     ) -> Tensor:
-        """The energy (N, L) of every sample under the mixtures of its own class ``classes`` (N,);
-        differentiable.
+        """The energy of every sample under the mixtures of its own class; differentiable.
+
+        Args:
+            out: Outputs of N samples.
+            classes: The class of each sample (N,).
+            layers: The layers to use; all of the bank's by default.
+            soft: Use all components in place of the nearest one.
+
+        Returns:
+            The energies (N, L): squared Mahalanobis distances to the nearest component, per
+            channel.
         """
         if soft:
             return self._each(

@@ -144,7 +144,7 @@ def _check_finite(x: Tensor, mean: Tensor) -> None:
         raise expected(
             "features must be finite",
             got=f"NaN or infinity in {bad} of {len(x)} samples",
-            do="look at these images",
+            do="check these images",
         )
 
 

@@ -5,15 +5,15 @@ All four covariance structures share one form: the features are first whitened b
 components have in common, ``z = (f - centre) A``, and component k then has mean ``mu_k`` and
 precision factor ``P_k`` in the space of z:
 
-=========  ==================================
-===================================================================== structure  A
-P_k =========  ==================================
-===================================================================== full       1 / deviation of
-each channel (C,)  upper triangular (C, C) diag       1 / deviation of each channel (C,)  diagonal
-(C,) tied       factor of the shared precision      identity lowrank    that, or of C > 256 [w |
-Q] (C, R)  s_k (I - U_k diag(h_k) U_k^T), U_k (C, R) orthonormal =========
-==================================
-=====================================================================
+=========  ==================================  =========================================
+structure  A                                   P_k
+=========  ==================================  =========================================
+full       1 / deviation of each channel (C,)  upper triangular (C, C)
+diag       1 / deviation of each channel (C,)  diagonal (C,)
+tied       factor of the shared precision      identity
+lowrank    that, or of C > 256                 s_k (I - U_k diag(h_k) U_k^T),
+           [w | Q] (C, R)                      U_k (C, R) orthonormal
+=========  ==================================  =========================================
 
 "lowrank" is a mixture of probabilistic PCA in the whitened space (Tipping and Bishop 1999): the R
 directions in which a component differs most from what is shared have their own variances, and the
@@ -51,15 +51,29 @@ COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A Gaussian mixture p(f) = sum_k w_k N(f; m_k, Sigma_k) over features f (N, C), in float64;
-    see the module for its form.
+    """A Gaussian mixture of features, in float64.
 
-    ``weights`` (M,), ``centre`` (C,), ``whitener`` (C,), upper triangular (C, C) or (C, R + 1),
-    ``means`` (M, C) in the whitened space, ``factors`` and ``gains`` as in the table above.
-    ``lower_bound`` is the mean log-likelihood of the data it was fitted to, in nats, ``samples``
-    their number, ``shrinkage`` the share of the diagonal in the covariance, ``pooling`` the share
-    of what the components have in common in a component of average size, ``degenerate`` the
-    number of channels that did not vary, and ``notes`` says in sentences what was unusual."""
+        p(f) = sum_k w_k N(f; m_k, Sigma_k),    f (N, C)
+
+    The module describes in what form the covariances are kept.
+
+    Args:
+        covariance: "full", "tied", "diag" or "lowrank".
+        weights: The weight of each component (M,); they add up to 1.
+        centre: The point (C,) that is subtracted before whitening.
+        whitener: (C,), upper triangular (C, C), or (C, R + 1).
+        means: The means (M, C) in the whitened space.
+        factors: The factors of the components' precision; the shape depends on ``covariance``.
+        gains: The gains of the components; the shape depends on ``covariance``.
+        samples: The number of samples that it was fitted to.
+        shrinkage: The share of the diagonal in the covariance, in [0, 1).
+        pooling: The share of what the components have in common, for a component of average size.
+        degenerate: The number of channels that did not vary.
+        converged: Whether expectation maximisation converged.
+        n_iter: The number of its iterations.
+        lower_bound: The mean log-likelihood of the samples, in nats.
+        notes: Sentences that say what was unusual.
+    """
 
     covariance: Covariance
     weights: Tensor

@@ -52,56 +52,64 @@ FIRST = ReadOut()
 
 @dataclass(frozen=True, eq=False)
 class FeatureClassifier:
-    """A network as an attacker or a guard sees it: images of the box in, ``Outputs`` out,
-    differentiable.
+    """A classifier as attackers and detectors see it: images in, ``Outputs`` out, differentiable.
 
-    ``model`` takes (N, C, *S) and gives logits (N, K), or (N, 1) for one sigmoid output, alone or
-    in a tuple, dict or class. ``layers``: names, globs or presets (see ``choose_layers``);
-    resolved at the first call. ``box`` are the least and the greatest valid image value. The
-    network sees ``(clip(x, window) - mean) / std``, where an optional ``window`` (lo, hi) is
-    mapped to [0, 1] first: all of it is inside the attacked function, so that eps and box stay in
-    image units. An image of one channel is repeated for a network that takes three.
+    One forward pass gives the logits and, for each chosen layer, one value per channel. The network
+    sees ``(clip(x, window) - mean) / std``, with ``window`` mapped to [0, 1] first. All of this is
+    inside the attacked function, so eps and box stay in the units of the images. Hooks live only
+    during a call; the network, its gradients and its mode are not changed. An image of one channel
+    is repeated for a network that takes three.
 
-    The feature of a layer is one value a channel. ``layout``: where the channels stand,
-    "channels-first" (N, C, *S), "channels-last" (N, *S, C) or "tokens" (N, T, C), for all layers
-    or by name or glob; "auto" finds it from what the modules declare. ``tokens``: of layers that
-    begin with a class token, the "mean" of the others, the "class" token, or "both" (N, 2 C).
-    ``pool``: a function of your own, (N, ...) -> (N, C), in place of these.
+    Args:
+        model: A network in evaluation mode that maps (N, C, *S) to logits (N, K), or to (N, 1) for
+            one sigmoid output; alone or in a tuple, dict or class.
+        layers: Names, globs or presets ("blocks", "conv", "stages", "last"), resolved at the first
+            call.
+        box: The least and the greatest valid image value.
+        mean: The mean per channel that the network was trained with; empty for 0.
+        std: The standard deviation per channel, positive; empty for 1.
+        window: The part (lo, hi) of the box that the network sees as [0, 1]; None for no window.
+        head: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j), output
+            j of a multi-label network, shown as (0, z_j) with the others in ``Outputs.others``.
+        output: "probabilities" for a network that ends in a softmax or in sigmoids: their
+            logarithm, or log odds, takes the place of the logits. A probability that is rounded to
+            0 or 1 has no slope.
+        outputs: The number of outputs, for a network that returns features beside its logits; 0
+            where there is only one candidate.
+        layout: Where the channels are: "channels-first" (N, C, *S), "channels-last" (N, *S, C) or
+            "tokens" (N, T, C), for all layers or by name or glob; "auto" follows what the modules
+            declare.
+        tokens: For layers with a class token: the "mean" of the other tokens, the "class" token, or
+            "both" (N, 2 C).
+        pool: A function (N, ...) -> (N, C) of your own in place of ``layout`` and ``tokens``.
+        dropout_samples: The number S of dropout draws in ``Outputs.stochastic``; 0 for none. They
+            use the network's own dropout modules or, if it has none, a dropout before the last
+            linear layer. The S masks are drawn once and shared by all images, so that no image's
+            draws depend on its batch.
+        dropout_rate: The rate of that additional dropout, in (0, 1).
+        seed: The seed of the dropout masks.
+        reference_network: A second classifier of the same images and classes, whose outputs are in
+            ``Outputs.reference_network``.
+        precision: "bf16" runs the network under autocast; logits and features come out as float32
+            either way.
+        compile: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the
+            network, made at the first call. Rounding differs by about 1e-5 of a logit.
+        statistics: A function of the images with the box mapped to [0, 1], (N, C, *S) -> (N, F),
+            for ``Outputs.statistics``; such as ``feathide.detectors.residuals.statistics``.
+        squeezers: Functions of the images with the window (else the box) mapped to [0, 1]; the
+            logits of what they return are in ``Outputs.squeezed``; such as
+            ``feathide.detectors.squeezing.SQUEEZERS``.
 
-    ``head``: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j):
-    output j of a multi-label network, shown as (0, z_j) with the other outputs in
-    ``Outputs.others``.
+    Raises:
+        InputError: The network is in training mode, a layer is unknown, or the arguments contradict
+            each other. ``check`` refuses images that are not finite or outside the box.
 
-    ``output``: "probabilities" for a network that ends in a softmax or in sigmoids: the logarithm
-    of a softmax, or the log odds of a sigmoid, stands in place of its logits. Where a probability
-    is rounded to 0 or 1 there is no slope. ``outputs``: how many it has, where what it returns
-    holds features beside the logits; 0 if it need not be told.
-
-    ``dropout_samples`` S > 0 adds S dropout draws: the network's own dropout modules where it has
-    any, else a dropout of ``dropout_rate`` before the last linear layer. The S masks are drawn
-    once from ``seed`` and shared by all images, so that an image's draws do not depend on its
-    batch.
-
-    ``reference_network``: a second classifier of the same images and classes, whose outputs stand
-    in ``Outputs.reference_network``; for guards that compare the two.
-
-    ``statistics``: a function of the images with the box mapped to [0, 1], (N, C, *S) -> (N, F),
-    whose values stand in ``Outputs.statistics``; for guards that read the image itself.
-    ``feathide.detectors.residuals.statistics`` is one. ``squeezers``: functions of the images
-    with what the network sees of them (the window, else the box) mapped to [0, 1]; the logits of
-    what they give stand in ``Outputs.squeezed``. ``feathide.detectors.squeezing.SQUEEZERS`` are
-    some.
-
-    ``precision``: "bf16" runs the network under autocast; logits and features come out as float32
-    either way.
-    ``compile``: "inductor", or another backend of ``torch.compile``, runs a compiled copy of the
-    network, made at the first call with the weights of that moment; its rounding differs (about
-    1e-5 of a logit). Dropout draws run the network as it is. The first steps wait for the
-    compiler: for long runs on a GPU.
-
-    Hooks live only during a call; the network, its gradients and its mode are left as they are.
-    Raises ``InputError`` if the network is in training mode, if a layer is unknown or if an image
-    is outside the box (checked by ``check``)."""
+    Examples:
+        >>> classifier = FeatureClassifier(network.eval(), "blocks", mean=[0.48], std=[0.24])
+        >>> out = classifier(images)
+        >>> out.logits.shape, out.last.shape
+        (torch.Size([4, 2]), torch.Size([4, 4]))
+    """
 
     model: nn.Module
     layers: str | Sequence[str] = "blocks"
@@ -154,12 +162,20 @@ class FeatureClassifier:
             )
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise expected(
-                "mean and std must be of one length, std positive",
+                "mean and std must be of equal length, std positive",
                 got=f"{self.mean}, {self.std}",
                 do="declare both per channel",
             )
 
     def __call__(self, x: Tensor) -> Outputs:
+        """The outputs of one batch, differentiable in the images.
+
+        Args:
+            x: Images (N, C, *S) with values in the box.
+
+        Returns:
+            Logits, features and whatever else the classifier was asked for.
+        """
         self._refuse_training()
         with torch.autocast(
             x.device.type, torch.bfloat16, enabled=self.precision == "bf16"
@@ -281,7 +297,15 @@ class FeatureClassifier:
     def extract(
         self, images: Tensor | Iterable[Tensor], *, batch_size: int = 64
     ) -> Outputs:
-        """Outputs of many images, without gradient, batch by batch, on the CPU."""
+        """Outputs of many images, without gradient, batch by batch, on the CPU.
+
+        Args:
+            images: Images (N, C, *S), or an iterable of batches of them.
+            batch_size: Images per forward pass, where ``images`` is a tensor.
+
+        Returns:
+            The outputs of all images, in order.
+        """
         batches = images.split(batch_size) if isinstance(images, Tensor) else images
         with torch.no_grad():
             return Outputs.cat([self.observe(b) for b in batches])

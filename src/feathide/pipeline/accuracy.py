@@ -59,7 +59,7 @@ class Learnt:
             f"accuracy {self.right / self.n:.2f}, AUC {self.auc:.2f}, majority share "
             f"{self.majority:.2f}"
         )
-        return f"right in {self.right} of {self.n} labelled images ({shares})"
+        return f"right on {self.right} of {self.n} labelled images ({shares})"
 
 
 def learnt(logits: np.ndarray, labels: np.ndarray) -> Learnt:
@@ -136,7 +136,7 @@ def check_learnt(context: Context, found: Learnt) -> None:
     )
     on = "; --even-so goes on" if found.right else ""
     raise InputError(
-        f"the classifier is {found}: it looks untrained, or normalised otherwise: {do}{on}"
+        f"the classifier is {found}: it looks untrained, or normalised differently: {do}{on}"
     )
 
 
@@ -153,7 +153,7 @@ def learnt_task(context: Context) -> Task:
         learnt_key(context),
         (context.classifier_key,),
         work,
-        "look whether it has learnt",
+        "check whether it has learnt",
         context.plan.network.arch,
         2,
     )

@@ -81,8 +81,8 @@ class Subjects:
 
     @cached_property
     def parts(self) -> Mapping[str, np.ndarray]:
-        """Rows of the held-out images: fit, calibrate, test, by patient; the classifier never saw
-        them. What is attacked of a part comes first in it.
+        """Rows of the held-out images: detector-training, calibration, test, by patient;
+        the classifier never saw them. What is attacked of a part comes first in it.
         """
         held = self.cases.where("test")
         s = self.plan.split

@@ -328,7 +328,7 @@ class Networks(Subjects):
         if any("random" in caveat for caveat in caveats):
             raise expected(
                 "the network must give the same outputs for the same images",
-                got="other ones at every pass",
+                got="different ones at every pass",
                 do=(
                     "switch off what is random in it at inference, such as a dropout in "
                     "forward, or average it inside"

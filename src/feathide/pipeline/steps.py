@@ -281,7 +281,7 @@ def _evidence(context: Context, eps: float) -> tuple[str, ...]:
 
 
 def needed(context: Context, cell: Cell) -> tuple[str, ...]:
-    """What an attacker must have before he starts."""
+    """What an attacker must have before the attack starts."""
     hiding = OBJECTIVES[cell.objective.kind]
     if hiding.make is None:
         return ()

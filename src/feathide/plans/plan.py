@@ -61,22 +61,39 @@ def _number(batch_size: object) -> object:
 
 
 class Plan(Part):
-    """An audit. ``eps``: budgets in box units (0.0157, "4/255") or native units ("2 HU"); with
-    norm linf, more than a quarter of the range of values is refused unless ``large_eps``.
-    ``train_attack``: the plain attack that the detectors learn from;
-    ``held_out``: one more table, in which they learn from each attack in turn
-    (``study.variants``).
-    ``mask``: a file (npz, NIfTI, picture) or a trusted ``package.module:callable`` that says
-    which pixels may change (``study.mask``);
-    ``organ``: the same, for where ``feathide ood`` puts lesions.
-    ``archive``: archives that compress with loss, such as "jpeg 90" or "jpeg2000 10": what they
-    leave of the attacks is reported (``data.archive``).
-    ``batch_size``: images at once, as a number, or "auto": what fits in 2 GiB, by image size and
-    network, the same on every machine; the stored plan holds the number.
-    ``even_so``: go on with a classifier that looks untrained; the verdict is then that nothing
-    can be said.
-    ``sanity_checks``: "quick" checks the evaluation itself by small attacks on the
-    detector-training split, "off" does not (YAML reads a bare off as false).
+    """The validated plan of an audit: images, network, attacks, detectors and measurements.
+
+    ``docs/plan.md`` shows every field with its default, the nested ones too. A plan is made by
+    ``load_plan``.
+
+    Attributes:
+        data: Where the images are and how they are read.
+        network: The classifier: architecture, weights, layers, normalisation.
+        norm: "linf" or "l2".
+        eps: Budgets in box units (0.0157, "4/255") or native units ("2 HU").
+        large_eps: Allow, with norm linf, more than a quarter of the range of values.
+        mask: A file (npz, NIfTI, picture) or trusted ``package.module:callable``: which pixels may
+            change.
+        organ: The same, for the region in which ``feathide ood`` puts lesions.
+        archive: Lossy archives, such as "jpeg 90" or "jpeg2000 10", whose effect on the attacks is
+            reported.
+        attacks: The attacks, by name, each with optional steps and options.
+        objectives: What each attack hides by: "plain", "hfc", ...
+        schedule: The step schedule that all attacks share.
+        mixture: How the Gaussian mixtures of HFC are fitted.
+        detectors: The detectors, by name.
+        reference_network: How the reference network of the detectors of that name is trained.
+        train_attack: The plain attack that the detectors learn from.
+        held_out: Add a table in which the detectors learn from each attack in turn.
+        split: The shares of the test images for detector training, calibration and test.
+        dropout_samples: Dropout draws of the detectors that read them, 2 to 10,000.
+        batch_size: Images per batch; 0, written "auto", for what fits in 2 GiB, the same on every
+            machine.
+        sanity_checks: "quick" checks the evaluation itself by small attacks on the
+            detector-training split; "off" does not.
+        seed: The seed of all randomness.
+        even_so: Go on although the classifier looks untrained; the verdict then is that nothing can
+            be concluded.
     """
 
     data: Annotated[
@@ -210,8 +227,22 @@ def slug(name: str) -> str:
 
 
 def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
-    """The plan of a YAML file or a mapping; ``changes`` replace top-level fields. Raises
-    ``InputError`` that names the field.
+    """The plan of a YAML file or of a mapping.
+
+    Args:
+        source: The path of a YAML file, or a mapping with the same fields.
+        **changes: Top-level fields that replace those of ``source``.
+
+    Returns:
+        The validated plan.
+
+    Raises:
+        InputError: The file cannot be read, or a field is unknown or wrong; the message names it.
+
+    Examples:
+        >>> plan = load_plan({"data": "phantoms"}, eps="4/255", attacks="pgd")
+        >>> plan.eps, plan.attacks[0].name
+        (('4/255',), 'pgd')
     """
     where = "the plan"
     if isinstance(source, Path | str):

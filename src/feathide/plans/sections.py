@@ -354,7 +354,7 @@ class AttackPlan(Part):
         ]
         if ":" in self.name and given:
             raise expected(
-                f"the step schedule of {self.name} stands in its options",
+                f"the step schedule of {self.name} belongs in its options",
                 got=", ".join(given),
                 do="use options: {...}",
             )

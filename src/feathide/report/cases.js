@@ -171,7 +171,7 @@ if (report.browser.cases.length) {
     volume = loaded;
     for (const view of views) byId(`view-${view}`).setAttribute("aria-label", `${view} image of ${item.id}`);
     find(".views").hidden = find(".sliders").hidden = !volume;
-    byId("case-probe").textContent = volume ? "Point at an image to read its values." : "The pictures of this case were left out to keep the page small; they stand in the run's folder.";
+    byId("case-probe").textContent = volume ? "Point at an image to read its values." : "The pictures of this case were left out to keep the page small; they are in the run's folder.";
     if (!volume) return;
     if (volume.space[0] === 1) byId("axis").value = "0";
     fitSlices(byId("axis").value === "0" ? busiest() : undefined);

@@ -216,7 +216,7 @@ def _figure(id: str, rows: pd.DataFrame, show: str) -> Figure:
         id=f"{id}-figure",
         title=title,
         caption=(
-            f"{title} of each guard, and the attack's success (in the ink). Bars are 95 % "
+            f"{title} of each guard, and the attack's success (in the text colour). Bars are 95 % "
             "intervals over patients of the test split."
         ),
         panels=panels,

@@ -97,7 +97,7 @@ def _embedding(frame: pd.DataFrame) -> Figure:
     return Figure(
         id="embedding",
         title="A picture of the feature space",
-        caption="The features in two dimensions, one point an image. Distances in such a picture "
+        caption="The features in two dimensions, one point per image. Distances in such a picture "
         "are only a hint; "
         "the scores above decide.",
         panels=[Panel("", traces)],

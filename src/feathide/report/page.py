@@ -92,7 +92,7 @@ def limits(run: Run) -> list[str]:
         )
     if not (rows["knowledge"] == "detector-aware").any():
         out.append(
-            "No attack knew the guards. What they catch here is an upper bound of what "
+            "No attack knew the guards. What they catch here is an upper bound on what "
             "they are worth."
         )
     if not (rows["knowledge"] == "transfer").any():

@@ -108,7 +108,7 @@ def variants(run: Run) -> Iterator[Matrix]:
         rows = rows.assign(row=rows["detector"].map(label), column=_columns(rows))
         says = (
             f"Mean of {rows['seeds'].max()} classifiers that were trained alike from "
-            "different seeds, and the range from the least to the greatest: "
+            "different seeds, and the range from the smallest to the largest: "
             "where it is wide, the number of one classifier is a matter of chance."
         )
         yield Matrix(
@@ -235,7 +235,7 @@ def parts(run: Run) -> Matrix:
         for n, part in given.items()
     )
     return Matrix(
-        "parts", "Images by part", "", tuple(c.capitalize() for c in columns), tuple(body)
+        "parts", "Images by split", "", tuple(c.capitalize() for c in columns), tuple(body)
     )
 
 

@@ -405,7 +405,7 @@ def _attacked(run: Run) -> str:
         & run.table["attack"].isin(["", "none", "clean"])
     ]
     accuracy = worst(clean)
-    right = f"; it is right in {accuracy} of the test images" if accuracy else ""
+    right = f"; it is right on {accuracy} of the test images" if accuracy else ""
     made = " All images are synthetic." if run.synthetic else ""
     return (
         f"{names[0]} on {names[1]}{right}. {n} test images that it gets right were "
@@ -420,7 +420,7 @@ def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:
         if a not in ("", "none", "worst")
     ]
     fooled = (
-        f" Without a guard the strongest fools the classifier in {success} of the images."
+        f" Without a guard the strongest attack fools the classifier on {success} of the images."
         if success
         else ""
     )

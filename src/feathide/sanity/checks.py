@@ -94,7 +94,7 @@ SANITY_CHECKS: dict[str, SanityCheck] = {
                 "one step, random noise, an attack on another network or a smaller budget "
                 "fools more images than the attack"
             ),
-            "its steps or its gradient are wrong: whoever has more does at least as well",
+            "its steps or its gradient are wrong: a stronger attack does at least as well",
             (
                 "raise steps or step_size; check loss and target; attack with square, which "
                 "sees through masked gradients"
@@ -113,7 +113,7 @@ SANITY_CHECKS: dict[str, SanityCheck] = {
             "success as counted",
             (
                 "the decision changes in a small ball around the attacked image, or an image "
-                "that fooled on the way counts as a failure"
+                "that fooled the classifier on the way counts as a failure"
             ),
             (
                 "a success that a grey level undoes is luck, one that is not counted makes the "
@@ -132,7 +132,7 @@ SANITY_CHECKS: dict[str, SanityCheck] = {
         ),
         SanityCheck(
             "gradients of the guards",
-            "a search without a guard's gradient, or images made for other ends, lower its "
+            "a search without a guard's gradient, or images made for other purposes, lower its "
             "score more than its gradient does, or "
             "a point planted behind this guard alone is missed",
             (
@@ -424,7 +424,7 @@ def _stable(a: Arrays) -> Judged:
     kept = float(a["kept"][fooled].mean())
     return (
         "pass" if kept >= 0.95 else "warn" if kept >= 0.75 else "fail",
-        f"{kept:.0%} of a ball of eps / 20 agree",
+        f"{kept:.0%} of the points in a ball of eps / 20 agree",
     )
 
 
@@ -560,7 +560,7 @@ class Evasion:
     detector aimed at, by how much (n,) the score of an image lies below that of the plain attack,
     in spreads of clean scores, or None where the plan has no plain attack beside it;
     ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean
-    scores of the calibrate and the test split;
+    scores of the calibration and the test split;
     ``limits``: for each detector its calibration scores, clean and noisy, a threshold and the
     rate of false alarms that it stands for."""
 
@@ -612,7 +612,7 @@ def judge_table(e: Evasion) -> dict[str, Judged]:
 
 def _learnt(found: Learnt | None) -> Judged:
     if found is None:
-        return "pass", "not looked at"
+        return "pass", "not checked"
     return "pass" if found.enough else "fail", str(found)
 
 
@@ -725,12 +725,12 @@ def _alike(e: Evasion) -> Judged:
     noise = 3 / (12 * max(least, 1) / 2) ** 0.5
     worst = max(areas, key=lambda name: abs(areas[name] - 0.5))
     off = abs(areas[worst] - 0.5)
-    detail = f"{worst}: AUC of test against calibrate {areas[worst]:.2f}"
+    detail = f"{worst}: AUC of test against calibration {areas[worst]:.2f}"
     return "pass" if off <= noise else "warn" if off <= 2 * noise else "fail", detail
 
 
 def _calibrated(e: Evasion) -> Judged:
-    """A threshold is the smallest calibrate score above which no more than the rate lie."""
+    """A threshold is the smallest calibration score above which no more than the rate lie."""
     bad = [
         (
             f"{name}: {np.mean(scores > limit):.0%} of the calibration scores above the "

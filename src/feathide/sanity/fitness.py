@@ -67,8 +67,8 @@ def check_fitness(context: Context, classifier: FeatureClassifier) -> None:
     if flat and out.logits.requires_grad:
         raise expected(
             (
-                "features must carry a gradient to the image, or what guards them is attacked "
-                "by nobody"
+                "features must carry a gradient to the image, or nobody can attack a guard "
+                "that reads them"
             ),
             got=f"detached ones in {', '.join(flat[:5])}",
             do=(

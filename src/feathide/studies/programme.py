@@ -353,7 +353,7 @@ def _summary(
     untold = sum(v.startswith("not tested") for v in verdicts)
     part = len(verdicts) - whole - none - untold
     rest = (
-        f"; {untold} could not be tested, having no row to speak of or no attack that succeeded"
+        f"; {untold} could not be tested, having no matching row or no attack that succeeded"
         if untold
         else ""
     )
@@ -370,7 +370,7 @@ def _summary(
     ]
     if sanity_checks:
         says.append(
-            f"{len(sanity_checks)} sanity checks were checked, {len(failed)} failed"
+            f"{len(sanity_checks)} sanity checks ran, {len(failed)} failed"
             + (": " + "; ".join(failed) if failed else "")
             + "."
         )

@@ -71,14 +71,27 @@ Balance = Literal["weights", "sampling", "none"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained network in evaluation mode on the CPU, and how it came about.
+    """A trained network, and how it was trained.
 
-    It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1], and one mean and std
-    per channel, measured on the training split: declare them to ``FeatureClassifier``.
-    ``history`` has one row per epoch (epoch, train_loss, val_loss, val_accuracy, val_auc,
-    val_calibration_error); ``val_accuracy``, ``val_auc`` (NaN where no class has validation
-    images both in and out) and ``val_calibration_error`` are those of ``epoch``, the one that was
-    kept. ``frozen``: how many of the network's parameters did not learn."""
+    It sees ``(x - mean) / std`` with x in the box, or the window as [0, 1]: give these to
+    ``FeatureClassifier``.
+
+    Args:
+        model: The network in evaluation mode, on the CPU.
+        head: "softmax", "sigmoid" or "findings".
+        mean: The mean of each channel over the training split.
+        std: The standard deviation of each channel over the training split.
+        history: One row per epoch: epoch, train_loss, val_loss, val_accuracy, val_auc,
+            val_calibration_error.
+        epoch: The epoch that was kept.
+        val_accuracy: The validation accuracy of that epoch, in [0, 1].
+        val_auc: Its validation AUC; NaN where no class has validation images both in and out.
+        digest: A digest of the weights.
+        seconds: How long the training took.
+        begun: Which weights the training started from, if any.
+        val_calibration_error: The validation calibration error of the epoch that was kept.
+        frozen: How many of the network's parameters did not learn.
+    """
 
     model: nn.Module
     head: Head
@@ -119,35 +132,58 @@ def train_classifier(
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train ``arch``, a name of ``MODELS`` or a user's own network (which is copied), on the
-    training split.
+    """Train a classifier on the training split, with early stopping on the validation split.
 
-    ``head``: "softmax" (K outputs), "sigmoid" (one, for two classes) or "findings" (F, for labels
-    with one column per finding); None: what the labels call for. The loss is cross-entropy in
-    which every class weighs the same in all; AdamW with a one-cycle schedule of peak ``lr``. What
-    is validated and kept is a running average of the weights, which does not jump about as the
-    weights do while ``lr`` is high. Training stops when its validation loss has not improved for
-    ``patience`` epochs; the best epoch is kept. ``window`` (lo, hi): the network sees this part
-    of the box as [0, 1], as in ``FeatureClassifier``; mean and std are those of what it sees.
-    ``augment``: True for ``Augment()``.
+    The loss is a cross-entropy in which every class has the same total weight, unless ``balance``
+    says otherwise; the optimiser is AdamW. What is validated and kept is a running average of the
+    weights, which is steadier than the weights while the learning rate is high. The same seed gives
+    the same weights on a CPU; the global random state is not changed. A GPU, if there is one, is
+    used in bfloat16. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
 
-    To fine-tune: ``weights``, a user's file to start from, with ``rename`` (see ``start_from``);
-    ``freeze``, the parts that stay as they are (``backbone`` or globs of modules, with ``|``
-    between them), their batch norms included; ``lr_backbone``, the rate of all but the head (the
-    last linear layer and what the file lacks). ``balance``: classes weigh the same by
-    "weights" of the loss, by "sampling" (each class drawn as often; labels of one class only), or
-    "none". ``schedule``: "one-cycle", "cosine" (from ``lr`` to 0 after a rise over the first
-    twentieth) or "constant". ``stop_on``: "loss", or "auc" of the validation images (of equal
-    ones the lower loss), decides which epoch is kept and when training stops.
+    Args:
+        cases: The images, with a "train" and a "val" split.
+        arch: A name of the zoo, such as "resnet18", or your own network, which is copied.
+        head: "softmax" (K outputs), "sigmoid" (one output, for two classes) or "findings" (one
+            output per finding); None for what the labels call for.
+        stem: "standard", or "small" for images below 64 pixels.
+        weights: A file of weights to start from.
+        rename: How names in that file become names of the network.
+        epochs: The largest number of epochs.
+        batch_size: Images per step.
+        lr: The peak learning rate.
+        patience: Stop when the validation loss has not improved for this many epochs.
+        augment: True for ``Augment()``, False for none, or an ``Augment`` of your own.
+        freeze: What of ``weights`` does not learn, its batch norms included: "backbone", or globs
+            of modules with ``|`` between them.
+        lr_backbone: The peak learning rate of all but the head (the last linear layer and what the
+            file of weights lacks).
+        balance: How rare classes count: by "weights" of the loss, by "sampling" (each class drawn
+            as often; labels of one class only), or "none".
+        schedule: The learning rate over the steps: "one-cycle", "cosine" (from ``lr`` to 0 after a
+            rise over the first twentieth) or "constant".
+        stop_on: What decides which epoch is kept and when training stops: "loss" of the validation
+            images, or their "auc" (of equal ones the lower loss).
+        adversary: Makes every batch harder, those of the validation too, so that the epoch that
+            withstands most is kept.
+        window: The part (lo, hi) of the box that the network sees as [0, 1].
+        seed: The seed of weights, batches and augmentation.
+        out: A safetensors file for ``load_trained``, written at the end.
+        progress: Is called after each epoch.
 
-    ``adversary``: makes every batch harder, those of the validation too, so that what is kept and
-    reported is what withstands it. ``out``: a safetensors file for ``load_trained``, written when
-    training has ended. On a GPU, where there is one, in mixed precision (bfloat16). The same seed
-    gives the same weights on a CPU; the global random state stays as it was. Splits of up to 4
-    GiB are held in memory, larger ones are read batch by batch.
+    Returns:
+        The network of the best epoch, with the normalisation that belongs to it.
 
-    Raises ``InputError`` for a split or a class without images, a network that does not fit the
-    images, and a loss that is not finite."""
+    Raises:
+        InputError: A split or a class without images, a network that does not fit the images, a
+            loss that is not finite.
+
+    Examples:
+        ```python
+        cases = load_cases("chest.npz")
+        trained = train_classifier(cases, "resnet18", epochs=5, out="chest.safetensors")
+        classifier = FeatureClassifier(trained.model, mean=trained.mean, std=trained.std)
+        ```
+    """
     started = time.perf_counter()
     head = _checked_head(cases, head)
     train, val = _checked_rows(cases)
@@ -242,11 +278,19 @@ def train_classifier(
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a file that ``train_classifier`` wrote, in evaluation mode, and what the
-    file says about it.
+    """The network in a file that ``train_classifier`` wrote.
 
-    That is: arch, channels, outputs, stem, head, mean, std, window, class_names, size,
-    val_accuracy, val_auc, val_calibration_error. Raises ``InputError`` for any other file."""
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        The network in evaluation mode, and what the file says about it: arch, channels, outputs,
+        stem, head, mean, std, window, class_names, size, val_accuracy, val_auc,
+        val_calibration_error.
+
+    Raises:
+        InputError: Any other file.
+    """
     about = read_about(path)
     if not about.get("arch"):
         raise expected(
