@@ -175,7 +175,8 @@ def parameters(thing: Any) -> list[str]:
         return []
     if thing is feathide.Plan:
         return list(feathide.Plan.model_fields)
-    return [p for p in inspect.signature(thing).parameters if p != "self"]
+    written = getattr(thing, "__wrapped__", thing)  # a recipe names the fields of Attack, too
+    return [p for p in inspect.signature(written).parameters if p != "self"]
 
 
 @pytest.mark.parametrize("path", [p for p in REFERENCE if not p.endswith(".DETECTORS")])
