@@ -25,6 +25,7 @@ __all__ = [
     "features",
     "fitted",
     "layer_names",
+    "needs_of",
     "per_class",
     "spread",
     "trials",
@@ -34,6 +35,9 @@ __all__ = [
 Layers = str | Sequence[str]  # "last", "all", a name, several names
 T = TypeVar("T")
 OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded``
+
+
+NEEDS = ("dropout", "reference_network", "statistics", "squeezed")
 
 
 class Detector(ABC):
@@ -153,6 +157,13 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
         return found
 
     return behind
+
+
+def needs_of(detector: Detector) -> tuple[str, ...]:
+    """What a detector reads beside logits and features: "dropout", "reference_network",
+    "statistics", "squeezed".
+    """
+    return tuple(name for name in NEEDS if getattr(detector, f"needs_{name}"))
 
 
 @contextmanager

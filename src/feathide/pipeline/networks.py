@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from feathide.catalog import DETECTORS
 from feathide.data.budgets import parse_eps
+from feathide.detectors.base import needs_of
 from feathide.detectors.residuals import VERSION as OF_STATISTICS
 from feathide.detectors.residuals import statistics
 from feathide.detectors.squeezing import SQUEEZERS
@@ -366,7 +367,7 @@ class Networks(Subjects):
             DETECTORS[d]()
             for d in (self.plan.detectors if detectors is None else detectors)
         ]
-        return any(getattr(d, f"needs_{what}") for d in made)
+        return any(what in needs_of(d) for d in made)
 
     # --- reference network ----------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from feathide.attacks.updates import Selective
 from feathide.catalog import OBJECTIVES, ability_of
 from feathide.data.noise import Noise
 from feathide.detectors import Detector
+from feathide.detectors.base import needs_of
 from feathide.execution.digests import digest
 from feathide.execution.engine import Task
 from feathide.execution.store import Store
@@ -303,8 +304,7 @@ def lowered(
 
 def _watcher(trial: Trial, guard: Guard) -> FeatureClassifier:
     """The classifier as one guard reads it."""
-    whole = guard.detector.needs_dropout or guard.detector.needs_reference_network
-    return trial.observer if whole else trial.classifier
+    return trial.observer if needs_of(guard.detector) else trial.classifier
 
 
 def _scores(trial: Trial, guard: Guard, x: Tensor) -> np.ndarray:
