@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from feathide.errors import InputError, expected, first_line, unknown
+from feathide.plans.renamed import unknown_detector
 from feathide.plans.sections import (
     AttackPlan,
     DataPlan,
@@ -26,6 +27,7 @@ from feathide.plans.sections import (
     NetworkPlan,
     ObjectivePlan,
     Part,
+    QuickPlan,
     ReferencePlan,
     SchedulePlan,
     Seed,
@@ -75,6 +77,8 @@ class Plan(Part):
     network, the same on every machine; the stored plan holds the number.
     ``even_so``: go on with a classifier that looks untrained; the verdict is then that nothing
     can be said.
+    ``device``: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"; not stored with a run.
+    ``quick``: written by ``feathide audit --quick``, which marks the plan of a quick look.
     ``sanity_checks``: "quick" checks the evaluation itself by small attacks on the
     detector-training split, "off" does not (YAML reads a bare off as false).
     """
@@ -123,9 +127,11 @@ class Plan(Part):
     ] = "quick"
     seed: Seed = 0
     even_so: bool = False
+    quick: QuickPlan | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
-    # a run that has stopped for its want goes on in its folder
-    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so",)
+    # a run that has stopped for its want, or elsewhere, goes on in its folder
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so", "device")
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":
@@ -133,7 +139,7 @@ class Plan(Part):
 
         for name in self.detectors:
             if name not in DETECTORS:
-                raise unknown("detector", name, DETECTORS)
+                raise unknown_detector(name, DETECTORS)
         if self.train_attack not in ATTACKS:
             raise unknown("attack", self.train_attack, ATTACKS)
         self._check_trust()

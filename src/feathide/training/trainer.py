@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
+from feathide.models.device import device_of
 from feathide.models.loading import check_network
 from feathide.models.logits import logits_of
 from feathide.models.weights import (
@@ -105,6 +106,7 @@ def train_classifier(
     window: Box | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train ``arch``, a name of ``MODELS`` or a user's own network (which is copied), on the
@@ -121,9 +123,9 @@ def train_classifier(
     ``adversary``: makes every batch harder, those of the validation too, so that what is kept and
     reported is what withstands it. ``weights``: a user's file to start from, with ``rename`` (see
     ``start_from``). ``out``: a safetensors file for ``load_trained``, written when training has
-    ended. On a GPU, where there is one, in bfloat16. The same seed gives the same weights on a
-    CPU; the global random state stays as it was. Splits of up to 4 GiB are held in memory, larger
-    ones are read batch by batch.
+    ended. On ``device``, or on a GPU where there is one; on a GPU in bfloat16. The same seed gives
+    the same weights on a CPU; the global random state stays as it was. Splits of up to 4 GiB are
+    held in memory, larger ones are read batch by batch.
 
     Raises ``InputError`` for a split or a class without images, a network that does not fit the
     images, and a loss that is not finite."""
@@ -170,7 +172,14 @@ def train_classifier(
     )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        _fit(training, batches, held_out, epochs=epochs, patience=patience)
+        _fit(
+            training,
+            batches,
+            held_out,
+            epochs=epochs,
+            patience=patience,
+            device=device_of("auto") if device is None else device,
+        )
     kept = training.keep_best()
     result = TrainResult(
         model=network,
@@ -380,9 +389,8 @@ class _Training(L.LightningModule):
                 if self.history
                 else ""
             )
-            self.progress(
-                self.global_step + 1, self.steps, f"epoch {self.current_epoch + 1}{last}"
-            )
+            epoch = f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}{last}"
+            self.progress(self.global_step + 1, self.steps, epoch)
         return loss
 
     def on_train_batch_end(self, _outputs: Any, _batch: Any, _index: int) -> None:
@@ -449,16 +457,18 @@ def _fit(
     *,
     epochs: int,
     patience: int,
+    device: torch.device,
 ) -> None:
     """Run Lightning's loop, which says nothing and leaves no file, log or signal handler
     behind.
     """
-    halves = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    gpu = device.type == "cuda"
+    halves = gpu and torch.cuda.is_bf16_supported()
     with _quiet():
         trainer = L.Trainer(
             max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
+            accelerator="gpu" if gpu else "cpu",
+            devices=[device.index or 0] if gpu else 1,
             precision="bf16-mixed" if halves else "32-true",
             callbacks=[EarlyStopping("val_loss", patience=patience)],
             logger=False,
