@@ -377,7 +377,7 @@ class Clock:
         def inside(done: int, total: int, what: str) -> None:
             status = self._status(task, done / max(total, 1))
             spent = max(time.monotonic() - begun, 1e-9)
-            title = f"{what}, {paced(done / spent)}"
+            title = f"{what}, step {done}/{total}, {paced(done / spent)}"
             self._progress.show(replace(status, title=title, part=(done, total), what=what))
 
         return inside
