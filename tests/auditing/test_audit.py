@@ -231,7 +231,7 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(
     )
     assert {
         part: len(context.attacked(part)) for part in ("detector-training", "test")
-    } == {"detector_training": 24, "test": 24}
+    } == {"detector-training": 24, "test": 24}
     n = table.groupby("metric", sort=False).n.agg(["min", "max"])
     clean = [m for m in n.index if m.startswith(("false_alarms", "accuracy_shifted"))]
     for metric in ("accuracy", "calibration_error", "brier_score", *clean):

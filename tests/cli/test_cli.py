@@ -21,6 +21,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from feathide.auditing import quick
+from feathide.auditing.forecast import Pace
 from feathide.auditing.run import Audit, audit
 from feathide.auditing.tracking import track
 from feathide.cli import app
@@ -501,3 +503,21 @@ def test_a_changed_plan_in_an_old_folder_names_reuse(looked: tuple[Path, Any]) -
     call = ["audit", str(home / "plan.yaml"), "--seed", "5", "--out", str(home / "run")]
     told = CliRunner().invoke(app, call)
     assert told.exit_code == 2 and "--reuse" in told.output
+
+
+def test_a_slow_network_is_looked_at_less(
+    looked: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = looked
+    full = load_plan({"data": str(home / "patches.npz"), **SMALL})
+    looks = []
+    for step in (1e-5, 1e-2, 10.0):
+        pace = Pace(step=step, reference=0.0, grown=0.0)
+        monkeypatch.setattr(quick, "pace_of", lambda *_, pace=pace: pace)
+        looks.append(quick.quick_look(full, home / f"new-{step}", command="feathide audit"))
+    limits = [look.data.limit for look in looks]
+    assert (
+        limits[0] == quick.RUNGS[0].limit > limits[1] > limits[2] == quick.RUNGS[-1].limit
+    )
+    slow = [look.quick is not None and "slow" in look.quick.says[-1] for look in looks]
+    assert slow == [False, False, True]
