@@ -294,7 +294,7 @@ def test_the_verb_prints_one_line_per_law_and_says_by_its_exit_code(mine: Path) 
     assert run.exit_code == 4
     found = json.loads(run.stdout)
     assert not found["passed"]
-    verdicts = {Verdict(**v).check: Verdict(**v) for v in found["conformance"]}
+    verdicts = {Verdict(**v).check: Verdict(**v) for v in found["checks"]}
     assert (
         verdicts["not a no-op"].status == "fail"
         and "got none" in verdicts["not a no-op"].detail
