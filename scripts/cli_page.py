@@ -39,6 +39,8 @@ def _commands(
 ) -> Iterator[tuple[str, Callable[..., Any], str]]:
     """The full name, the function and the closing words of every command."""
     for command in group.registered_commands:
+        if command.hidden:  # the old name of a verb
+            continue
         function = command.callback
         assert function is not None
         name = command.name or function.__name__.replace("_", "-")

@@ -146,7 +146,8 @@ def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
     found = [
         n
         for n in bank.layers
-        if any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)
+        if n in wanted
+        or any(fnmatchcase(n, bank.layers[-1] if w == "last" else w) for w in wanted)
     ]
     narrow = [n for n in found if bank.width(n) <= widest]
     if found and not narrow:

@@ -23,9 +23,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from feathide.auditing import quick
+from feathide.auditing.forecast import Pace
 from feathide.auditing.run import Audit, audit
 from feathide.auditing.tracking import _pictures, track
-from feathide.cli import _summary, app
+from feathide.cli import app
+from feathide.cli.display import screen, summary
 from feathide.cli.ending import said
 from feathide.execution.engine import Interrupted
 from feathide.execution.store import Store
@@ -37,6 +40,8 @@ SMALL = {**PLAN, "attacks": ["pgd"], "schedule": {"steps": 4}, "detectors": ["ms
 
 def verbs(group: Any, name: str = "feathide") -> Iterator[tuple[str, Any]]:
     for key, command in group.commands.items():
+        if command.hidden:
+            continue
         if hasattr(command, "commands"):
             yield from verbs(command, f"{name} {key}")
         else:
@@ -48,7 +53,13 @@ VERBS = dict(verbs(typer.main.get_command(app)))
 
 @pytest.mark.parametrize(
     ("stop", "sentence"),
-    [(KeyboardInterrupt(), "stopped"), (Interrupted("12 of 20 kept"), "12 of 20 kept")],
+    [
+        (
+            KeyboardInterrupt(),
+            "stopped; finished work is kept, and the same command goes on from there",
+        ),
+        (Interrupted("12 of 20 kept"), "12 of 20 kept"),
+    ],
 )
 def test_a_stop_says_something(
     stop: KeyboardInterrupt, sentence: str, capsys: pytest.CaptureFixture[str]
@@ -213,6 +224,7 @@ def test_check_takes_every_flag_of_audit_that_changes_the_plan() -> None:
         "fail_if",
         "track",
         "reuse",
+        "quick",
     }
     assert flags["audit"] - flags["check"] == of_the_run
 
@@ -233,7 +245,7 @@ def test_long_names_leave_every_column_on_a_narrow_screen() -> None:
         [{**same, "detector": "", "metric": "success", "value": 0.44}, *cells]
     )
     console = Console(width=80, file=StringIO())
-    console.print(_summary(table, "auc"))
+    console.print(summary(table, "auc"))
     assert all(f" {v} " in console.file.getvalue() for v in (0.5, 0.44, 0.11, 0.22, 0.33))
 
 
@@ -385,3 +397,165 @@ def test_bench_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) ->
     before = torch.random.get_rng_state()
     CliRunner().invoke(app, ["bench", "--rounds", "1"])
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- flags that all verbs share -----------------------------------------------------------------
+
+
+def test_version_and_short_help() -> None:
+    version = CliRunner().invoke(app, ["--version"])
+    assert version.exit_code == 0 and version.output == "feathide 0.1.0\n"
+    for call in (["-h"], ["audit", "-h"], ["explain", "-h"], ["explain", "stress", "-h"]):
+        shown = CliRunner().invoke(app, call)
+        assert shown.exit_code == 0 and "--help" in shown.output
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *("audit", "demo", "check", "train", "study", "attack", "arms-race", "ood"),
+        *(f"explain {kind}" for kind in ("direction", "stress", "outliers", "transfer")),
+    ],
+)
+def test_every_verb_that_works_says_more_or_less_and_takes_a_device(verb: str) -> None:
+    names = {p.name for p in VERBS[f"feathide {verb}"].params}
+    assert {"quiet", "verbose", "device"} <= names
+
+
+def test_flags_agree_between_verbs() -> None:
+    for verb in ("audit", "check", "attack", "train"):
+        options = {o for p in VERBS[f"feathide {verb}"].params for o in p.opts}
+        assert {"--network", "--arch"} <= options, verb
+    for verb in ("audit", "check", "attack"):
+        options = {o for p in VERBS[f"feathide {verb}"].params for o in p.opts}
+        assert {"--attacks", "--recipe", "--objectives", "--objective"} <= options, verb
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("duel", "arms-race"), ("laws", "conformance")], ids=["duel", "laws"]
+)
+def test_an_old_verb_says_its_new_name(old: str, new: str) -> None:
+    told = CliRunner().invoke(app, [old, "plan.yaml", "--rounds", "3"])
+    assert told.exit_code == 2 and f"`{old}` is now called `{new}`" in told.output
+    assert old not in CliRunner().invoke(app, ["--help"]).output.split()
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("cuda:7", "device cuda:7 must be a GPU that torch can use"), ("gpu", "device")],
+)
+def test_a_device_that_is_not_there_is_said(
+    device: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = str(write_npz(tmp_path / "a.npz"))
+    for call in (
+        ["check", "--data", data, "--network", "tiny"],
+        ["train", "--data", data, "--network", "tiny", "--out", str(tmp_path / "w")],
+    ):
+        told = CliRunner().invoke(app, [*call, "--device", device])
+        assert told.exit_code == 2 and words in told.output, told.output
+
+
+def test_train_takes_fewer_images_and_tells_its_epochs(tmp_path: Path) -> None:
+    data, out = str(write_npz(tmp_path / "a.npz")), tmp_path / "w.safetensors"
+    call = ["train", "--data", data, "--arch", "tiny", "--out", str(out)]
+    result = CliRunner().invoke(
+        app, [*call, "--limit", "40", "--epochs", "2", "--no-augment", "--device", "cpu"]
+    )
+    assert result.exit_code == 0 and out.exists(), result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train: epoch")]
+    assert len(lines) == 2 and "of 2, validation accuracy" in lines[1]
+    assert "/s" in lines[1] and "(3/4, " in lines[1] and " left)" in lines[1]
+
+
+def test_piped_output_does_not_break_inside_a_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    sentence = "0.98 (0.95–1.00) " * 30
+    screen().print(sentence)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+# --- a quick look -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    home = tmp_path_factory.mktemp("look")
+    data = write_npz(home / "patches.npz")
+    plan = home / "plan.yaml"
+    plan.write_text(
+        yaml.safe_dump({"data": str(data), **SMALL, "attacks": ["fgsm", "pgd"]})
+    )
+    call = ["audit", str(plan), "--quick", "--eps", "16 / 255", "--out", str(home / "run")]
+    return home, CliRunner().invoke(app, [*call, "--json"])
+
+
+def test_a_quick_look_is_marked_and_names_the_whole_audit(looked: tuple[Path, Any]) -> None:
+    home, result = looked
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["quick_look"] and told["verdict"].startswith("Quick look: ")
+    card = json.loads((home / "run" / "model-card.json").read_text())
+    whole = (
+        f"feathide audit {home / 'plan.yaml'} --eps '16 / 255' --out {home / 'run'}-whole"
+    )
+    assert "quick look" in card["tags"] and card["headline"] == told["verdict"]
+    assert card["quick_look"]["command"] == whole
+    page = (home / "run" / "report.html").read_text()
+    assert "This is a quick look, not an audit" in page and "Quick look at tiny" in page
+    assert "attacks left out: fgsm" in page
+
+
+def test_no_guard_holds_by_a_quick_look(looked: tuple[Path, Any]) -> None:
+    assert "holds" not in {
+        *json.loads((looked[0] / "run" / "model-card.json").read_text())["verdict"].values()
+    }
+
+
+def test_a_quick_look_goes_on_where_it_stopped(looked: tuple[Path, Any]) -> None:
+    home, _ = looked
+    plan = (home / "run" / "plan.yaml").read_bytes()
+    files = sorted((home / "run").rglob("*.npz"))
+    times = [f.stat().st_mtime_ns for f in files]
+    call = ["audit", str(home / "plan.yaml"), "--quick", "--eps", "16 / 255"]
+    again = CliRunner().invoke(app, [*call, "--out", str(home / "run"), "--quiet"])
+    assert again.exit_code == 0, again.output
+    assert again.stdout.startswith("Quick look: ") and again.stdout.count("\n") == 1
+    assert again.stderr == ""
+    assert (home / "run" / "plan.yaml").read_bytes() == plan
+    assert [f.stat().st_mtime_ns for f in files] == times
+
+
+def test_a_run_leaves_a_log(looked: tuple[Path, Any]) -> None:
+    lines = (looked[0] / "run" / "audit.log").read_text().splitlines()
+    said = [line.partition(" ")[2] for line in lines]
+    assert said[0] == "begun" and "all steps are done" in said
+    assert any(s.startswith("train the classifier: epoch 2 of") for s in said)
+
+
+def test_a_changed_plan_in_an_old_folder_names_reuse(looked: tuple[Path, Any]) -> None:
+    home, _ = looked
+    call = ["audit", str(home / "plan.yaml"), "--seed", "5", "--out", str(home / "run")]
+    told = CliRunner().invoke(app, call)
+    assert told.exit_code == 2 and "--reuse" in told.output
+
+
+def test_a_slow_network_is_looked_at_less(
+    looked: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = looked
+    full = load_plan({"data": str(home / "patches.npz"), **SMALL})
+    looks = []
+    for step in (1e-5, 0.05, 10.0):
+        pace = Pace(step=step, reference=0.0, grown=0.0)
+        monkeypatch.setattr(quick, "pace_of", lambda *_, pace=pace: pace)
+        looks.append(quick.quick_look(full, home / f"new-{step}", command="feathide audit"))
+    limits = [look.data.limit for look in looks]
+    assert (
+        limits[0] == quick.RUNGS[0].limit > limits[1] > limits[2] == quick.RUNGS[-1].limit
+    )
+    slow = [look.quick is not None and "slow" in look.quick.says[-1] for look in looks]
+    assert slow == [False, False, True]

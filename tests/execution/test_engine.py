@@ -265,13 +265,58 @@ def test_progress_counts_and_foretells(tmp_path):
     ) and third.left == pytest.approx(4 * 2 / third.rate / 5)
 
 
+def test_time_left_counts_what_is_foreseen_a_long_task_and_what_comes_after(tmp_path):
+    said = Said()
+
+    def work(store: Store) -> dict[str, np.ndarray]:
+        tell(1, 4, "epoch 1 of 4")
+        return {"x": np.zeros(1)}
+
+    order = [Task("a", (), work, "train", weight=80.0), Task("b", (), work, weight=20.0)]
+    run(order, Store(tmp_path), progress=said, finish=5.0)
+    begun, inside = said.shown[:2]
+    # nothing is measured yet: as foreseen, tables and the page included
+    assert begun.left == pytest.approx(105, rel=0.01)
+    # a quarter of the first task took no time, against a tenth of all as foreseen
+    assert inside.part == (1, 4) and inside.what == "epoch 1 of 4"
+    assert inside.left == pytest.approx((100 - 20) * 10 / (20 + 10) + 5, rel=0.05)
+    assert said.shown[-1].left == pytest.approx(5, rel=0.01)
+
+
+def test_a_display_of_lines_tells_each_epoch_once_and_is_quiet_if_told():
+    text, still, every = io.StringIO(), io.StringIO(), io.StringIO()
+    shown = [
+        Status(
+            "train", f"epoch {e} of 2, {rate}/s", 0, 3, 1.0, 9.0, (1, 2), f"epoch {e} of 2"
+        )
+        for e, rate in ((1, 3.0), (1, 4.0), (2, 5.0))
+    ]
+    for file, how in ((text, {}), (still, {"quiet": True}), (every, {"verbose": True})):
+        with RichProgress(Console(file=file, width=20), **how) as progress:
+            for status in [*shown, Status("attack", "a", 1, 3, 1.0, 9.0)]:
+                progress.show(status)
+            progress.show(Status("attack", "b", 2, 3, 1.0, 9.0))
+    assert text.getvalue().splitlines() == [
+        "train: epoch 1 of 2, 3.0/s (0/3, 0:00:09 left)",
+        "train: epoch 2 of 2, 5.0/s (0/3, 0:00:09 left)",
+        "attack (1/3, 0:00:09 left)",
+    ]
+    assert still.getvalue() == ""
+    assert every.getvalue().splitlines()[-2:] == [
+        "attack: a (1/3, 0:00:09 left)",
+        "attack: b (2/3, 0:00:09 left)",
+    ]
+
+
 def test_display_is_one_line_a_stage_without_a_terminal():
     text = io.StringIO()
     with RichProgress(Console(file=text, width=80)) as progress:
         for done, stage in enumerate(["extract", "extract", "attack", "extract"]):
             progress.show(Status(stage, "x", done, 4, 1.0, 3.0))
         progress.say("[a/0] is damaged")
-    assert text.getvalue() == "extract (0/4)\nattack (2/4)\n[a/0] is damaged\n"
+    assert text.getvalue() == (
+        "extract (0/4, 0:00:03 left)\nattack (2/4, 0:00:03 left)\n[a/0] is damaged\n"
+    )
 
 
 def test_display_shows_stage_count_rate_and_time_left_on_a_terminal():
@@ -310,4 +355,8 @@ def test_a_long_task_tells_how_far_it_is(tmp_path):
         return {"a": np.zeros(1)}
 
     run([Task("a", (), work, title="net")], Store(tmp_path), progress=Titles())
-    assert seen == ["net", "epoch 1/2", "net"]
+    assert [title.rpartition(", ")[0] or title for title in seen] == [
+        "net",
+        "epoch, step 1/2",
+        "net",
+    ]

@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
 CLASSIFIER = {"train the classifier"}
 REFERENCE = {"train the reference network"}
 SURROGATE = {"train a surrogate"}
-LEARNT = {"look whether it has learnt"}
+LEARNT = {"check whether it has learnt"}
 MIXTURES = {"fit the mixtures"}
 ATTACKS = {
     "extract",
@@ -78,6 +78,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "even_so": (True, LEARNT),
     "sanity_checks": ("off", NOTHING),
     "large_eps": (True, NOTHING),
+    "quick": ({"whole": "abc"}, NOTHING),
+    "device": ("cpu", NOTHING),
 }
 
 

@@ -175,9 +175,8 @@ def parameters(thing: Any) -> list[str]:
         return []
     if thing is feathide.Plan:
         return list(feathide.Plan.model_fields)
-    written = getattr(
-        thing, "__wrapped__", thing
-    )  # a recipe names the fields of Attack, too
+    # a recipe names the fields of Attack, too
+    written = getattr(thing, "__wrapped__", thing)
     return [p for p in inspect.signature(written).parameters if p != "self"]
 
 

@@ -82,7 +82,7 @@ def test_a_failed_gate_is_exit_code_three_only_when_strict(
         and "nobody knows whether success > 2 holds" in loose.stderr
     )
     said = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
-    assert (said["evidence"], said["gates_failed"]) == (False, ["converged"])
+    assert (said["evidence"], said["sanity_checks_failed"]) == (False, ["converged"])
     strict = CliRunner().invoke(app, [*command, "--strict"])
     assert strict.exit_code == 3 and "converged" in strict.output
     monkeypatch.setattr(

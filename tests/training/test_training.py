@@ -229,7 +229,7 @@ def test_progress_is_reported_and_ctrl_c_leaves_nothing_behind(
             **FAST,
         )
     assert [s[:2] for s in seen] == [(i, 24) for i in range(1, 10)]
-    assert seen[0][2] == "epoch 1"
+    assert seen[0][2] == "epoch 1 of 3"
     assert (
         "validation accuracy 0." in seen[-1][2] or "validation accuracy 1." in seen[-1][2]
     )

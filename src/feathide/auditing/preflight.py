@@ -2,34 +2,26 @@
 estimate of the time.
 """
 
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from feathide.attacks.presets import pgd
 from feathide.auditing.disk_space import check_room
+from feathide.auditing.forecast import by_stage, classifier_of, pace_of
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
-from feathide.execution.engine import Task
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough
-from feathide.models.classifier import FeatureClassifier
-from feathide.models.memory import activations, peak
+from feathide.models.memory import peak
 from feathide.models.packaged import ChannelsLast
 from feathide.pipeline.accuracy import has_network, learnt_of
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import TUNE_CASES, attack_of, cells
 from feathide.plans.plan import Plan
 from feathide.sanity.caveats import calibrated, foreseen
 from feathide.sanity.fitness import without_slope
-from feathide.sanity.probes import CASES
 
 __all__ = ["Forecast", "check_plan"]
-
-TRIED = 8  # images of the trial
-SMALL = 0.05  # seconds of a task that fits or scores
 
 
 @dataclass(frozen=True)
@@ -52,11 +44,12 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     otherwise. Nothing is written.
     """
     context = checked(plan, out)
-    classifier = _classifier(context)
+    classifier = classifier_of(context)
     order = audit_tasks(context)
-    step, grown = _step_seconds(context, classifier)
+    pace = pace_of(context, classifier, order)
     left = [t for t in order if not context.store.done(t.key)]
-    stages, mebibytes = _stages(context, left, step), peak() + grown / 2**20
+    stages = by_stage(context, left, pace)
+    mebibytes = peak() + pace.grown / 2**20
     shown = ", ".join(
         f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5
     )
@@ -76,7 +69,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         _thresholds(context),
         (
             f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes "
-            f"{step * 1000:.1f} ms an image"
+            f"{pace.step * 1000:.1f} ms an image"
         ),
         *(
             ["network: it expects channels last; the images are transposed for it"]
@@ -156,63 +149,3 @@ def _duration(seconds: float) -> str:
     return (
         f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
     )
-
-
-def _classifier(context: Context) -> FeatureClassifier:
-    if has_network(context):
-        return context.classifier
-    network = context.empty_network().eval().to(context.device)
-    return context.shown(network, context.plan.network.layers)
-
-
-def _step_seconds(context: Context, classifier: FeatureClassifier) -> tuple[float, float]:
-    """Seconds of one step for one image, and the bytes that a batch's activations take (outputs
-    of all layers, float32).
-    """
-    rows = context.rows("test")[:TRIED]
-    x, goal = context.images(rows), context.goal(rows)
-    attack = pgd(context.threat(context.budgets[0]), steps=3)
-    attack(classifier, x, goal, **context.terms(rows, x))
-    started = time.perf_counter()
-    attack(classifier, x, goal, **context.terms(rows, x))
-    # a last forward pass stands beside three steps
-    seconds = (time.perf_counter() - started) / 3.3 / len(rows)
-    return seconds, activations(
-        classifier.model, classifier.prepared(x[:1])
-    ) * context.plan.batch_size
-
-
-def _stages(context: Context, order: Sequence[Task], step: float) -> dict[str, float]:
-    """Seconds by stage of the tasks that are left, from those of one attack step for one image.
-
-    Attacks and probes are counted in steps. Training takes about one step an image, a forward
-    pass half of one; what has no image in it is small."""
-    size, hit = (
-        min(context.plan.batch_size, len(rows))
-        for rows in (context.rows("test"), context.attacked("test"))
-    )
-    schedule = attack_of(context, cells(context)[-1], None).passes
-    tuned = max((len(o.weights) + 1 for o in context.plan.objectives), default=1)
-    training = 5 + step * context.plan.network.train.epochs * len(context.rows("train"))
-    each = {
-        "train the classifier": lambda task: training,
-        "train the reference network": lambda task: (
-            training * (1 + context.plan.reference_network.steps)
-        ),
-        "train a surrogate": lambda task: training / 2,
-        "extract": lambda task: size * step / 2,
-        "attack": lambda task: hit * step * task.weight,
-        "tune lambda on the detector-training split": lambda task: (
-            TUNE_CASES * tuned * schedule * step
-        ),
-        "round afterwards": lambda task: size * step,
-        "check the evaluation": lambda task: (
-            CASES * (4 + 2 * len(context.plan.objectives)) * schedule * step
-        ),
-    }
-    found: dict[str, float] = {}
-    for task in order:
-        found[task.stage] = found.get(task.stage, 0.0) + each.get(
-            task.stage, lambda task: SMALL
-        )(task)
-    return found

@@ -64,9 +64,12 @@ def run_of(
     plan, eps = context.plan, _worst_budget(context, table)
     shown = [(c, found_in(context, c)) for c in cells(context) if c.eps == eps]
     return Run(
-        title=f"Audit of {plan.network.arch} on {context.cases.name}",
+        title=(
+            f"{'Audit of' if plan.quick is None else 'Quick look at'} {plan.network.arch} on "
+            f"{context.cases.name}"
+        ),
         synthetic="synthetic" in context.cases.name,
-        plan=plan.model_dump(mode="json"),
+        plan=plan.model_dump(mode="json", exclude={"device"}),
         versions=versions(),
         table=table,
         threat=_threat(context, eps),

@@ -16,6 +16,7 @@ import yaml
 
 from feathide.auditing.ci import Condition, Judged, write_junit
 from feathide.auditing.disk_space import check_room
+from feathide.auditing.forecast import FINISH, foreseen
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
@@ -23,6 +24,7 @@ from feathide.errors import InputError
 from feathide.execution.digests import digest
 from feathide.execution.engine import Progress
 from feathide.execution.engine import run as work_off
+from feathide.execution.log import Logged
 from feathide.execution.ray import run_on_ray
 from feathide.execution.remote import near
 from feathide.execution.store import Store, open_folder, write_whole
@@ -53,6 +55,7 @@ class Audit:
         failed: The names of the sanity checks that failed; the numbers are not evidence unless this
             is empty.
         judged: The conditions of ``fail_if`` and whether they hold.
+        quick: Whether it is a quick look.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Audit:
     verdict: Verdict
     failed: tuple[str, ...] = ()
     judged: tuple[Judged, ...] = ()
+    quick: bool = False
 
 
 def checked(plan: Plan, out: Path) -> Context:
@@ -68,7 +72,14 @@ def checked(plan: Plan, out: Path) -> Context:
     layers, budgets.
     """
     context = context_of(plan.model_dump_json(), Store(Path(out)))
-    _ = context.budgets, context.parts, context.class_names, context.region, context.organ
+    _ = (
+        context.device,
+        context.budgets,
+        context.parts,
+        context.class_names,
+        context.region,
+        context.organ,
+    )
     check_archives(context)
     check_hiding(context)
     _check_head(context)
@@ -146,12 +157,25 @@ def audit(
     context = checked(plan, near(out))
     order = audit_tasks(context)
     check_room(context, order)
-    open_folder(out, digest([context.plan, context.cases.digest]), reuse=reuse)
+    store = open_folder(out, digest([context.plan, context.cases.digest]), reuse=reuse)
     write_plan(context)
+    finish = None
+    if progress is not None:
+        progress = Logged(progress, store.folder / "audit.log")
+        # what is done already needs no forecast
+        if not all(context.store.done(t.key) for t in order):
+            order, finish = foreseen(context, order), FINISH
     if engine == "ray":
         run_on_ray(order, context.store, address=address, progress=progress, gpus=gpus)
     else:
-        work_off(order, context.store, progress=progress, workers=workers, shard=shard)
+        work_off(
+            order,
+            context.store,
+            progress=progress,
+            workers=workers,
+            shard=shard,
+            finish=finish,
+        )
     table = table_of(context)
     folder = context.store.folder
     write_whole(folder / "results.csv", table.to_csv(index=False).encode())
@@ -181,7 +205,15 @@ def audit(
     )
     write_whole(folder / "report.html", render(found).encode())
     failed = tuple(g["name"] for g in sanity_checks if g["status"] == "fail")
-    return Audit(folder, table, folder / "report.html", verdict(found), failed, judged)
+    return Audit(
+        folder,
+        table,
+        folder / "report.html",
+        verdict(found),
+        failed,
+        judged,
+        plan.quick is not None,
+    )
 
 
 def write_plan(context: Context) -> None:
@@ -205,7 +237,8 @@ def write_plan(context: Context) -> None:
         "classifier": {"digest": context.network_digest, "trained_here": context.trains},
     }
     text = yaml.safe_dump(
-        {**context.plan.model_dump(mode="json"), "record": record},
+        # a run may be looked at, or go on, where there is no such device
+        {**context.plan.model_dump(mode="json", exclude={"device"}), "record": record},
         sort_keys=False,
         allow_unicode=True,
     )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from feathide.cli.ending import said
+from feathide.cli.options import plan_of
+from feathide.cli.running import progress_display, working
 from feathide.execution.remote import near
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ Workers = Annotated[int, typer.Option(help="Number of parallel processes.")]
 
 
 @explain.command(epilog="Example: `feathide explain direction plan.yaml --out runs/chest`")
+@working
 def direction(
     plan: PlanFile, *, out: Out = Path("runs/audit"), workers: Workers = 1
 ) -> None:
@@ -51,7 +54,7 @@ def direction(
     with said():
         from feathide.analysis.overview import direction as whole
 
-        context = _lab(_plan(plan), out)
+        context = _lab(plan_of(plan), out)
         with _working(workers) as work:
             _write(out, "direction", *whole(context, work))
 
@@ -59,6 +62,7 @@ def direction(
 @explain.command(
     epilog="Example: `feathide explain stress chest.yaml cifar.yaml --seeds 0,1 --out runs/stress`"
 )
+@working
 def stress(
     plans: Annotated[list[Path], typer.Argument(help="One plan, or several to compare.")],
     *,
@@ -76,7 +80,8 @@ def stress(
         chosen = [
             p
             for path in plans
-            for p in [_plan(path, seed=seed) for seed in _numbers(seeds)] or [_plan(path)]
+            for p in [plan_of(path, seed=seed) for seed in _numbers(seeds)]
+            or [plan_of(path)]
         ]
         contexts = [_lab(plan, out, first=plan is chosen[0]) for plan in chosen]
         with _working(workers) as work:
@@ -84,6 +89,7 @@ def stress(
 
 
 @explain.command(epilog="Example: `feathide explain outliers plan.yaml --out runs/chest`")
+@working
 def outliers(
     plan: PlanFile,
     *,
@@ -98,7 +104,7 @@ def outliers(
         from feathide.pipeline.outliers import PICTURES
 
         choose("picture", picture, PICTURES)
-        context = _lab(_plan(plan), out)
+        context = _lab(plan_of(plan), out)
         with _working(workers) as work:
             _write(out, "outliers", *whole(context, work, picture=picture))
 
@@ -106,6 +112,7 @@ def outliers(
 @explain.command(
     epilog="Example: `feathide explain transfer plan.yaml --networks tiny,resnet18 --seeds 0,1`"
 )
+@working
 def transfer(
     plan: PlanFile,
     *,
@@ -131,7 +138,7 @@ def transfer(
     with said():
         from feathide.analysis.overview import transfer as whole
 
-        context = _lab(_plan(plan), out)
+        context = _lab(plan_of(plan), out)
         archs = networks.split(",") if networks else ()
         with _working(workers) as work:
             done = whole(
@@ -163,15 +170,9 @@ def ood(
     with said():
         from feathide.analysis.overview import ood as whole
 
-        context = _lab(_plan(plan), out)
+        context = _lab(plan_of(plan), out)
         with _working(workers) as work:
             _write(out, "ood", *whole(context, work, near=near or (), far=far or ()))
-
-
-def _plan(path: Path, **changes: object) -> "Plan":
-    from feathide.plans.plan import load_plan
-
-    return load_plan(path, **changes)
 
 
 def _lab(plan: "Plan", out: Path, *, first: bool = True) -> "Context":
@@ -192,9 +193,8 @@ def _lab(plan: "Plan", out: Path, *, first: bool = True) -> "Context":
 def _working(workers: int) -> "Iterator[Work]":
     """Tasks run with a display."""
     from feathide.analysis.overview import worked_off
-    from feathide.execution.engine import RichProgress
 
-    with RichProgress() as progress:
+    with progress_display() as progress:
         yield worked_off(workers, progress)
 
 

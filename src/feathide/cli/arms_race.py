@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feathide.cli.display import screen
 from feathide.cli.ending import said
+from feathide.cli.options import plan_of
+from feathide.cli.running import progress_display
 from feathide.execution.remote import near
 
 if TYPE_CHECKING:
@@ -45,18 +48,17 @@ def arms_race(
     with said():
         from feathide.auditing.run import checked
         from feathide.execution.digests import digest
-        from feathide.execution.engine import RichProgress, run
+        from feathide.execution.engine import run
         from feathide.execution.store import open_folder, write_whole
         from feathide.pipeline.rows import with_needs
         from feathide.pipeline.steps import tasks
-        from feathide.plans.plan import load_plan
         from feathide.studies.arms_race import arms_race as fight
 
-        context = checked(load_plan(plan), out)
+        context = checked(plan_of(plan), out)
         open_folder(out, digest([context.plan, context.cases.digest]))
 
         def work_off(own: Sequence["Task"]) -> None:
-            with RichProgress() as progress:
+            with progress_display() as progress:
                 run(
                     with_needs(own, tasks(context)),
                     context.store,
@@ -72,7 +74,6 @@ def arms_race(
 
 def _show(table: "pd.DataFrame") -> None:
     """Slips-through per round: detectors by rounds, the better of both attacks on each case."""
-    from rich.console import Console
     from rich.table import Table
 
     from feathide.metrics.registry import title_of
@@ -87,4 +88,4 @@ def _show(table: "pd.DataFrame") -> None:
         shown.add_column(f"round {number}", justify="right")
     for name in dict.fromkeys(table.detector):
         shown.add_row(str(name), *(f"{v:.2f}" for v in worst.loc[name]))
-    Console().print(shown)
+    screen().print(shown)

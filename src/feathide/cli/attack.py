@@ -3,11 +3,13 @@
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from feathide.cli.ending import said
+from feathide.cli.options import plan_of
+from feathide.cli.running import progress_display
 
 __all__ = ["attack", "bench"]
 
@@ -18,10 +20,12 @@ def attack(
     network: Annotated[
         str,
         typer.Option(
+            "--network",
+            "--arch",
             help=(
                 "A name of the zoo (trained here without --weights) or your own "
                 "package.module:callable."
-            )
+            ),
         ),
     ],
     weights: Annotated[
@@ -38,10 +42,20 @@ def attack(
         typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last."),
     ] = "blocks",
     recipe: Annotated[
-        str, typer.Option(help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...")
+        str,
+        typer.Option(
+            "--attacks",
+            "--recipe",
+            help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...",
+        ),
     ] = "pgd",
     objective: Annotated[
-        str, typer.Option(help="plain, or the hiding objective: hfc, random, closest, ...")
+        str,
+        typer.Option(
+            "--objectives",
+            "--objective",
+            help="plain, or the hiding objective: hfc, random, closest, ...",
+        ),
     ] = "plain",
     eps: Annotated[str, typer.Option(help="The budget: '4/255', '2 HU'.")] = "4/255",
     steps: Annotated[
@@ -62,18 +76,17 @@ def attack(
     with said():
         from feathide.auditing.single import attack_images
         from feathide.errors import unknown
-        from feathide.execution.engine import RichProgress
-        from feathide.plans.plan import load_plan
+        from feathide.registry.specs import separated
 
         if split not in ("train", "val", "test", "all"):
             raise unknown("split", split, ("train", "val", "test", "all"))
-        plan = {
+        plan: dict[str, Any] = {
             "data": data,
             "network": {
                 "arch": network,
                 "weights": weights,
                 "trust": trust,
-                "layers": layers.split(","),
+                "layers": separated(layers),
             },
             "eps": eps,
             "attacks": recipe,
@@ -81,8 +94,9 @@ def attack(
             "schedule": {"steps": steps} if steps else {},
             "seed": seed,
         }
-        with RichProgress() as progress:
-            table = attack_images(load_plan(plan), out, split=split, progress=progress)  # type: ignore[arg-type]
+        chosen = plan_of(None, **plan)
+        with progress_display() as progress:
+            table = attack_images(chosen, out, split=split, progress=progress)  # type: ignore[arg-type]
         attacked = table[table.file.notna()]
         if json:
             typer.echo(table.to_json(orient="records"))

@@ -2,12 +2,17 @@
 kept.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
+from feathide.cli.running import now
+
 __all__ = ["said"]
+
+STOPPED = "stopped; finished work is kept, and the same command goes on from there"
 
 
 @contextmanager
@@ -20,8 +25,10 @@ def said() -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        if now().verbose:
+            traceback.print_exc()
         typer.secho(f"feathide: {error}", err=True, fg="red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stop:
-        typer.secho(f"feathide: {str(stop) or 'stopped'}", err=True)
+        typer.secho(f"feathide: {str(stop) or STOPPED}", err=True)
         raise typer.Exit(130) from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feathide.cli.display import screen
 from feathide.cli.ending import said
 from feathide.execution.remote import near
 
@@ -107,13 +108,12 @@ def _as_json(found: "Comparison") -> str:
 
 
 def _show(found: "Comparison") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from feathide.metrics.registry import title_of
 
-    console = Console()
+    console = screen()
     for name, (a, b) in found.fields.items():
         console.print(escape(f"{name}: {a} -> {b}"), highlight=False)
     if found.table.empty:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from feathide.cli.ending import said
+from feathide.cli.running import now, progress_display
 
 __all__ = ["study"]
 
@@ -49,13 +50,14 @@ def study(
         import torch
 
         from feathide.analysis.overview import worked_off
-        from feathide.execution.engine import RichProgress
         from feathide.studies.programme import load_programme, run_programme
 
         chosen = load_programme(programme, scale=scale, data=data)
+        if now().device is not None:
+            chosen = chosen.model_copy(update={"device": now().device})
         if workers > 1:
             torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-        with RichProgress() as progress:
+        with progress_display() as progress:
             page = run_programme(
                 chosen,
                 out,

@@ -19,7 +19,9 @@ def parse_eps(eps: float | str, cases: Cases) -> float:
     is 1 / (2^B - 1) of images shown in [0, 1], and ``cases.step`` where the images do not have
     more than 2^B levels. Raises InputError for anything that is not a number with a unit of these
     images."""
-    found = re.fullmatch(r"\s*([-+.\d/eE]+)\s*(.*?)\s*", str(eps))
+    # "8 / 255" as "8/255"
+    text = re.sub(r"\s*/\s*", "/", str(eps))
+    found = re.fullmatch(r"\s*([-+.\d/eE]+)\s*(.*?)\s*", text)
     try:
         over, _, under = found.group(1).partition("/") if found else ("", "", "")
         value = float(over) / float(under or 1)

@@ -26,7 +26,17 @@ from feathide.errors import InputError, expected, unknown
 from feathide.execution.store import Store
 from feathide.models.heap import keep_freed_memory
 
-__all__ = ["Interrupted", "Progress", "RichProgress", "Status", "Task", "run", "tell"]
+__all__ = [
+    "Interrupted",
+    "Progress",
+    "RichProgress",
+    "Status",
+    "Task",
+    "lines_of",
+    "paced",
+    "run",
+    "tell",
+]
 
 POLL = 0.2  # seconds between two looks at the tasks that other processes work on
 
@@ -51,7 +61,7 @@ class Task:
 @dataclass(frozen=True)
 class Status:
     """What a display shows: the task at hand, ``done`` of ``total``, tasks per second, seconds
-    ``left`` or NaN.
+    ``left`` or NaN. ``part`` and ``what``: how far a long task is that tells it.
     """
 
     stage: str
@@ -60,6 +70,8 @@ class Status:
     total: int
     rate: float
     left: float
+    part: tuple[int, int] | None = None
+    what: str = ""
 
 
 class Progress(Protocol):
@@ -96,6 +108,7 @@ def run(
     progress: Progress | None = None,
     shard: tuple[int, int] | None = None,
     workers: int = 1,
+    finish: float | None = None,
 ) -> tuple[str, ...]:
     """Computes every task whose file is missing or damaged, needs first; gives the keys that this
     process computed.
@@ -104,7 +117,8 @@ def run(
     and goes on with the next that is free, until all are done. ``shard`` (i, n) makes this one
     begin with the i-th of n parts (i from 0) and then help with the rest, so a part that never
     starts costs time but no result. ``workers`` > 1 starts that many processes here, each with as
-    many torch threads as this one; ``work`` must then survive ``cloudpickle``.
+    many torch threads as this one; ``work`` must then survive ``cloudpickle``. ``finish``: seconds
+    of what comes after the tasks; where it is given, their weights are foreseen seconds, too.
 
     Raises ``InputError`` for a graph that cannot be run, for what a task refuses (its key in
     front), ``RuntimeError`` that names the key if a task fails otherwise, ``Interrupted`` on
@@ -114,7 +128,8 @@ def run(
     try:
         missing = missing_of(order, store, display)
         with _helpers(order, missing, store, min(workers, len(missing)) - 1):
-            return _work_off(_own_first(order, shard), missing, store, display)
+            clock = Clock(order, missing, display, workers=workers, finish=finish)
+            return _work_off(_own_first(order, shard), missing, store, clock)
     except KeyboardInterrupt:
         raise interrupted(order, store) from None
 
@@ -218,9 +233,9 @@ class Frontier:
 
 
 def _work_off(
-    order: Sequence[Task], missing: set[str], store: Store, progress: Progress
+    order: Sequence[Task], missing: set[str], store: Store, clock: "Clock"
 ) -> tuple[str, ...]:
-    frontier, clock = Frontier(order, missing), Clock(order, missing, progress)
+    frontier = Frontier(order, missing)
     ready = frontier.ready
     busy: list[Task] = []  # claimed by other processes
     computed: list[str] = []
@@ -299,7 +314,7 @@ def _help(blob: bytes) -> None:
     keep_freed_memory()
     # the parent takes up the failed task and says what is wrong with it
     with suppress(KeyboardInterrupt, Exception):
-        _work_off(order, missing, store, Tied())
+        _work_off(order, missing, store, Clock(order, missing, Tied()))
 
 
 class Tied:
@@ -327,26 +342,45 @@ class Silent:
 class Clock:
     """Counts tasks and weights and tells a ``Progress``; what was done before the start does not
     enter the rate.
+
+    The time left is the weight ahead times the seconds that a unit of weight has taken. Where
+    weights are foreseen seconds (``finish`` is given), a tenth of them stands beside what was
+    measured, so that the first tasks do not decide alone.
     """
 
     def __init__(
-        self, order: Sequence[Task], missing: Set[str], progress: Progress
+        self,
+        order: Sequence[Task],
+        missing: Set[str],
+        progress: Progress,
+        *,
+        workers: int = 1,
+        finish: float | None = None,
     ) -> None:
         self._progress = progress
         self._total = len(order)
         self._ahead = sum(task.weight for task in order if task.key in missing)
         self._old, self._new, self._weight = len(order) - len(missing), 0, 0.0
+        self._finish = finish or 0.0
+        # foreseen weight, and the seconds that it is foreseen to take
+        self._prior = 0.0 if finish is None else self._ahead / 10
+        self._foreseen = self._prior / max(workers, 1)
         self._start = time.monotonic()
 
     def before(self, task: Task) -> Tell:
         """Shows the task; what comes back takes what a long task tells of itself (see
         ``tell``).
         """
-        status = self._status(task)
-        self._progress.show(status)
-        return lambda done, total, what: self._progress.show(
-            replace(status, title=f"{what} {done}/{total}")
-        )
+        self._progress.show(self._status(task))
+        begun = time.monotonic()
+
+        def inside(done: int, total: int, what: str) -> None:
+            status = self._status(task, done / max(total, 1))
+            spent = max(time.monotonic() - begun, 1e-9)
+            title = f"{what}, step {done}/{total}, {paced(done / spent)}"
+            self._progress.show(replace(status, title=title, part=(done, total), what=what))
+
+        return inside
 
     def after(self, task: Task) -> None:
         self._new += 1
@@ -355,9 +389,14 @@ class Clock:
         if self._old + self._new == self._total:
             self._progress.show(self._status(task))
 
-    def _status(self, task: Task) -> Status:
+    def _status(self, task: Task, share: float = 0.0) -> Status:
         spent = max(time.monotonic() - self._start, 1e-9)
-        left = self._ahead * spent / self._weight if self._weight else float("nan")
+        done = self._weight + share * task.weight
+        ahead = self._ahead - share * task.weight
+        pace = (
+            (spent + self._foreseen) / (done + self._prior) if done + self._prior else None
+        )
+        left = float("nan") if pace is None else max(ahead, 0.0) * pace + self._finish
         return Status(
             task.stage,
             task.title,
@@ -370,13 +409,19 @@ class Clock:
 
 class RichProgress:
     """One live line with stage, count, rate and time left; where stderr is no terminal, one plain
-    line per stage.
+    line per stage, and one whenever a long task has something new to tell, such as an epoch.
+
+    ``quiet``: only what a person should know (``say``). ``verbose``: a line for every task.
 
     A context manager: ``with RichProgress() as progress: run(tasks, store, progress=progress)``.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False
+    ) -> None:
         self._console = console or Console(stderr=True)
+        self._quiet, self._verbose = quiet, verbose
+        self._live = self._console.is_terminal and not quiet and not verbose
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -390,16 +435,16 @@ class RichProgress:
         self._said: set[str] = set()
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._live:
             self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
+        if self._live:
             self._bars.stop()
 
     def show(self, status: Status) -> None:
-        if self._console.is_terminal:
+        if self._live:
             label = escape(f"{status.stage} {status.title}".strip())
             self._bars.update(
                 self._bar,
@@ -408,20 +453,37 @@ class RichProgress:
                 total=status.total,
                 pace=_pace(status),
             )
-        elif status.stage not in self._said:
-            self._said.add(status.stage)
-            self._console.print(
-                f"{status.stage} ({status.done}/{status.total})",
-                markup=False,
-                highlight=False,
-            )
+        elif not self._quiet and (line := lines_of(status, self._said, self._verbose)):
+            self.say(line)
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False, highlight=False)
+        # no width: a line of a log must not break inside a figure
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def lines_of(status: Status, said: set[str], every: bool = False) -> str:
+    """What a display of lines says about a status: a new stage, what a long task has new to tell,
+    or with ``every`` each task; "" where ``said`` has it already.
+    """
+    told = f"{status.stage}: {status.title}" if status.what or every else status.stage
+    mark = f"{status.stage}: {status.what}" if status.what else told
+    if mark in said:
+        return ""
+    said.add(mark)
+    pace = "" if math.isnan(status.left) else f", {_left(status)}"
+    return f"{told} ({status.done}/{status.total}{pace})"
+
+
+def paced(rate: float) -> str:
+    """A rate in words: "3.1/s", "12.0/min"."""
+    return f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+
+
+def _left(status: Status) -> str:
+    return f"{timedelta(seconds=round(status.left))} left"
 
 
 def _pace(status: Status) -> str:
     if math.isnan(status.left):
         return ""
-    rate = f"{status.rate:.1f}/s" if status.rate >= 1 else f"{60 * status.rate:.1f}/min"
-    return f"{rate}, {timedelta(seconds=round(status.left))} left"
+    return f"{paced(status.rate)}, {_left(status)}"

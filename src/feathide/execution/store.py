@@ -219,8 +219,9 @@ def open_folder(out: str | Path, plan_digest: str, *, reuse: bool = False) -> St
                 f"the output folder {folder} must be new or hold the plan {plan_digest}",
                 got=f"one that holds the plan {held}{_other_writer(folder)}",
                 do=(
-                    "choose another output folder, or go back to the plan, and version, that "
-                    "this one was begun with"
+                    "choose another output folder, go back to the plan, and version, that this "
+                    "one was begun with, or let audit or study --reuse it (reuse=True), "
+                    "which keeps what both share"
                 ),
             )
     elif os.path.exists(folder) and (

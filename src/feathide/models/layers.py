@@ -219,7 +219,9 @@ def choose_layers(
         found = (
             [u.name for u in table[item]]
             if item in table
-            else [n for n in by_name if fnmatchcase(n, item)]
+            else [n for n in by_name if n == item]
+            # a name may hold brackets, which a pattern reads as a choice of characters
+            or [n for n in by_name if fnmatchcase(n, item)]
         )
         if not found:
             again = [n for n in by_name if n.startswith(f"{item}#")]

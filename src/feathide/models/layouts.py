@@ -202,7 +202,7 @@ def _said(layout: Layout | Mapping[str, Layout], name: str) -> Layout:
     if isinstance(layout, str):
         return layout
     return next(
-        (value for glob, value in layout.items() if fnmatchcase(name, glob)), "auto"
+        (v for glob, v in layout.items() if name == glob or fnmatchcase(name, glob)), "auto"
     )
 
 

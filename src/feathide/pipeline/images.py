@@ -19,6 +19,7 @@ from feathide.data.budgets import parse_eps
 from feathide.data.noise import Noise
 from feathide.data.region import Region, load_region
 from feathide.errors import expected
+from feathide.models.device import device_of
 from feathide.plans.plan import Plan
 from feathide.plans.sections import DataPlan
 from feathide.types import Goal
@@ -36,7 +37,7 @@ class Subjects:
 
     @cached_property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device_of(self.plan.device)
 
     @cached_property
     def cases(self) -> Cases:

@@ -404,12 +404,15 @@ class Networks(Subjects):
             f"reference_network/{arch}-{digest([FORMAT, self.cases.digest, arch, *recipe])}"
         )
 
+    def empty_reference_network(self) -> nn.Module:
+        """The reference network before its training."""
+        stem = self.plan.reference_network.train.stem
+        return self._built(self.reference_network_arch, stem)
+
     @cached_property
     def reference_network(self) -> FeatureClassifier:
         """A robust network of the same classes, for the guards that ask one."""
-        model = self._built(
-            self.reference_network_arch, self.plan.reference_network.train.stem
-        )
+        model = self.empty_reference_network()
         reference_network = self.shown(
             model, "blocks", *self.restored(model, self.reference_network_key)
         )

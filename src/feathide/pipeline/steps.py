@@ -415,6 +415,7 @@ def trained(
         stem=t.stem,
         head=head,
         window=context.window,
+        device=context.device,
         progress=tell,
         **how,
     )

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from feathide.errors import InputError, expected, first_line, unknown
+from feathide.plans.renamed import unknown_detector
 from feathide.plans.sections import (
     AttackPlan,
     DataPlan,
@@ -26,6 +27,7 @@ from feathide.plans.sections import (
     NetworkPlan,
     ObjectivePlan,
     Part,
+    QuickPlan,
     ReferencePlan,
     SchedulePlan,
     Seed,
@@ -94,6 +96,8 @@ class Plan(Part):
         seed: The seed of all randomness.
         even_so: Go on although the classifier looks untrained; the verdict then is that nothing can
             be concluded.
+        quick: Written by ``feathide audit --quick``, which marks the plan of a quick look.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"; not stored with a run.
     """
 
     data: Annotated[
@@ -140,9 +144,11 @@ class Plan(Part):
     ] = "quick"
     seed: Seed = 0
     even_so: bool = False
+    quick: QuickPlan | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
-    # a run that has stopped for its want goes on in its folder
-    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so",)
+    # a run that has stopped for its want, or elsewhere, goes on in its folder
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so", "device")
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":
@@ -150,7 +156,7 @@ class Plan(Part):
 
         for name in self.detectors:
             if name not in DETECTORS:
-                raise unknown("detector", name, DETECTORS)
+                raise unknown_detector(name, DETECTORS)
         if self.train_attack not in ATTACKS:
             raise unknown("attack", self.train_attack, ATTACKS)
         self._check_trust()

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from feathide.errors import expected, unknown
+from feathide.plans.renamed import unknown_detector, unknown_field
 from feathide.registry.specs import (
     BUILT_FOR,
     Layout,
@@ -34,6 +35,7 @@ __all__ = [
     "NetworkPlan",
     "ObjectivePlan",
     "Part",
+    "QuickPlan",
     "ReferencePlan",
     "SchedulePlan",
     "Seed",
@@ -69,8 +71,8 @@ def check_fields(part: type[Part], value: Any, within: str = "") -> None:
     """
     for name, inner in value.items() if isinstance(value, Mapping) else ():
         if name not in part.model_fields:
-            raise unknown(
-                "field", f"{within}{name}", [within + known for known in part.model_fields]
+            raise unknown_field(
+                f"{within}{name}", [within + known for known in part.model_fields]
             )
         for number in inner if isinstance(inner, list | tuple) else (inner,):
             if isinstance(number, int) and abs(number) >= 2**63:
@@ -386,7 +388,9 @@ class ObjectivePlan(Part):
         kind, _, detector = name.partition(":")
         if kind not in OBJECTIVES:
             raise unknown("objective", name, OBJECTIVES)
-        if detector and (kind not in AIMED or detector not in DETECTORS):
+        if detector and kind in AIMED and detector not in DETECTORS:
+            raise unknown_detector(detector, DETECTORS)
+        if detector and kind not in AIMED:
             raise unknown("objective", name, [f"{k}:{d}" for k in AIMED for d in DETECTORS])
         return name
 
@@ -459,3 +463,12 @@ class SplitPlan(Part):
                 do="correct the shares",
             )
         return self
+
+
+class QuickPlan(Part):
+    """What marks a quick look (``feathide audit --quick``): the digest of the ``whole`` plan, the
+    ``command`` that runs it, and what the look ``says`` of what it leaves out."""
+
+    whole: str
+    command: str = ""
+    says: tuple[str, ...] = ()

@@ -50,7 +50,9 @@ def card(run: Run) -> dict[str, Any]:
         "reads": {d.detector: list(d.reads) for d in found.findings if d.reads},
         "headline": found.headline,
         "evidence": found.evidence,
-        "tags": ["synthetic data"] if run.synthetic else [],
+        "tags": ["synthetic data"] * run.synthetic
+        + ["quick look"] * (run.quick is not None),
+        **({} if run.quick is None else {"quick_look": dict(run.quick)}),
     }
 
 

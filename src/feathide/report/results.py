@@ -176,6 +176,12 @@ class Run:
         return independent("calibration", images, int(part.get("patients", images)))
 
     @property
+    def quick(self) -> Mapping[str, Any] | None:
+        """What marks a quick look (``command``, ``says``); None for an audit."""
+        found = self.plan.get("quick")
+        return found if isinstance(found, Mapping) else None
+
+    @property
     def scale(self) -> Scale:
         """Box units, stored levels and native units of the images."""
         low, high = map(float, self.threat["box"])

@@ -212,9 +212,10 @@ def verdict(run: Run) -> Verdict:
         )
     return Verdict(
         word="invalid" if failed else findings[0].word,
-        headline=_no_evidence(failed)
-        if failed
-        else _headline(findings, success, _few(run, 10)),
+        headline=_marked(
+            run,
+            _no_evidence(failed) if failed else _headline(findings, success, _few(run, 10)),
+        ),
         attacked=_attacked(run),
         strength=_strength(run, rows, success),
         slipped=_slipped(findings, run),
@@ -252,7 +253,16 @@ def _finding(
         )
     )
     alarms, masked = _alarms(rows), run.masked.get(detector, "")
-    word, why = _word(rates[10], aware, success, failed, alarms, masked, _few(run, 10))
+    word, why = _word(
+        rates[10],
+        aware,
+        success,
+        failed,
+        alarms,
+        masked,
+        _few(run, 10),
+        run.quick is not None,
+    )
     plain = worst(at[10][at[10]["objective"] == "plain"])
     reads = tuple(run.reads.get(detector, ()))
     return Finding(
@@ -298,6 +308,7 @@ def _word(
     alarms: str,
     masked: str,
     few: str,
+    quick: bool,
 ) -> tuple[str, str]:
     if rate.low >= FAILS:
         return "fails", f"at least {percent(rate.low)} % slip through"
@@ -319,6 +330,8 @@ def _word(
         return "unproven", f"attacks through it prove nothing: {masked}"
     if failed:
         return "undecided", f"sanity check failed: {', '.join(failed)}"
+    if quick:
+        return "undecided", "a quick look attacks too little to show that a guard holds"
     if not aware:
         return "unproven", "no effective attack by somebody who knows this guard was run"
     return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
@@ -343,6 +356,11 @@ def _no_evidence(failed: list[str]) -> str:
         f"Nothing can be concluded: these numbers are not evidence, since the {checks} failed: "
         f"{', '.join(failed)}."
     )
+
+
+def _marked(run: Run, headline: str) -> str:
+    """The headline; that of a quick look says so before anything else."""
+    return headline if run.quick is None else f"Quick look: {headline}"
 
 
 def kind_of(findings: Sequence[Finding]) -> str:
@@ -409,8 +427,18 @@ def _attacked(run: Run) -> str:
     made = " All images are synthetic." if run.synthetic else ""
     return (
         f"{names[0]} on {names[1]}{right}. {n} test images that it gets right were "
-        f"attacked.{made}"
+        f"attacked.{made}{_look(run)}"
     )
+
+
+def _look(run: Run) -> str:
+    """What a quick look leaves out, and the command of the whole audit."""
+    if run.quick is None:
+        return ""
+    says = f": {'; '.join(map(str, run.quick['says']))}" if run.quick["says"] else ""
+    command = str(run.quick["command"])
+    whole = f" The whole audit: {command}" if command else ""
+    return f" This is a quick look, not an audit{says}.{whole}"
 
 
 def _strength(run: Run, rows: pd.DataFrame, success: Rate | None) -> str:

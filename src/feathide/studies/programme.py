@@ -9,7 +9,7 @@ stopped goes on."""
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 from pydantic import Field, ValidationError, field_validator
@@ -103,12 +103,15 @@ class Question(Part):
 
 
 class Programme(Part):
-    """Questions and the plans that they are put to, at one scale."""
+    """Questions and the plans that they are put to, at one scale. ``device``: as in a plan."""
+
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("device",)
 
     title: str
     says: tuple[str, ...] = ()
     plans: dict[str, dict[str, Any]]
     questions: dict[str, Question]
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ def asked(programme: Programme, name: str, store: Path) -> list[Asked]:
     here, before any long work.
     """
     question = programme.questions[name]
+    there = {} if programme.device == "auto" else {"device": programme.device}
     found = []
     for variation, change in (question.vary or {"": {}}).items():
         plans = {
@@ -204,12 +208,15 @@ def asked(programme: Programme, name: str, store: Path) -> list[Asked]:
         if question.do == "stress":
             seeds = question.options.get("seeds", [0])
             contexts = tuple(
-                _lab(plan, store, seed=seed) for plan in plans.values() for seed in seeds
+                _lab(plan, store, seed=seed, **there)
+                for plan in plans.values()
+                for seed in seeds
             )
             found.append(Asked(", ".join(plans), variation, contexts))
         else:
             found += [
-                Asked(p, variation, (_lab(plan, store),)) for p, plan in plans.items()
+                Asked(p, variation, (_lab(plan, store, **there),))
+                for p, plan in plans.items()
             ]
     return found
 

@@ -93,9 +93,8 @@ class Training(L.LightningModule):
                 if self.history
                 else ""
             )
-            self.progress(
-                self.global_step + 1, self.steps, f"epoch {self.current_epoch + 1}{last}"
-            )
+            epoch = f"epoch {self.current_epoch + 1} of {self.trainer.max_epochs}{last}"
+            self.progress(self.global_step + 1, self.steps, epoch)
         return loss
 
     def on_train_batch_end(self, _outputs: Any, _batch: Any, _index: int) -> None:
@@ -185,16 +184,18 @@ def fit(
     *,
     epochs: int,
     patience: int,
+    device: torch.device,
 ) -> None:
     """Run Lightning's loop, which says nothing and leaves no file, log or signal handler
     behind.
     """
-    halves = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    gpu = device.type == "cuda"
+    halves = gpu and torch.cuda.is_bf16_supported()
     with _quiet():
         trainer = L.Trainer(
             max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
+            accelerator="gpu" if gpu else "cpu",
+            devices=[device.index or 0] if gpu else 1,
             precision="bf16-mixed" if halves else "32-true",
             callbacks=[EarlyStopping("decides", patience=patience)],
             logger=False,

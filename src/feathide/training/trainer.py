@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from feathide.data.cases import Cases
 from feathide.errors import expected, unknown
+from feathide.models.device import device_of
 from feathide.models.loading import check_network
 from feathide.models.logits import logits_of
 from feathide.models.weights import (
@@ -130,6 +131,7 @@ def train_classifier(
     window: Box | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a classifier on the training split, with early stopping on the validation split.
@@ -137,8 +139,8 @@ def train_classifier(
     The loss is a cross-entropy in which every class has the same total weight, unless ``balance``
     says otherwise; the optimiser is AdamW. What is validated and kept is a running average of the
     weights, which is steadier than the weights while the learning rate is high. The same seed gives
-    the same weights on a CPU; the global random state is not changed. A GPU, if there is one, is
-    used in bfloat16. Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
+    the same weights on a CPU; the global random state is not changed. A GPU computes in bfloat16.
+    Splits of up to 4 GiB are held in memory, larger ones are read batch by batch.
 
     Args:
         cases: The images, with a "train" and a "val" split.
@@ -168,6 +170,7 @@ def train_classifier(
         window: The part (lo, hi) of the box that the network sees as [0, 1].
         seed: The seed of weights, batches and augmentation.
         out: A safetensors file for ``load_trained``, written at the end.
+        device: Where to train; None for a GPU if there is one, else the CPU.
         progress: Is called after each epoch.
 
     Returns:
@@ -253,7 +256,14 @@ def train_classifier(
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
     ):
         torch.manual_seed(seed)
-        fit(training, batches, held_out, epochs=epochs, patience=patience)
+        fit(
+            training,
+            batches,
+            held_out,
+            epochs=epochs,
+            patience=patience,
+            device=device_of("auto") if device is None else device,
+        )
     kept = training.keep_best()
     result = TrainResult(
         model=network,

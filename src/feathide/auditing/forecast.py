@@ -1,0 +1,111 @@
+"""What the tasks of an audit will take: from the measured time of one attack step for one image.
+
+Attacks and probes are counted in steps; what has no image in it is small."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from feathide.attacks.presets import pgd
+from feathide.execution.engine import Task
+from feathide.models.classifier import FeatureClassifier
+from feathide.models.memory import activations
+from feathide.pipeline.accuracy import has_network
+from feathide.pipeline.context import Context
+from feathide.pipeline.steps import TUNE_CASES, attack_of, cells
+from feathide.sanity.probes import CASES
+
+__all__ = ["FINISH", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
+
+TRIED = 8  # images of the trial
+SMALL = 0.05  # seconds of a task that fits or scores
+FINISH = 5.0  # seconds of tables and the page
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one attack ``step`` for one image, of the classifier and of the ``reference``
+    network (0 where there is none), and the bytes by which a batch's activations grow.
+    """
+
+    step: float
+    reference: float
+    grown: float
+
+
+def classifier_of(context: Context) -> FeatureClassifier:
+    """The classifier; untrained, where its training is part of the audit."""
+    if has_network(context):
+        return context.classifier
+    network = context.empty_network().eval().to(context.device)
+    return context.shown(network, context.plan.network.layers)
+
+
+def pace_of(
+    context: Context, classifier: FeatureClassifier, order: Sequence[Task] = ()
+) -> Pace:
+    """Measured on a few images; the reference network only where ``order`` trains one."""
+    rows = context.rows("test")[:TRIED]
+    x = context.images(rows)
+    reference = 0.0
+    if any(t.stage == "train the reference network" for t in order):
+        network = context.empty_reference_network().eval().to(context.device)
+        reference = _step_seconds(context, context.shown(network, "blocks"))
+    grown = activations(classifier.model, classifier.prepared(x[:1]))
+    return Pace(
+        _step_seconds(context, classifier), reference, grown * context.plan.batch_size
+    )
+
+
+def _step_seconds(context: Context, classifier: FeatureClassifier) -> float:
+    """Seconds of one step for one image."""
+    rows = context.rows("test")[:TRIED]
+    x, goal = context.images(rows), context.goal(rows)
+    attack = pgd(context.threat(context.budgets[0]), steps=3)
+    attack(classifier, x, goal, **context.terms(rows, x))
+    started = time.perf_counter()
+    attack(classifier, x, goal, **context.terms(rows, x))
+    # a last forward pass stands beside three steps
+    return (time.perf_counter() - started) / 3.3 / len(rows)
+
+
+def foreseen(context: Context, order: Sequence[Task]) -> list[Task]:
+    """The tasks with the seconds that each will take as their weights."""
+    pace = pace_of(context, classifier_of(context), order)
+    return [replace(t, weight=_seconds(context, t, pace)) for t in order]
+
+
+def by_stage(context: Context, order: Sequence[Task], pace: Pace) -> dict[str, float]:
+    """Seconds by stage of one process, tables and the page included."""
+    found: dict[str, float] = {}
+    for task in order:
+        found[task.stage] = found.get(task.stage, 0.0) + _seconds(context, task, pace)
+    if found:
+        found["tables and the page"] = FINISH
+    return found
+
+
+def _seconds(context: Context, task: Task, pace: Pace) -> float:
+    """Seconds of one task. Training takes about one step an image, a forward pass half of one."""
+    plan, step = context.plan, pace.step
+    size, hit = (
+        min(plan.batch_size, len(rows))
+        for rows in (context.rows("test"), context.attacked("test"))
+    )
+    schedule = attack_of(context, cells(context)[-1], None).passes
+    tuned = max((len(o.weights) + 1 for o in plan.objectives), default=1)
+    images = len(context.rows("train"))
+    training = 5 + step * plan.network.train.epochs * images
+    guard = plan.reference_network
+    robust = 5 + pace.reference * guard.train.epochs * images * (1 + guard.steps)
+    each: Mapping[str, float] = {
+        "train the classifier": training,
+        "train the reference network": robust,
+        "train a surrogate": training / 2,
+        "extract": size * step / 2,
+        "attack": hit * step * task.weight,
+        "tune lambda on the detector-training split": TUNE_CASES * tuned * schedule * step,
+        "round afterwards": size * step,
+        "check the evaluation": CASES * (4 + 2 * len(plan.objectives)) * schedule * step,
+    }
+    return each.get(task.stage, SMALL)

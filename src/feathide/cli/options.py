@@ -1,0 +1,144 @@
+"""The options that several verbs share, and the plan that they make."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feathide.cli.running import now
+from feathide.execution.remote import near
+
+if TYPE_CHECKING:
+    from feathide.plans.plan import Plan
+
+__all__ = [
+    "Attacks",
+    "Data",
+    "Detectors",
+    "Eps",
+    "EvenSo",
+    "Head",
+    "Json",
+    "Layers",
+    "Network",
+    "Objectives",
+    "Out",
+    "PlanFile",
+    "Seed",
+    "SkipBad",
+    "Steps",
+    "Trust",
+    "Weights",
+    "data_of",
+    "network_of",
+    "plan_of",
+]
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        parser=near,
+        metavar="PATH",
+        help=(
+            "Folder of the results, or an fsspec URL such as s3://bucket/run; a run that was "
+            "stopped goes on there."
+        ),
+    ),
+]
+PlanFile = Annotated[
+    Path | None, typer.Argument(help="A YAML plan; flags replace its fields.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="npz in MedMNIST layout, folder of images per class, CSV manifest, or 'phantoms'."
+    ),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        "--arch",
+        help="A name of the zoo (resnet18, ...) or your own package.module:callable.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Weights: .pt state dict, .safetensors or a Lightning checkpoint."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the Python code that --network names.")
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out files that cannot be used, and count and name them."
+    ),
+]
+Head = Annotated[
+    str | None, typer.Option(help="softmax, sigmoid (one output) or finding:NAME.")
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last."),
+]
+Eps = Annotated[str | None, typer.Option(help="Budgets: '4/255', '2 HU', '1/255,4/255'.")]
+Attacks = Annotated[
+    str | None, typer.Option("--attacks", "--recipe", help="For example fgsm,bim,pgd,cw.")
+]
+Objectives = Annotated[
+    str | None, typer.Option("--objectives", "--objective", help="For example plain,hfc.")
+]
+Detectors = Annotated[
+    str | None,
+    typer.Option(help="For example kd,bu,kd+bu,lid,maha,svm,dnn,maha-two-sided."),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of the iterative attacks.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
+EvenSo = Annotated[
+    bool,
+    typer.Option(
+        "--even-so",
+        help="Go on although the classifier looks untrained; nothing can be concluded then.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+
+
+def plan_of(source: Path | None, **changes: Any) -> "Plan":
+    """The plan of a file with flags in the place of its fields."""
+    from feathide.errors import InputError
+    from feathide.plans.plan import load_plan, merged
+
+    given = {k: v for k, v in changes.items() if v is not None}
+    if now().device is not None:
+        given["device"] = now().device
+    if source is None and "data" not in given:
+        raise InputError(
+            "an audit needs images, got neither a plan nor --data; give one of them"
+        )
+    return load_plan(merged(source or {}, given))
+
+
+def data_of(path: str | None, skip_bad: bool) -> dict[str, Any] | None:
+    """What the flags say about the images."""
+    given = {"path": path, "skip_bad": skip_bad or None}
+    return {k: v for k, v in given.items() if v is not None} or None
+
+
+def network_of(
+    arch: str | None, weights: str | None, trust: bool, head: str | None, layers: str | None
+) -> dict[str, Any] | None:
+    """What the flags say about the network."""
+    from feathide.registry.specs import separated
+
+    named = {
+        "arch": arch,
+        "weights": weights,
+        "trust": trust or None,
+        "head": head,
+        "layers": separated(layers) if layers else None,
+    }
+    return {k: v for k, v in named.items() if v is not None} or None
