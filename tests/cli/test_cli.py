@@ -557,5 +557,14 @@ def test_a_slow_network_is_looked_at_less(
     assert (
         limits[0] == quick.RUNGS[0].limit > limits[1] > limits[2] == quick.RUNGS[-1].limit
     )
-    slow = [look.quick is not None and "slow" in look.quick.says[-1] for look in looks]
+    slow = [look.quick is not None and "slow" in str(look.quick.says) for look in looks]
     assert slow == [False, False, True]
+
+
+def test_a_quick_look_watches_few_layers_the_last_among_them(
+    looked: tuple[Path, Any],
+) -> None:
+    full = load_plan({"data": str(looked[0] / "patches.npz"), **SMALL})
+    names = [f"layer{i}" for i in range(16)]
+    chosen = quick._watching(full, names).network.layers
+    assert len(set(chosen)) == quick.LAYERS and chosen[-1] == names[-1]

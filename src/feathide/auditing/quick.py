@@ -39,6 +39,8 @@ SECONDS = 230.0
 SIDES = {2: 64, 3: 24}
 # a step of training in steps of an attack, forward passes included
 TRAINING = 1.5
+# layers that are watched at most: distances in wide ones cost more than the attacks
+LAYERS = 6
 # passes over every held-out image: clean, noisy, harmlessly changed
 PASSES = 6
 
@@ -61,9 +63,9 @@ RUNGS = (
     Rung(600, 40, 20, 10),
     Rung(400, 32, 15, 8),
     Rung(300, 24, 12, 6),
-    Rung(200, 16, 10, 5),
-    Rung(120, 12, 8, 4),
-    Rung(80, 8, 6, 3),
+    Rung(200, 24, 8, 5),
+    # fewer attacked images leave a detector nothing to learn from, if the classifier is weak
+    Rung(120, 20, 5, 4),
 )
 
 
@@ -84,13 +86,18 @@ def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
     if size is not None:
         cut = _cut(plan, RUNGS[-1], size, mark)
     smallest = checked(cut, store.folder)
-    step = pace_of(smallest, classifier_of(smallest)).step
+    classifier = classifier_of(smallest)
+    step = pace_of(smallest, classifier).step
+    reads = [*classifier.read_outs(smallest.images(smallest.rows("train")[:1]))]
     costs = [_seconds(smallest, rung, step, reading) for rung in RUNGS]
     left = SECONDS - (time.perf_counter() - started)
     fitting = (r for r, cost in zip(RUNGS, costs, strict=True) if cost <= left)
     rung = next(fitting, RUNGS[-1])
-    says = tuple(_said(plan, smallest, rung, min(costs)))
-    return _cut(plan, rung, size, mark.model_copy(update={"says": says}))
+    says = [*_said(plan, smallest, rung, min(costs))]
+    if len(reads) > LAYERS:
+        says.append(f"{LAYERS} of {len(reads)} layers watched")
+        plan = _watching(plan, reads)
+    return _cut(plan, rung, size, mark.model_copy(update={"says": tuple(says)}))
 
 
 def _begun(out: Path, whole: str) -> Plan | None:
@@ -103,6 +110,14 @@ def _begun(out: Path, whole: str) -> Plan | None:
     except InputError:
         return None
     return held if held.quick is not None and held.quick.whole == whole else None
+
+
+def _watching(plan: Plan, names: list[str]) -> Plan:
+    """The plan with a few of the layers ``names``, evenly spread, the last among them."""
+    last = len(names) - 1
+    chosen = tuple(names[round(last * (i + 1) / LAYERS)] for i in range(LAYERS))
+    network = plan.network.model_copy(update={"layers": chosen})
+    return plan.model_copy(update={"network": network})
 
 
 def _side(plan: Plan, cases: Cases) -> int | None:
