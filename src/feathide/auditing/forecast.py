@@ -19,6 +19,7 @@ __all__ = ["FINISH", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
 
 TRIED = 8  # images of the trial
 SMALL = 0.05  # seconds of a task that fits or scores
+TRAINING = 1.5  # a step of training, in steps of an attack
 FINISH = 5.0  # seconds of tables and the page
 
 
@@ -86,7 +87,7 @@ def by_stage(context: Context, order: Sequence[Task], pace: Pace) -> dict[str, f
 
 
 def _seconds(context: Context, task: Task, pace: Pace) -> float:
-    """Seconds of one task. Training takes about one step an image, a forward pass half of one."""
+    """Seconds of one task. A forward pass takes half of an attack step."""
     plan, step = context.plan, pace.step
     size, hit = (
         min(plan.batch_size, len(rows))
@@ -95,9 +96,9 @@ def _seconds(context: Context, task: Task, pace: Pace) -> float:
     schedule = attack_of(context, cells(context)[-1], None).passes
     tuned = max((len(o.weights) + 1 for o in plan.objectives), default=1)
     images = len(context.rows("train"))
-    training = 5 + step * plan.network.train.epochs * images
+    training = 5 + TRAINING * step * plan.network.train.epochs * images
     guard = plan.reference_network
-    robust = 5 + pace.reference * guard.train.epochs * images * (1 + guard.steps)
+    robust = pace.reference * guard.train.epochs * images * (TRAINING + guard.steps) + 5
     each: Mapping[str, float] = {
         "train the classifier": training,
         "train the reference network": robust,

@@ -37,8 +37,8 @@ __all__ = ["quick_look"]
 SECONDS = 230.0
 # sides of the images on which a network is trained here, by their number of axes
 SIDES = {2: 64, 3: 24}
-# a step of training in steps of an attack, forward passes included
-TRAINING = 1.5
+# a step of training in steps of an attack: weights have gradients, moments and an average, too
+TRAINING = 2.0
 # layers that are watched at most: distances in wide ones cost more than the attacks
 LAYERS = 6
 # passes over every held-out image: clean, noisy, harmlessly changed
