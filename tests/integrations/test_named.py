@@ -346,7 +346,7 @@ def test_networks_of_other_libraries_are_built_for_the_data(arch: str) -> None:
             "torchvision:resnet81",
             "unknown network of torchvision 'resnet81'; did you mean 'resnet18'",
         ),
-        ("torchvision:resnet18(weights='DEFAULT')", "give their file as network.weights"),
+        ("torchvision:resnet18(weights='DEFAULT')", "give its path as network.start_from"),
         ("monai:DenseNet121", "must be told its axes"),
         ("monai:DenseNet999(spatial_dims=2)", "unknown network of monai"),
         (
