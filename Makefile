@@ -1,5 +1,5 @@
 # make demo: set everything up and run the whole audit on synthetic images.    make test: set everything up and run the tests.
-# Both take TORCH=cpu, which installs PyTorch without the libraries for GPUs.
+# Both take TORCH_INDEX=URL: the index of PyTorch's builds without libraries for GPUs, which pytorch.org names under "Get started" (Pip, CPU).
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -68,8 +68,8 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "feathide needs Python 3.11 or newer, got %d.%d; say make PYTHON=python3.x" % sys.version_info[:2])'
 	@echo "1 of 3: a fresh Python environment in .venv"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
-	@echo "2 of 3: PyTorch$(if $(TORCH),, (with libraries for GPUs; make TORCH=cpu leaves them out))"
-	@set -o pipefail; $(PIP) install torch torchvision $(if $(TORCH),--index-url https://download.pytorch.org/whl/$(TORCH)) | $(LARGE)
+	@echo "2 of 3: PyTorch$(if $(TORCH_INDEX),, (with libraries for GPUs; make TORCH_INDEX=URL leaves them out, see README))"
+	@set -o pipefail; $(PIP) install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) | $(LARGE)
 	@echo "3 of 3: feathide, with MONAI, Lightning, scikit-learn and others"
 	@set -o pipefail; $(PIP) install -e . | $(LARGE)
 	@touch $@

@@ -306,7 +306,8 @@ def not_a_number(make: Make) -> None:
     """
     e = evidence()
     for part in ("train", "clean", "adversarial"):
-        bad = replace(e, **{part: changed(lambda f: f * torch.nan, getattr(e, part))})  # type: ignore[arg-type]
+        spoilt = changed(lambda f: f * torch.nan, getattr(e, part))
+        bad = replace(e, **{part: spoilt})  # type: ignore[arg-type]
         raises_or_scores(make, bad, mixed(), "finite", "nan")
     for out in (
         changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()),

@@ -96,7 +96,12 @@ def attack(
         }
         chosen = plan_of(None, **plan)
         with progress_display() as progress:
-            table = attack_images(chosen, out, split=split, progress=progress)  # type: ignore[arg-type]
+            table = attack_images(
+                chosen,
+                out,
+                split=split,  # type: ignore[arg-type]
+                progress=progress,
+            )
         attacked = table[table.file.notna()]
         if json:
             typer.echo(table.to_json(orient="records"))

@@ -473,7 +473,8 @@ class FeatureClassifier:
                 if isinstance(module, DROPOUTS[1:4])
                 else tuple(h.shape[1:])
             )
-            keep = self._mask((s, *shape), float(module.p), count[0]).to(h)  # type: ignore[arg-type]
+            rate = float(module.p)  # type: ignore[arg-type]
+            keep = self._mask((s, *shape), rate, count[0]).to(h)
             count[0] += 1
             keep = keep.reshape(s, *shape, *[1] * (h.ndim - 1 - len(shape)))
             return (h.unflatten(0, (-1, s)) * keep).flatten(0, 1)
