@@ -1,6 +1,7 @@
 """Write what an audit found as a page: ``python benchmarks/record.py runs/cxr128 benchmarks/cxr128.md --command "..."``."""
 
 import argparse
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,12 @@ def matrix(table: pd.DataFrame, metric: str, eps: float) -> list[str]:
     ]
 
 
+def commit() -> str:
+    """The commit of the code that makes the page, marked if the tree has changes of its own."""
+    found = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude", "*"]
+    return subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def page(run: Path, command: str) -> str:
     table = pd.read_csv(
         run / "results.csv",
@@ -41,6 +48,8 @@ def page(run: Path, command: str) -> str:
     accuracy = table[table.metric == "accuracy"].iloc[0]
     lines = [
         f"# {accuracy.classifier} on {accuracy.dataset}",
+        "",
+        f"Recorded at commit `{commit()}`.",
         "",
         f"    {command}",
         "",
