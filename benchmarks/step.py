@@ -204,7 +204,7 @@ def hfc_row(name: str, size: int, options: argparse.Namespace) -> str:
         "usual": Steps(pgd(threat, steps=STEPS), usual, x, goal),
         **{
             str(m): Steps(
-                pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance))),
+                pgd(threat, steps=STEPS, hide=HFC(bank(clean, m, covariance), floor="none")),
                 hooked,
                 x,
                 goal,
