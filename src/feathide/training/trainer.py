@@ -171,7 +171,8 @@ def train_classifier(
         seed: The seed of weights, batches and augmentation.
         out: A safetensors file for ``load_trained``, written at the end.
         device: Where to train; None for a GPU if there is one, else the CPU.
-        progress: Is called after each step with the steps done, all steps, and a line about the epoch.
+        progress: Is called after each step: with the steps done, all steps, and a line about the
+            epoch.
 
     Returns:
         The network of the best epoch, with the normalisation that belongs to it.
