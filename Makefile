@@ -69,7 +69,7 @@ install: .venv/installed
 	@echo "1 of 3: a fresh Python environment in .venv"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@echo "2 of 3: PyTorch$(if $(TORCH_INDEX),, (with libraries for GPUs; make TORCH_INDEX=URL leaves them out, see README))"
-	@set -o pipefail; $(PIP) install torch torchvision $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) | $(LARGE)
+	@set -o pipefail; $(PIP) install torch torchvision $(if $(TORCH_INDEX),-i $(TORCH_INDEX)) | $(LARGE)
 	@echo "3 of 3: feathide, with MONAI, Lightning, scikit-learn and others"
 	@set -o pipefail; $(PIP) install -e . | $(LARGE)
 	@touch $@

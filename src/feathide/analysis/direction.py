@@ -182,7 +182,7 @@ class Trail:
 
 
 def followed(context: Context) -> list[tuple[Cell, Attack]]:
-    """The attacks of the plan that walk along a gradient, at the first budget, one run each."""
+    """The attacks of the plan that follow a gradient, at the first budget, one run each."""
     found = [(cell, attack_of(context, cell, None)) for cell in first_cells(context)]
     return [
         (c, a) for c, a in found if isinstance(a, Attack) and a.rule.gradient and a.steps

@@ -46,8 +46,9 @@ def drifts(
     """How far the mean activation of each layer moves in the direction asked for, (N, L) for each
     of ``WAYS``.
 
-    ``attack`` gives budget and walk; its objective is replaced by ``Drift``. ``call``: ids, seed,
-    grid and mask, as for an attack."""
+    ``attack`` gives budget and steps; its objective is replaced by ``Drift``. ``call``: ids,
+    seed, grid and mask, as for an attack.
+    """
     with torch.no_grad():
         clean = classifier(x)
     start = torch.stack([clean.features[n].mean(1) for n in layers], 1)  # (N, L)
@@ -69,9 +70,8 @@ def drifts(
 
 
 def schedule_of(context: Context) -> Attack:
-    """The walk of the plan without a random start: every image begins where it is, so the worst
-    that can be found is no movement.
-    """
+    """The step schedule of the plan without a random start: every image begins where it is, so
+    the worst that can be found is no movement. """
     w = context.plan.schedule
     return bim(
         context.threat(context.budgets[0]),

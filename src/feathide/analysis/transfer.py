@@ -327,8 +327,8 @@ def _craft_on_all(
     if not len(rows):
         return {"rows": rows, "target": rows}
     goal, x = first.goal(rows), first.images(rows)
-    walks = [attack_of(context, cell, weight_of(context, cell)) for context in contexts]
-    attack = against_all([schedule for schedule in walks if isinstance(schedule, Attack)])
+    attacks = [attack_of(context, cell, weight_of(context, cell)) for context in contexts]
+    attack = against_all([each for each in attacks if isinstance(each, Attack)])
     found = attack(
         Jury(tuple(context.classifier for context in contexts)),
         x,

@@ -1,7 +1,7 @@
 """What a step of an attack costs on this machine, as ratios: a small residual network with random
 weights on synthetic images, in less than a minute.
 
-A step is what lies between two iterates: the difference of a long and a short walk over the
+A step is what lies between two iterates: the difference of a long and a short run over the
 difference of their steps. All kinds take turns; a ratio is the median, over the rounds, of the
 process seconds of a kind over those of the bare forward and backward pass in the same round."""
 

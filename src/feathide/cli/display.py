@@ -41,7 +41,7 @@ def show(found: "Audit") -> None:
     spaces = "; ".join(
         f"{', '.join(names)} ({where})" for where, names in reads.items() if where
     )
-    console.print(escape(f"The guards read: {spaces}."), highlight=False)
+    console.print(escape(f"What each guard reads: {spaces}."), highlight=False)
     style = "bold" if found.verdict.evidence else "bold red"
     console.print(f"[{style}]{escape(found.verdict.headline)}[/{style}]", highlight=False)
     for sentence in (found.verdict.attacked, found.verdict.strength, found.verdict.slipped):

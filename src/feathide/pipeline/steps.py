@@ -308,7 +308,7 @@ def needed(context: Context, cell: Cell) -> tuple[str, ...]:
 def attack_of(
     context: Context, cell: Cell, weight: float | None, *, hide: Objective | None = None
 ) -> Attack | Ensemble | Foreign:
-    """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its walk is the
+    """The attack of a cell. ``weight``: lambda; None leaves the hiding term out (its steps are the
     same). ``hide``: a hiding term in place of the cell's.
     """
     schedule, a = context.plan.schedule, cell.attack
@@ -422,7 +422,7 @@ def trained(
 
 
 def packed_network(result: "TrainResult") -> Arrays:
-    """A trained network as arrays for the store; ``Lab.restored`` is the inverse."""
+    """A trained network as arrays for the store; ``Context.restored`` is the inverse."""
     arrays = {f"w/{k}": v.cpu().numpy() for k, v in result.model.state_dict().items()}
     arrays |= {
         "mean": np.asarray(result.mean, np.float64),

@@ -1,8 +1,9 @@
-"""The parts of a plan: images, network, attacks, objectives, mixtures, walk and split, each with
-its fields and what they may be.
+"""The parts of a plan: images, network, attacks, objectives, mixtures, step schedule and split,
+each with its fields and what they may be.
 
 The tables of names are imported where they are asked: they need torch, which takes seconds, and a
-misspelt field shall be said at once."""
+misspelt field shall be said at once.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -324,9 +325,9 @@ class ReferencePlan(Part):
 
 
 class AttackPlan(Part):
-    """An attack and its walk. ``name``: of the catalogue; or ``torchattacks:PGD``,
+    """An attack and its steps. ``name``: of the catalogue; or ``torchattacks:PGD``,
     ``foolbox:LinfPGD``, ``art:ProjectedGradientDescent`` or the user's own
-    ``package.module:callable``, with ``options`` as arguments, among which is their walk.
+    ``package.module:callable``, with ``options`` as arguments, among which are their steps.
     ``step_size`` is a fraction of eps.
     ``share``: of pgd-smooth, the lowest frequencies of each axis that it may use.
     """
@@ -428,14 +429,15 @@ class MixturePlan(Part):
 
 
 class SchedulePlan(Part):
-    """The walk that all iterative attacks share, so that they are compared at equal counts; an
-    attack may say otherwise.
+    """The step schedule that all iterative attacks share, so that they are compared at equal
+    counts; an attack may say otherwise.
 
     ``confidence``: the lead from which on an image counts as one that fools. ``lead``: how sure
     of the target an attacker who hides makes the classifier before all of the step goes to
-    hiding, in typical leads of clean images (``Lab.typical_lead``), the same for all of our
+    hiding, in typical leads of clean images (``Context.typical_lead``), the same for all of our
     attacks; "auto": as sure as it is of a clean image, at the lower quartile of the
-    detector-training split."""
+    detector-training split.
+    """
 
     steps: int = Field(60, ge=1)
     step_size: float = Field(0.25, gt=0)

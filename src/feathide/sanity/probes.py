@@ -53,7 +53,7 @@ __all__ = [
 
 CASES = 16
 # images, steps and queries by which the gradient of each guard is tried
-LOOKED, WALK, QUERIES = 8, 12, 32
+LOOKED, STEPS, QUERIES = 8, 12, 32
 SMALL = 0.05  # the ball of the stability probe, as a share of eps
 DRAWS = 4
 # how much more a standard deviation of suspicion costs than a unit of the readout
@@ -281,7 +281,7 @@ def lowered(
         aim, seen = Evade((guard.detector,), scales=(guard.scale,)), _watcher(few, guard)
         if _leads(few, guard):
             schedule = pgd(
-                threat, objective=aim, steps=WALK, step_size=0.25, decay="cosine"
+                threat, objective=aim, steps=STEPS, step_size=0.25, decay="cosine"
             )
             own[name] = _run(few, schedule, seen)[0]
         blind[name] = _run(
@@ -462,7 +462,7 @@ def probe_key(context: Context) -> str:
         p.mixture,
         CASES,
         LOOKED,
-        WALK,
+        STEPS,
         QUERIES,
         surrogate_key(context),
         *context.sight,
