@@ -71,7 +71,7 @@ def drifts(
 
 def schedule_of(context: Context) -> Attack:
     """The step schedule of the plan without a random start: every image begins where it is, so
-    the worst that can be found is no movement. """
+    the worst that can be found is no movement."""
     w = context.plan.schedule
     return bim(
         context.threat(context.budgets[0]),

@@ -241,7 +241,7 @@ BORDER = 0.25
 
 def sanity_checks_of(context: Context) -> list[dict[str, str]]:
     """The sanity checks of a finished run, in the order of ``SANITY_CHECKS``; with
-    ``sanity_checks: off`` none, but for a classifier that has not learnt. """
+    ``sanity_checks: off`` none, but for a classifier that has not learnt."""
     if context.plan.sanity_checks == "off":
         status, detail = _learnt(learnt_stored(context))
         return [
