@@ -15,7 +15,8 @@ from feathide.attacks import presets as recipes
 from feathide.attacks.apgd import AutoStep, checkpoints
 from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, never, when_fooled, when_hidden
+from feathide.attacks.leave import never, when_fooled, when_hidden
+from feathide.attacks.loop import Attack
 from feathide.attacks.square import Square
 from feathide.attacks.threats import L2, Linf
 from feathide.attacks.transforms import GaussianSmooth, ResizeAndPad

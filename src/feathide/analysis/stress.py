@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from feathide.attacks.loop import Attack, Classifier
+from feathide.attacks.iterate import Classifier
+from feathide.attacks.loop import Attack
 from feathide.attacks.presets import bim
 from feathide.execution.digests import digest
 from feathide.execution.engine import Task

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from feathide.attacks.loop import Attack, Classifier
+from feathide.attacks.iterate import Classifier
+from feathide.attacks.loop import Attack
 from feathide.catalog import OBJECTIVES
 from feathide.data.noise import Noise
 from feathide.execution.digests import digest

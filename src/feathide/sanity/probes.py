@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, never, when_fooled, when_hidden
+from feathide.attacks.leave import never, when_fooled, when_hidden
+from feathide.attacks.loop import Attack
 from feathide.attacks.presets import fgsm, noise, pgd, square
 from feathide.attacks.threats import Linf
 from feathide.attacks.updates import Selective
