@@ -34,7 +34,7 @@ from feathide.checks.worlds import SHAPES, images
 from feathide.data.noise import Noise
 from feathide.errors import InputError
 from feathide.losses import HFC, AwayFrom, CrossEntropy, Drift, Evade, Guide
-from feathide.models.classifier import channel_mean
+from feathide.models.pooling import channel_mean
 from feathide.types import Goal, Outputs
 from worlds.classifiers import World, objectives, run, world
 

@@ -26,7 +26,7 @@ from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
 from feathide.losses import BoundLoss, Loss, Objective, Weighted
 from feathide.metrics.statistics import Cut, proportion, share_at, slipping
-from feathide.models.weights import file_digest
+from feathide.models.weight_files import file_digest
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame
 from feathide.pipeline.steps import (

@@ -22,11 +22,11 @@ from feathide.errors import expected, unknown
 from feathide.models.device import device_of
 from feathide.models.loading import check_network
 from feathide.models.logits import logits_of
+from feathide.models.weight_files import read_about
+from feathide.models.weight_names import Rename
 from feathide.models.weights import (
-    Rename,
     Taken,
     load_weights,
-    read_about,
     save_weights,
     start_from,
     weights_digest,
