@@ -17,6 +17,7 @@ import yaml
 from feathide.auditing.ci import Condition, Judged, write_junit
 from feathide.auditing.disk_space import check_room
 from feathide.auditing.forecast import FINISH, foreseen
+from feathide.auditing.machines import write_machine_files
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
@@ -204,6 +205,7 @@ def audit(
         json.dumps(card(found), indent=1, ensure_ascii=False).encode() + b"\n",
     )
     write_whole(folder / "report.html", render(found).encode())
+    write_machine_files(folder, found, judged)
     failed = tuple(g["name"] for g in sanity_checks if g["status"] == "fail")
     return Audit(
         folder,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Identified", "Identifier", "Text", "identified", "identifiers_of"]
+__all__ = ["COLUMNS", "Identified", "Identifier", "Text", "identified", "identifiers_of"]
 
 
 @dataclass(frozen=True)
