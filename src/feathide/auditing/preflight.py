@@ -53,7 +53,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     shown = ", ".join(
         f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5
     )
-    reads = classifier.read_outs(context.images(context.rows("train")[:1]))
+    reads = classifier.read_outs(context.data.images(context.data.rows("train")[:1]))
     ways = Counter(read.words for read in reads.values())
     flat = without_slope(context, classifier)
     layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
@@ -64,7 +64,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
         ),
         *(f"assumed: {note}" for note in context.cases.notes),
         "held out: "
-        + ", ".join(f"{part} {len(rows)}" for part, rows in context.parts.items())
+        + ", ".join(f"{part} {len(rows)}" for part, rows in context.data.parts.items())
         + _attacked(context),
         _thresholds(context),
         (
@@ -76,7 +76,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
             if isinstance(classifier.model, ChannelsLast)
             else []
         ),
-        *([f"weights: {taken.words}"] if (taken := context.taken()) else []),
+        *([f"weights: {taken.words}"] if (taken := context.recipe.taken()) else []),
         *([f"labelled images: {learnt_of(context)}"] if has_network(context) else []),
         *(
             ["outputs: probabilities, taken as logits by their logarithm"]
@@ -119,7 +119,7 @@ def _attacked(context: Context) -> str:
     """How many images are attacked, where the plan limits them."""
     limited = context.plan.split.most is not None
     told = ", ".join(
-        f"{len(context.attacked(part))} of the {part} split"
+        f"{len(context.data.attacked(part))} of the {part} split"
         for part in ("detector-training", "test")
     )
     return (

@@ -32,6 +32,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.network_checks import check_classifier, check_untrained
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
@@ -73,22 +74,22 @@ def checked(plan: Plan, out: Path) -> Context:
     """
     context = context_of(plan.model_dump_json(), Store(Path(out)))
     _ = (
-        context.device,
-        context.budgets,
-        context.parts,
-        context.class_names,
-        context.region,
-        context.organ,
+        context.data.device,
+        context.limits.budgets,
+        context.data.parts,
+        context.data.class_names,
+        context.limits.region,
+        context.limits.organ,
     )
     check_archives(context)
     check_hiding(context)
     _check_head(context)
-    if context.trains:
-        context.taken()
-        check_fitness(context, context.check_untrained())
+    if context.recipe.trains:
+        context.recipe.taken()
+        check_fitness(context, check_untrained(context))
     else:
-        context.check_classifier()
-        check_fitness(context, context.classifier)
+        check_classifier(context)
+        check_fitness(context, context.networks.classifier)
     if not plan.batch_size:
         context = context_of(_with_batch(context).model_dump_json(), context.store)
     if has_network(context):
@@ -99,12 +100,12 @@ def checked(plan: Plan, out: Path) -> Context:
 def _with_batch(context: Context) -> Plan:
     """The plan with the batch size that suits its images and network."""
     model = (
-        context.empty_network().eval().to(context.device)
-        if context.trains
-        else context.classifier.model
+        context.recipe.empty_network().eval().to(context.data.device)
+        if context.recipe.trains
+        else context.networks.classifier.model
     )
     x = FeatureClassifier(model, (), box=context.cases.box).prepared(
-        context.images(context.rows("train")[:1])
+        context.data.images(context.data.rows("train")[:1])
     )
     return context.plan.model_copy(update={"batch_size": batch_for(activations(model, x))})
 
@@ -224,17 +225,20 @@ def write_plan(context: Context) -> None:
         "versions": versions(),
         "hardware": {
             "machine": platform.machine(),
-            "device": str(context.device),
+            "device": str(context.data.device),
             "threads": torch.get_num_threads(),
         },
-        "eps_in_box_units": list(context.budgets),
-        "eps_in_words": [format_eps(e, context.cases) for e in context.budgets],
+        "eps_in_box_units": list(context.limits.budgets),
+        "eps_in_words": [format_eps(e, context.cases) for e in context.limits.budgets],
         "data": {
             "digest": context.cases.digest,
             "images": len(context.cases),
             "skipped": [f"{s.path}: {s.reason}" for s in context.cases.skipped],
         },
-        "classifier": {"digest": context.network_digest, "trained_here": context.trains},
+        "classifier": {
+            "digest": context.steps.classifier.digest,
+            "trained_here": context.recipe.trains,
+        },
     }
     text = yaml.safe_dump(
         # a run may be looked at, or go on, where there is no such device
@@ -251,9 +255,9 @@ def _check_head(context: Context) -> None:
         raise InputError(
             f"head must be softmax, sigmoid or finding:NAME, got {head!r}; correct network.head"
         )
-    if head == "sigmoid" and len(context.class_names) != 2:
+    if head == "sigmoid" and len(context.data.class_names) != 2:
         raise InputError(
-            f"a sigmoid head decides between 2 classes, got {len(context.class_names)}; say "
+            f"a sigmoid head decides between 2 classes, got {len(context.data.class_names)}; say "
             "head: softmax"
         )
 

@@ -13,9 +13,10 @@ import numpy as np
 from feathide.catalog import OBJECTIVES, ability_of
 from feathide.metrics.statistics import auc, paired_difference
 from feathide.pipeline.accuracy import Learnt, learnt_stored
-from feathide.pipeline.context import PLAIN, Context, noisy_at
-from feathide.pipeline.images import PARTS
-from feathide.pipeline.steps import cells
+from feathide.pipeline.conditions import PLAIN, noisy_at
+from feathide.pipeline.context import Context
+from feathide.pipeline.data import PARTS
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import Found, found_in, negatives_in, scores_in, thresholds_of
 from feathide.plans.plan import Cell
 from feathide.sanity.probes import probe_key, probes_in
@@ -744,10 +745,10 @@ def _calibrated(e: Evasion) -> Judged:
 def _evasion(context: Context) -> Evasion:
     found = [found_in(context, c) for c in cells(context)]
     plain = [a.name for a in context.plan.attacks if ability_of(a.name).hides]
-    order = sorted(context.budgets)
+    order = sorted(context.limits.budgets)
     at = {(f.cell.attack.name, f.cell.objective.name, f.cell.eps): f for f in found}
-    noisy, rows = context.outputs(noisy_at(context.budgets[0]), "test")
-    clean = context.at("clean", "test", rows)
+    noisy, rows = context.outputs.of(noisy_at(context.limits.budgets[0]), "test")
+    clean = context.outputs.at("clean", "test", rows)
     same = np.all(
         [(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()], axis=0
     )
@@ -760,7 +761,7 @@ def _evasion(context: Context) -> Evasion:
             for n in plain
             if (n, "plain", order[0]) in at and len(at[n, "plain", order[0]].rows)
         },
-        taught=[_training_attack(context, eps) for eps in context.budgets],
+        taught=[_training_attack(context, eps) for eps in context.limits.budgets],
         hidden={
             f.cell.name: (at[f.cell.attack.name, "plain", f.cell.eps].fooled, f.fooled)
             for f in found
@@ -771,21 +772,21 @@ def _evasion(context: Context) -> Evasion:
         falls=falls_of(context, found),
         aware={d: _best_of(context, d, found) for d in context.plan.detectors},
         patients={
-            part: frozenset(map(str, context.cases.patients[context.rows(part)]))
+            part: frozenset(map(str, context.cases.patients[context.data.rows(part)]))
             for part in ("train", *PARTS)
         },
         still=int(same.sum()),
         clean={
             d: tuple(
-                scores_in(context, d, context.budgets[0], "clean", part)
+                scores_in(context, d, context.limits.budgets[0], "clean", part)
                 for part in ("calibration", "test")
             )  # type: ignore[misc]
             for d in context.plan.detectors
         },
         limits={
             d: (
-                negatives_in(context, d, context.budgets[0]),
-                thresholds_of(context, d, context.budgets[0])["fpr10"],
+                negatives_in(context, d, context.limits.budgets[0]),
+                thresholds_of(context, d, context.limits.budgets[0])["fpr10"],
                 0.10,
             )
             for d in context.plan.detectors
@@ -801,8 +802,8 @@ def _training_attack(context: Context, eps: float) -> tuple[float, float]:
     learnt = found_in(context, cell, "detector-training")
     if not len(learnt.rows):
         return 0.0, 0.0
-    attacked, rows = context.outputs(context.condition(cell), "detector-training")
-    clean = context.at("clean", "detector-training", rows)
+    attacked, rows = context.outputs.of(context.steps.condition(cell), "detector-training")
+    clean = context.outputs.at("clean", "detector-training", rows)
     same = [(attacked.features[n] == f).all(1).numpy() for n, f in clean.features.items()]
     return float(learnt.fooled.mean()), float(np.all(same, axis=0).mean()) if same else 0.0
 
@@ -839,12 +840,12 @@ def _fall(context: Context, detector: str, plain: Found, aware: Found) -> np.nda
     """
     eps = aware.cell.eps
     before = scores_in(
-        context, detector, eps, context.condition(plain.cell), "test", aware.rows
+        context, detector, eps, context.steps.condition(plain.cell), "test", aware.rows
     )
     if np.mean(before <= thresholds_of(context, detector, eps)["fpr10"]) >= ACCEPTED:
         return None
     after = scores_in(
-        context, detector, eps, context.condition(aware.cell), "test", aware.rows
+        context, detector, eps, context.steps.condition(aware.cell), "test", aware.rows
     )
     clean = scores_in(context, detector, eps, "clean", "calibration")
     spread = (
@@ -874,7 +875,7 @@ def _best_of(
     """Who slips past ``detector`` at 10 % false alarms and the first budget: under the best
     oblivious and the best aimed attack.
     """
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     limit = thresholds_of(context, detector, eps)["fpr10"]
     best: dict[str, np.ndarray] = {}
     for f in found:
@@ -888,7 +889,7 @@ def _best_of(
         ):
             continue
         slips = f.fooled & (
-            scores_in(context, detector, eps, context.condition(cell), "test", f.rows)
+            scores_in(context, detector, eps, context.steps.condition(cell), "test", f.rows)
             <= limit
         )
         if kind.knowledge not in best or slips.mean() > best[kind.knowledge].mean():
