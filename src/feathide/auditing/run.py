@@ -177,43 +177,44 @@ def audit(
             shard=shard,
             finish=finish,
         )
-    table = table_of(context)
-    folder = context.store.folder
-    write_whole(folder / "results.csv", table.to_csv(index=False).encode())
-    write_whole(
-        folder / "comparisons.csv", comparisons_of(context).to_csv(index=False).encode()
-    )
-    if plan.network.seeds:
-        write_whole(
-            folder / "seeds.csv", seeds_of(context, table).to_csv(index=False).encode()
-        )
-    if plan.held_out:
-        write_whole(
-            folder / "held_out.csv", held_out_of(context).to_csv(index=False).encode()
-        )
+    table = _write_tables(context)
+    return _write_judgements(context, table, conditions)
+
+
+def _write_tables(context: Context) -> pd.DataFrame:
+    """``results.csv`` and ``results.parquet``, which is given back, and the tables beside it."""
+    folder, table = context.store.folder, table_of(context)
+    frames = {"results": table, "comparisons": comparisons_of(context)}
+    if context.plan.network.seeds:
+        frames["seeds"] = seeds_of(context, table)
+    if context.plan.held_out:
+        frames["held_out"] = held_out_of(context)
+    for name, frame in frames.items():
+        write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
-    sanity_checks = sanity_checks_of(context)
-    write_whole(
-        folder / "sanity_checks.json",
-        json.dumps(sanity_checks, indent=1, ensure_ascii=False).encode() + b"\n",
-    )
+    return table
+
+
+def _write_judgements(
+    context: Context, table: pd.DataFrame, conditions: Sequence[Condition]
+) -> Audit:
+    """Sanity checks, the conditions of a build, the model card and the report."""
+    folder, sanity_checks = context.store.folder, sanity_checks_of(context)
+    _write_json(sanity_checks, folder / "sanity_checks.json")
     judged = tuple(condition.judge(table) for condition in conditions)
     write_junit(folder, judged)
     found = run_of(context, table, sanity_checks=sanity_checks)
-    write_whole(
-        folder / "model-card.json",
-        json.dumps(card(found), indent=1, ensure_ascii=False).encode() + b"\n",
-    )
-    write_whole(folder / "report.html", render(found).encode())
-    failed = tuple(g["name"] for g in sanity_checks if g["status"] == "fail")
+    _write_json(card(found), folder / "model-card.json")
+    report = folder / "report.html"
+    write_whole(report, render(found).encode())
     return Audit(
         folder,
         table,
-        folder / "report.html",
+        report,
         verdict(found),
-        failed,
-        judged,
-        plan.quick is not None,
+        failed=tuple(g["name"] for g in sanity_checks if g["status"] == "fail"),
+        judged=judged,
+        quick=context.plan.quick is not None,
     )
 
 
@@ -260,6 +261,11 @@ def _check_head(context: Context) -> None:
             f"a sigmoid head decides between 2 classes, got {len(context.data.class_names)}; say "
             "head: softmax"
         )
+
+
+def _write_json(content: object, path: Path) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_whole(path, text.encode() + b"\n")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
