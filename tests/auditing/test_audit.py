@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from feathide.execution.packing import scored
 from feathide.execution.store import Store
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import Cut, proportion, threshold
-from feathide.models.classifier import FeatureClassifier
 from feathide.models.libraries import Arch
 from feathide.pipeline.accuracy import learnt
 from feathide.pipeline.attacking import SURE, attack_of, attack_rows
@@ -33,13 +33,12 @@ from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, scores_in, thresholds_of
 from feathide.pipeline.stored_images import decode
 from feathide.pipeline.table import COLUMNS, table_of
-from feathide.plans.plan import Cell, load_plan
+from feathide.plans.plan import Cell, Plan, load_plan
 from feathide.plans.sections import AttackPlan, ObjectivePlan, SchedulePlan
 from feathide.report import verdict
 from feathide.sanity.caveats import caveats_of
 from feathide.sanity.checks import masked_in
 from feathide.sanity.probes import numbered, probe_key, probes_in
-from feathide.types import Outputs
 from worlds.audits import EPS, PLAN, write_npz
 
 
@@ -357,33 +356,23 @@ def test_layers_that_hfc_does_not_constrain_are_said(
         in said
     )
 
-    class Narrow(Context):
+    def narrow(plan: Plan) -> Context:
         """The audit of a network of which only the last layer is watched."""
+        out, labels = context.outputs.train()
+        seen = replace(out, features={read[-1]: out.features[read[-1]]}), labels
+        classifier = replace(context.networks.classifier, layers="last")
+        watched = Context(plan, context.store)
+        watched.__dict__["networks"] = SimpleNamespace(classifier=classifier)
+        watched.__dict__["outputs"] = SimpleNamespace(train=lambda: seen)
+        return watched
 
-        @property
-        def classifier(self) -> FeatureClassifier:  # type: ignore[override]
-            return replace(context.networks.classifier, layers="last")
-
-        def train(self) -> tuple[Outputs, torch.Tensor]:  # type: ignore[override]
-            out, labels = context.outputs.train()
-            return replace(out, features={read[-1]: out.features[read[-1]]}), labels
-
-    (said,) = coverage_of(Narrow(some.plan, context.store))
+    (said,) = coverage_of(narrow(some.plan))
     assert (
         f"HFC and guards look at 1 layers; {len(read) - 1} of the network's {len(read)} "
         "convolution units"
     ) in said
-    assert (
-        coverage_of(
-            Narrow(
-                context.plan.model_copy(
-                    update={"objectives": (ObjectivePlan(name="plain"),)}
-                ),
-                context.store,
-            )
-        )
-        == []
-    )
+    plain = {"objectives": (ObjectivePlan(name="plain"),)}
+    assert coverage_of(narrow(context.plan.model_copy(update=plain))) == []
 
 
 def test_cw_hides_about_as_well_as_pgd(context: Context) -> None:
