@@ -22,12 +22,10 @@ from feathide.report import Run
 __all__ = ["MACHINE_FILES", "machine_files", "write_machine_files"]
 
 MACHINE_FILES = ("audit.json", "audit.sarif", "identifiers.csv")
-# files whose digests audit.json holds, so that a copy of it can be told from another run's
-BESIDE = ("results.csv", "plan.yaml")
 
 
 def write_machine_files(folder: Path, run: Run, judged: Sequence[Judged]) -> None:
-    """Write the files into the folder of the run, whose tables and plan are there already."""
+    """Write the files into the folder of the run, whose plan is there already."""
     for name, content in machine_files(folder, run, judged).items():
         write_whole(folder / name, content)
 
@@ -36,21 +34,27 @@ def machine_files(folder: Path, run: Run, judged: Sequence[Judged]) -> dict[str,
     """What the files hold.
 
     Args:
-        folder: Of the run, with ``BESIDE``.
+        folder: Of the run, with ``plan.yaml``.
         run: What the report is made from.
         judged: The conditions of ``--fail-if``, judged.
 
     Returns:
         The content of each of ``MACHINE_FILES``.
     """
-    digests = {name: sha256((folder / name).read_bytes()).hexdigest() for name in BESIDE}
-    record = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["record"]
+    plan = (folder / "plan.yaml").read_bytes()
+    table = run.table.to_csv(index=False).encode()
+    digests = {"plan.yaml": _sha256(plan), "results.csv": _sha256(table)}
+    record = yaml.safe_load(plan)["record"]
     result = result_of(run, record=record, judged=judged, digests=digests)
     return {
         "audit.json": _json(result),
         "audit.sarif": _json(sarif_of(result)),
         "identifiers.csv": _csv(result),
     }
+
+
+def _sha256(content: bytes) -> str:
+    return sha256(content).hexdigest()
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -69,6 +69,7 @@ def result_of(
             "conditions": [asdict(condition) for condition in judged],
             "caveats": list(run.caveats),
             "results": run.table.to_dict("records"),
+            "subgroups": [] if run.subgroups is None else run.subgroups.to_dict("records"),
             "identifiers": _texts(known),
             "digests": dict(digests or {}),
         }

@@ -28,6 +28,7 @@ from feathide.pipeline.context import Context
 from feathide.pipeline.data import cases_of
 from feathide.pipeline.listing import cells
 from feathide.pipeline.stored_images import decode
+from feathide.pipeline.subgroups import subgroups_of
 from feathide.pipeline.table import comparisons_of, stored_table, table_of
 from feathide.plans.plan import Cell
 from feathide.report import Run, render
@@ -271,6 +272,7 @@ def _tables(context: Context) -> tuple[int, list[Difference]]:
             comparisons_of(context),
             sanity_checks_of(context),
         )
+        groups = subgroups_of(context) if context.plan.subgroups.columns else None
     except InputError as error:
         return 0, [Difference("results.csv", f"cannot be computed again: {error}")]
     for name, frame in (
@@ -279,6 +281,11 @@ def _tables(context: Context) -> tuple[int, list[Difference]]:
         ("comparisons.csv", compared),
     ):
         wrong += [Difference(name, what) for what in _changed(folder / name, frame)]
+    if groups is not None:
+        wrong += [
+            Difference("subgroups.csv", what)
+            for what in _changed(folder / "subgroups.csv", groups)
+        ]
     wrong += _changed_report(context, table, sanity_checks)
     return len(table) + len(compared), wrong
 
