@@ -303,6 +303,19 @@ def test_tensorboard_gets_the_numbers(found: Audit) -> None:
     ].iloc[0]
     seen = events.Scalars(f"slips_through_fpr10/pgd+{row.objective}/{row.detector}")
     assert [e.value for e in seen] == pytest.approx([row.value])
+    assert any(name.startswith("pgd") for name in events.Tags()["images"])
+    (table,) = events.Tensors("results/text_summary")
+    assert b"slips_through_fpr10" in table.tensor_proto.string_val[0]
+
+
+def test_tensorboard_gets_the_figures(found: Audit) -> None:
+    pytest.importorskip("tensorboard", reason="needs feathide[tensorboard]")
+    pytest.importorskip("matplotlib", reason="needs feathide[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(found, "tensorboard")
+    events = EventAccumulator(str(found.folder / "tensorboard")).Reload()
+    assert {"figures/roc", "figures/histograms"} <= set(events.Tags()["images"])
 
 
 def test_mlflow_gets_plan_numbers_and_report(
@@ -343,6 +356,11 @@ def _check_mlflow(client: Any, found: Audit) -> None:
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert files >= {"report.html", "model-card.json"}
     assert any(name.endswith(".png") for name in files)
+    figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/roc.html", "figures/histograms.html"} <= figures
+    place = client.download_artifacts(run.info.run_id, "results.json")
+    held = json.loads(Path(place).read_text())
+    assert held["columns"] == list(found.table) and len(held["data"]) == len(found.table)
 
 
 def test_wandb_gets_them_offline(found: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +372,7 @@ def test_wandb_gets_them_offline(found: Audit, monkeypatch: pytest.MonkeyPatch) 
     assert list(run.glob("*.wandb"))
     assert list((run / "files" / "media").glob("table/results*"))
     assert list((run / "files" / "media" / "images").iterdir())
+    assert list((run / "files" / "media" / "plotly" / "figures").glob("roc*.json"))
 
 
 def test_pictures_for_trackers_are_one_for_each_attack(found: Audit) -> None:
