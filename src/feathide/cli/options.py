@@ -110,7 +110,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 def plan_of(source: Path | None, **changes: Any) -> "Plan":
     """The plan of a file with flags in the place of its fields."""
     from feathide.errors import InputError
-    from feathide.plans.plan import load_plan, merged
+    from feathide.plans.plan import load_merged
 
     given = {k: v for k, v in changes.items() if v is not None}
     if now().device is not None:
@@ -119,7 +119,7 @@ def plan_of(source: Path | None, **changes: Any) -> "Plan":
         raise InputError(
             "an audit needs images, got neither a plan nor --data; give one of them"
         )
-    return load_plan(merged(source or {}, given))
+    return load_merged(source, given)
 
 
 def data_of(path: str | None, skip_bad: bool) -> dict[str, Any] | None:
