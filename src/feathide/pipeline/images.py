@@ -4,7 +4,7 @@ limits.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -14,26 +14,28 @@ from torch import Tensor
 
 from feathide.attacks.grid import Grid
 from feathide.attacks.threats import L2, Linf, ThreatModel
-from feathide.data import Cases, load_cases, three_way
+from feathide.data import Cases, three_way
 from feathide.data.budgets import parse_eps
 from feathide.data.noise import Noise
 from feathide.data.region import Region, load_region
 from feathide.errors import expected
+from feathide.execution.store import Store
 from feathide.models.device import device_of
+from feathide.pipeline.moved import cases_of
 from feathide.plans.plan import Plan
-from feathide.plans.sections import DataPlan
 from feathide.types import Goal
 
-__all__ = ["PARTS", "Subjects", "cases_of"]
+__all__ = ["PARTS", "Subjects"]
 
 PARTS = ("detector-training", "calibration", "test")
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """The images of one plan, on the device that computes."""
+    """The images of one plan, on the device that computes; ``store`` is where its run lies."""
 
     plan: Plan
+    store: Store
 
     @cached_property
     def device(self) -> torch.device:
@@ -42,7 +44,7 @@ class Subjects:
     @cached_property
     def cases(self) -> Cases:
         """The images, checked: no patient and no image stands in two splits."""
-        return cases_of(self.plan.data, self.plan.seed)
+        return cases_of(self.plan.data, self.plan.seed, self.store.folder)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -262,9 +264,3 @@ class Subjects:
 
     def threat(self, eps: float) -> ThreatModel:
         return Linf(eps) if self.plan.norm == "linf" else L2(eps)
-
-
-@lru_cache(maxsize=8)  # a programme asks several plans in turn
-def cases_of(data: DataPlan, seed: int) -> Cases:
-    """The cases of a plan; plans that differ in other things share them."""
-    return load_cases(**data.model_dump(), seed=seed)

@@ -21,7 +21,6 @@ from feathide.detectors.squeezing import SQUEEZERS
 from feathide.detectors.squeezing import VERSION as OF_SQUEEZERS
 from feathide.errors import InputError, expected, first_line
 from feathide.execution.digests import FORMAT, digest
-from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.loading import check_network, load_network
 from feathide.models.logits import logits_of
@@ -36,6 +35,7 @@ from feathide.models.weights import (
 )
 from feathide.models.zoo import Stem, build
 from feathide.pipeline.images import Subjects
+from feathide.pipeline.moved import file_near
 from feathide.plans.plan import slug
 from feathide.training.adversarial import Adversary
 from feathide.types import Box
@@ -49,11 +49,19 @@ NEEDS: tuple[Need, ...] = get_args(Need)
 
 @dataclass(frozen=True)
 class Networks(Subjects):
-    """The classifier of one plan and its reference network; ``store`` is where trained weights
-    lie.
+    """The classifier of one plan and its reference network; its ``store`` also holds the weights
+    that are trained here.
     """
 
-    store: Store
+    @cached_property
+    def weights(self) -> str | None:
+        """The file of the classifier's weights, wherever it is now."""
+        return file_near(self.plan.network.weights, self.store.folder)
+
+    @cached_property
+    def begins_with(self) -> str | None:
+        """The file of weights that a training starts from, wherever it is now."""
+        return file_near(self.plan.network.start_from, self.store.folder)
 
     @property
     def outputs_count(self) -> int:
@@ -74,7 +82,11 @@ class Networks(Subjects):
         """What the classifier is: the recipe of its training, or the content of its weights."""
         n = self.plan.network
         if self.trains:
-            begun = [] if n.start_from is None else [file_digest(n.start_from), n.rename]
+            begun = (
+                []
+                if self.begins_with is None
+                else [file_digest(self.begins_with), n.rename]
+            )
             return digest(
                 [
                     FORMAT,
@@ -121,7 +133,7 @@ class Networks(Subjects):
         """What a file of weights written by ``feathide train`` says about its network; empty for
         others.
         """
-        weights = self.plan.network.weights
+        weights = self.weights
         found = (
             read_about(weights)
             if weights is not None and weights.endswith(".safetensors")
@@ -164,14 +176,14 @@ class Networks(Subjects):
         if n.own:
             return load_network(
                 n.arch,
-                weights=n.weights,
+                weights=self.weights,
                 kwargs=n.arguments,
                 trust=n.trust,
                 rename=n.rename,
             )
         model = self.empty_network()
-        if n.weights is not None:
-            load_weights(model, n.weights, rename=n.rename)
+        if self.weights is not None:
+            load_weights(model, self.weights, rename=n.rename)
         return model.eval()
 
     def taken(self) -> Taken | None:
@@ -182,7 +194,8 @@ class Networks(Subjects):
         if n.own or (n.weights is None and n.start_from is None):
             return None
         take = load_weights if n.weights is not None else start_from
-        return take(self.empty_network(), n.weights or n.start_from or "", rename=n.rename)
+        file = self.weights or self.begins_with or ""
+        return take(self.empty_network(), file, rename=n.rename)
 
     @cached_property
     def classifier(self) -> FeatureClassifier:

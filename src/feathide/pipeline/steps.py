@@ -359,7 +359,7 @@ def _train(json: str, store: Store) -> Arrays:
             n.arch,
             n.train,
             seed=context.network_seed,
-            weights=n.start_from,
+            weights=context.begins_with,
             rename=n.rename,
         )
     )
