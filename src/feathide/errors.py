@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["InputError", "about", "choose", "expected", "few", "first_line", "unknown"]
+__all__ = [
+    "InputError",
+    "about",
+    "check_kind",
+    "choose",
+    "expected",
+    "few",
+    "first_line",
+    "unknown",
+]
 
 LONGEST = 3000  # characters of a sentence
 
@@ -59,6 +68,14 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> InputError:
         f", ... ({len(known)} in all)" if len(known) > 60 else ""
     )
     return InputError(f"unknown {kind} {name!r}; {hint}known: {shown}")
+
+
+def check_kind(what: str, value: object, kind: type, *, do: str) -> None:
+    """Refuse a value of another kind than ``what`` must be."""
+    if not isinstance(value, kind):
+        got = repr(value) if isinstance(value, int | float | str) else type(value).__name__
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise expected(f"{what} must be {article} {kind.__name__}", got=got[:200], do=do)
 
 
 def about(error: InputError, *field: str | int, unknown: bool = False) -> InputError:

@@ -24,14 +24,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from feathide.auditing import quick
-from feathide.auditing.forecast import Pace
+from feathide.auditing.forecast import Pace, by_stage
 from feathide.auditing.run import Audit, audit
+from feathide.auditing.tasks import audit_tasks
 from feathide.auditing.tracking import _pictures, track
 from feathide.cli import app
 from feathide.cli.display import screen, summary
 from feathide.cli.ending import said
 from feathide.execution.engine import Interrupted
 from feathide.execution.store import Store
+from feathide.pipeline.context import context_of
 from feathide.plans.plan import load_plan
 from worlds.audits import PLAN, write_npz
 
@@ -578,6 +580,30 @@ def test_a_slow_network_is_looked_at_less(
     )
     slow = [look.quick is not None and "slow" in str(look.quick.says) for look in looks]
     assert slow == [False, False, True]
+
+
+def test_the_least_look_still_makes_a_page(
+    looked: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "RUNGS", quick.RUNGS[-1:])
+    call = ["audit", str(looked[0] / "plan.yaml"), "--quick", "--even-so", "--quiet"]
+    told = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
+    assert told.exit_code == 0 and told.stdout.startswith("Quick look: "), told.output
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.3, 0.6])
+def test_a_quick_look_fits_whatever_a_step_takes(
+    looked: tuple[Path, Any], step: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pace = Pace(step=step, reference=0.0, grown=0.0)
+    monkeypatch.setattr(quick, "pace_of", lambda *_: pace)
+    monkeypatch.setattr(quick, "_trains", lambda _: False)
+    plan = load_plan({"data": str(looked[0] / "patches.npz"), **SMALL})
+    look = quick.quick_look(plan, tmp_path / "run", command="feathide audit")
+    context = context_of(look.model_dump_json(), Store(tmp_path / "run"))
+    order = [t for t in audit_tasks(context) if "train" not in t.stage]
+    assert sum(by_stage(context, order, pace).values()) < 300 - 20
 
 
 def test_a_quick_look_watches_few_layers_the_last_among_them(

@@ -9,7 +9,7 @@ that what is counted is what survives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from feathide.attacks.threats import ThreatModel, check_threat, over_norm
 from feathide.attacks.updates import Blend, Plain, Rule, Setting, Share, Step, Together
 from feathide.data.noise import Noise
 from feathide.data.valid_range import check_images, check_tensor
-from feathide.errors import expected, few
+from feathide.errors import check_kind, expected, few, unknown
 from feathide.losses import BoundLoss, Objective
 from feathide.models.classifier import FeatureClassifier
 from feathide.types import ALL, Box, Goal, Outputs, Rows, per_sample
@@ -36,6 +36,7 @@ __all__ = [
     "when_hidden",
 ]
 
+Decay = Literal["constant", "linear", "cosine"]
 View = Callable[[Tensor, Noise, int], Tensor]
 Smooth = Callable[[Tensor], Tensor]
 Leave = Callable[[Tensor, Tensor | None], Tensor]
@@ -140,7 +141,7 @@ class Attack:
     threat: ThreatModel
     steps: int
     step_size: float
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Decay = "constant"
     rule: Rule = Plain()
     blend: Blend = Together()
     view: View | None = None
@@ -168,6 +169,14 @@ class Attack:
                     got=repr(value),
                     do=f"give {name} as an int",
                 )
+        if not isinstance(self.step_size, int | float):
+            raise expected(
+                "step_size must be a number, a share of eps",
+                got=repr(self.step_size),
+                do="say 0.1, for example",
+            )
+        if self.decay not in get_args(Decay):
+            raise unknown("decay", str(self.decay), get_args(Decay))
 
     @property
     def passes(self) -> int:
@@ -217,6 +226,7 @@ class Attack:
         else:
             check_images(x, classifier.box)
         if grid is not None:
+            check_kind("grid", grid, Grid, do="say Grid(1 / 255) for pictures of 8 bits")
             grid.check(x, classifier.box)
         layers = self.objective.reads.layers
         if (

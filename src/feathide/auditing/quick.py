@@ -64,8 +64,12 @@ RUNGS = (
     Rung(400, 32, 15, 8),
     Rung(300, 24, 12, 6),
     Rung(200, 24, 8, 5),
-    # fewer attacked images leave a detector nothing to learn from, if the classifier is weak
     Rung(120, 20, 5, 4),
+    # large networks on large images: few images, which say whether a guard fails, not how often
+    Rung(80, 16, 4, 3),
+    Rung(56, 14, 3, 2),
+    # fewer attacked images leave a detector nothing to learn from, if the classifier is weak
+    Rung(40, 12, 3, 2),
 )
 
 

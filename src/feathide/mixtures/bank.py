@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.data.valid_range import check_tensor
-from feathide.errors import choose, expected
+from feathide.errors import check_kind, choose, expected
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
 from feathide.mixtures.mixture import Covariance, Mixture
@@ -94,6 +94,7 @@ class MixtureBank:
             InputError: Features that are not finite, labels that do not fit, arguments out of
                 range.
         """
+        check_kind("outputs", outputs, Outputs, do="give classifier.extract(images)")
         check_tensor("labels", labels)
         if len(labels) != len(outputs) or not len(labels):
             raise expected(

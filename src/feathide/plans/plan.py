@@ -280,6 +280,12 @@ def _plan_of(
 
 
 def _fields(source: Path | str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(source, Path | str | Mapping):
+        raise expected(
+            "a plan must be the path of a YAML file, or a mapping of its fields",
+            got=f"a {type(source).__name__}",
+            do='say load_plan("plan.yaml")',
+        )
     return _read(Path(source)) if isinstance(source, Path | str) else source
 
 
