@@ -592,7 +592,7 @@ def test_the_least_look_still_makes_a_page(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("step", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.3, 0.45])
 def test_a_quick_look_fits_whatever_a_step_takes(
     looked: tuple[Path, Any], step: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
