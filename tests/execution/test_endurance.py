@@ -21,7 +21,7 @@ from feathide.errors import InputError
 from feathide.execution import whole_files
 from feathide.execution.packing import unpacked
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, slips_in
 from feathide.plans.plan import load_plan
 from worlds.endurance import PLAN, contents
@@ -151,8 +151,10 @@ def test_another_batch_size_gives_the_same_decisions(
 def by_id(context: Context, cell: Any) -> dict[str, np.ndarray]:
     """The logits of a cell's images."""
     found = {}
-    for i in range(context.batches("test", attacked=True)):
-        arrays = context.store.load(context.outputs_key(context.condition(cell), "test", i))
+    for i in range(context.data.batches("test", attacked=True)):
+        arrays = context.store.load(
+            context.steps.extract(context.steps.condition(cell), "test").keys[i]
+        )
         found |= {
             str(context.cases.ids[r]): z.numpy()
             for r, z in zip(arrays["rows"], unpacked(arrays).logits, strict=True)

@@ -25,7 +25,7 @@ def gone(tmp_path: Path) -> Path:
     write_npz(images)
     run = tmp_path / "there" / "run"
     run.mkdir(parents=True)
-    digest = context(images, run).cases.digest
+    digest = context(images, run).data.cases.digest
     record = {"record": {"data": {"digest": digest}}}
     (run / "plan.yaml").write_text(yaml.safe_dump({"data": str(images), **record}))
     shutil.move(images, tmp_path / "moved.npz")
@@ -43,7 +43,7 @@ def _plan(images: Path) -> Plan:
 @pytest.mark.parametrize("place", ["there/run/chest.npz", "there/chest.npz"])
 def test_images_are_found_beside_the_run(gone: Path, tmp_path: Path, place: str) -> None:
     shutil.copy(tmp_path / "moved.npz", tmp_path / place)
-    cases = context(gone, tmp_path / "there" / "run").cases
+    cases = context(gone, tmp_path / "there" / "run").data.cases
     assert cases.name == "chest" and len(cases) > 200
     assert str(tmp_path / place) in cases.notes[-1]
 
@@ -56,7 +56,7 @@ def test_images_are_found_in_a_named_folder(
     monkeypatch.setenv(
         FOLDERS, os.pathsep.join([str(tmp_path / "no"), str(tmp_path / "disk")])
     )
-    assert len(context(gone, tmp_path / "there" / "run").cases) > 200
+    assert len(context(gone, tmp_path / "there" / "run").data.cases) > 200
 
 
 def test_other_images_of_that_name_are_not_taken(gone: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_other_images_of_that_name_are_not_taken(gone: Path, tmp_path: Path) -> 
     changed["train_images"][0] += 1
     np.savez(tmp_path / "there" / "chest.npz", **changed)
     with pytest.raises(InputError, match=r"but other images in .*there/chest.npz, nor in"):
-        _ = context(gone, tmp_path / "there" / "run").cases
+        _ = context(gone, tmp_path / "there" / "run").data.cases
 
 
 def test_it_says_where_it_looked(
@@ -74,7 +74,7 @@ def test_it_says_where_it_looked(
     monkeypatch.setenv(FOLDERS, str(tmp_path / "disk"))
     run = tmp_path / "there" / "run"
     with pytest.raises(InputError) as told:
-        _ = context(gone, run).cases
+        _ = context(gone, run).data.cases
     for place in (tmp_path / "disk", run, run.parent):
         assert str(place) in str(told.value)
     assert FOLDERS in str(told.value)
@@ -83,7 +83,7 @@ def test_it_says_where_it_looked(
 def test_a_new_run_takes_nothing_from_beside_it(gone: Path, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "moved.npz", tmp_path / "there" / "chest.npz")
     with pytest.raises(InputError, match="nothing of that name"):
-        _ = context(gone, tmp_path / "there" / "new").cases
+        _ = context(gone, tmp_path / "there" / "new").data.cases
 
 
 def test_weights_are_found_beside_the_run(gone: Path, tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_a_plan_is_the_same_wherever_its_images_are(gone: Path, tmp_path: Path) 
     shutil.copy(tmp_path / "moved.npz", tmp_path / "there" / "chest.npz")
     there = context(gone, tmp_path / "there" / "run")
     before = json.loads(_plan(gone).model_dump_json())
-    assert there.cases and json.loads(there.plan.model_dump_json()) == before
+    assert there.data.cases and json.loads(there.plan.model_dump_json()) == before

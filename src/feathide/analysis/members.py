@@ -12,7 +12,7 @@ from feathide.execution.graph import Task
 from feathide.execution.store import Store
 from feathide.models.weight_files import file_digest
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import trained
+from feathide.pipeline.work import trained
 from feathide.plans.plan import Plan, slug
 
 __all__ = [

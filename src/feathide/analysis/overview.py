@@ -19,8 +19,8 @@ from feathide.execution.graph import Task
 from feathide.execution.progress import Progress
 from feathide.pipeline import outliers as o
 from feathide.pipeline.context import Context
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import with_needs
-from feathide.pipeline.steps import tasks
 from feathide.report.sheet import Sheet
 
 __all__ = ["Work", "direction", "ood", "outliers", "stress", "transfer", "worked_off"]

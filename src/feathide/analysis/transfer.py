@@ -19,10 +19,13 @@ from feathide.execution.store import Store
 from feathide.metrics.intervals import proportion
 from feathide.metrics.rates import slipping
 from feathide.metrics.uncertain_threshold import Cut, share_at
-from feathide.pipeline.context import Context, context_of, noisy_at
+from feathide.pipeline.attacking import attack_of, weight_of
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.steps import attack_of, decode, encode, observe, tasks, weight_of
 from feathide.pipeline.stored import cuts_of
+from feathide.pipeline.stored_images import decode, encode
 from feathide.plans.plan import Cell, Plan
 from feathide.types import Outputs
 
@@ -50,29 +53,29 @@ def followed(context: Context) -> list[Cell]:
 
 
 def images_keys(context: Context, cell: Cell) -> tuple[str, ...]:
-    return context.images_keys(context.condition(cell), "test")
+    return context.steps.attack(cell, "test").keys
 
 
 def craft_tasks(context: Context) -> list[Task]:
     """The audit's tasks of one member: its attacks, and what its guards need to judge."""
     keys = {key for cell in followed(context) for key in images_keys(context, cell)}
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     keys |= {
-        context.scores_key(d, eps, c, "calibration")
+        context.steps.score(d, eps, c, "calibration").key
         for d in context.plan.detectors
         for c in ("clean", noisy_at(eps))
     }
-    keys |= set(context.outputs_keys("clean", "test"))
+    keys |= set(context.steps.extract("clean", "test").keys)
     return [task for task in tasks(context) if task.key in keys]
 
 
 def _jury_key(contexts: Sequence[Context], cell: Cell, index: int) -> str:
-    about = [context.condition(cell) for context in contexts]
+    about = [context.steps.condition(cell) for context in contexts]
     return f"transfer/jury-{digest(about)}/test-{index:04d}"
 
 
 def _trial_key(victim: Context, images: str) -> str:
-    return f"transfer/trial-{digest([victim.base, images])}"
+    return f"transfer/trial-{digest([victim.steps.reading.digest, images])}"
 
 
 def trial_tasks(contexts: Sequence[Context], *, jury: bool) -> list[Task]:
@@ -89,7 +92,7 @@ def trial_tasks(contexts: Sequence[Context], *, jury: bool) -> list[Task]:
             if jury and len(others) > 1:
                 crafted = [
                     _jury_task(others, cell, i)
-                    for i in range(victim.batches("test", attacked=True))
+                    for i in range(victim.data.batches("test", attacked=True))
                 ]
                 found |= {task.key: task for task in crafted}
                 shown |= {task.key: (task.key,) for task in crafted}
@@ -119,23 +122,24 @@ def _craft_on_all(
     plans: Sequence[str], cell: Cell, index: int, store: Store
 ) -> Mapping[str, np.ndarray]:
     contexts = [Context(Plan.model_validate_json(json), store) for json in plans]
-    first, rows = contexts[0], contexts[0].batch("test", index, attacked=True)
+    first, rows = contexts[0], contexts[0].data.batch("test", index, attacked=True)
     for context in contexts:
         rows = rows[
-            context.at("clean", "test", rows).predicted.numpy() == context.labels[rows]
+            context.outputs.at("clean", "test", rows).predicted.numpy()
+            == context.data.labels[rows]
         ]
     if not len(rows):
         return {"rows": rows, "target": rows}
-    goal, x = first.goal(rows), first.images(rows)
+    goal, x = first.data.goal(rows), first.data.images(rows)
     attacks = [attack_of(context, cell, weight_of(context, cell)) for context in contexts]
     attack = against_all([each for each in attacks if isinstance(each, Attack)])
     found = attack(
-        Jury(tuple(context.classifier for context in contexts)),
+        Jury(tuple(context.networks.classifier for context in contexts)),
         x,
         goal,
-        **first.terms(rows, x),
+        **first.limits.terms(rows, x),
     )
-    image = encode(found.adversarial, first.grid, first.cases.box)
+    image = encode(found.adversarial, first.limits.grid, first.cases.box)
     return {"rows": rows, "target": goal.target.cpu().numpy(), "image": image}
 
 
@@ -145,8 +149,13 @@ def _try(json: str, images: str, store: Store) -> Mapping[str, np.ndarray]:
     rows = crafted["rows"]
     if not len(rows):
         return {"rows": rows, "target": crafted["target"]}
-    x = decode(crafted["image"], victim.grid, victim.cases.box).to(victim.device)
-    return {**packed(observe(victim.observer, x), rows), "target": crafted["target"]}
+    x = decode(crafted["image"], victim.limits.grid, victim.cases.box).to(
+        victim.data.device
+    )
+    return {
+        **packed(victim.networks.observer.observe(x), rows),
+        "target": crafted["target"],
+    }
 
 
 def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd.DataFrame:
@@ -158,7 +167,8 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
     for name, victim in contexts:
         others = [context for _, context in contexts if context is not victim]
         limits = {
-            d: cuts_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors
+            d: cuts_of(victim, d, victim.limits.budgets[0])["fpr10"]
+            for d in victim.plan.detectors
         }
         for cell in followed(victim):
             sources: list[tuple[str, Sequence[str]]] = [
@@ -170,7 +180,7 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
                         ALL,
                         [
                             _jury_key(others, cell, i)
-                            for i in range(victim.batches("test", attacked=True))
+                            for i in range(victim.data.batches("test", attacked=True))
                         ],
                     )
                 )
@@ -201,7 +211,10 @@ def _judged(
         Outputs.cat([unpacked(a) for a in loaded]),
         np.concatenate([a["rows"] for a in loaded]),
     )
-    right = victim.at("clean", "test", rows).predicted.numpy() == victim.labels[rows]
+    right = (
+        victim.outputs.at("clean", "test", rows).predicted.numpy()
+        == victim.data.labels[rows]
+    )
     fooled = out.predicted.numpy() == np.concatenate([a["target"] for a in loaded])
     groups = victim.cases.patients[rows].astype(str)[right]
     knowledge = (
@@ -218,7 +231,7 @@ def _judged(
     found = [entry(victim, "success", proportion(fooled[right], groups=groups), **more)]
     for detector, limit in limits.items():
         score, through = (
-            scored(victim.detector(detector, cell.eps), out)[right],
+            scored(victim.fitted.detector(detector, cell.eps), out)[right],
             fooled[right],
         )
         share = share_at(limit, slipping(through, score), groups=groups)

@@ -20,7 +20,7 @@ from feathide.formats.safety import guarded
 from feathide.metrics.registry import METRICS
 from feathide.metrics.statistics import Interval
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.table import COLUMNS, View, stored_table
 from feathide.pipeline.views import Attacked, Guarded, Head, Passed, attacked
 from feathide.plans.plan import Cell
@@ -137,7 +137,7 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     a, b = finished(run_a), finished(run_b)
     _same_images(a)
     _same_images(b)
-    one = len(a.budgets) == len(b.budgets) == 1
+    one = len(a.limits.budgets) == len(b.limits.budgets) == 1
     pairs = [
         (p, q)
         for p in cells(a)

@@ -93,7 +93,7 @@ def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
     smallest = checked(cut, store.folder)
     classifier = classifier_of(smallest)
     step = pace_of(smallest, classifier).step
-    reads = [*classifier.read_outs(smallest.images(smallest.rows("train")[:1]))]
+    reads = [*classifier.read_outs(smallest.data.images(smallest.data.rows("train")[:1]))]
     costs = [_seconds(smallest, rung, step, reading) for rung in RUNGS]
     left = SECONDS - (time.perf_counter() - started)
     fitting = (r for r, cost in zip(RUNGS, costs, strict=True) if cost <= left)
@@ -227,7 +227,7 @@ def _seconds(smallest: Context, rung: Rung, step: float, reading: float) -> floa
         for s, held in known.items()
     }
     passes = 0.5 * (n["train"] + PASSES * n["test"])
-    training = TRAINING * rung.epochs * n["train"] if smallest.trains else 0.0
+    training = TRAINING * rung.epochs * n["train"] if smallest.recipe.trains else 0.0
     cells = len(plan.objectives) + 1
     attacks = cells * rung.most * (rung.steps + 2)
     return step * (passes + training + attacks) + reading * sum(n.values())
@@ -258,7 +258,7 @@ def _said(plan: Plan, looked: Context, rung: Rung, least: float) -> Iterator[str
     yield "the evaluation itself was not checked"
     if cut.data.size != plan.data.size:
         yield f"the images were made smaller, {cut.data.size} pixels a side"
-    if looked.trains:
+    if looked.recipe.trains:
         yield f"the classifier was trained for at most {rung.epochs} epochs"
     if least > SECONDS:
         yield f"this network is slow: the look takes about {math.ceil(least / 60)} minutes"

@@ -51,8 +51,8 @@ def arms_race(
         from feathide.execution.engine import run
         from feathide.execution.store import open_folder
         from feathide.execution.whole_files import write_whole
+        from feathide.pipeline.listing import tasks
         from feathide.pipeline.rows import with_needs
-        from feathide.pipeline.steps import tasks
         from feathide.studies.arms_race import arms_race as fight
 
         context = checked(plan_of(plan), out)

@@ -9,9 +9,10 @@ import numpy as np
 
 from feathide.catalog import OBJECTIVES, ability_of
 from feathide.pipeline.accuracy import Learnt, learnt_stored
-from feathide.pipeline.context import PLAIN, Context, noisy_at
-from feathide.pipeline.images import PARTS
-from feathide.pipeline.steps import cells
+from feathide.pipeline.conditions import PLAIN, noisy_at
+from feathide.pipeline.context import Context
+from feathide.pipeline.data import PARTS
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import Found, found_in, negatives_in, scores_in, thresholds_of
 from feathide.plans.plan import Cell
 
@@ -75,7 +76,7 @@ def evasion_of(context: Context) -> Evasion:
         silent=sum(int(((f.first >= 0) & ~f.fooled).sum()) for f in found),
         attacked=sum(len(f.rows) for f in found),
         budgets=_by_budget(context, at),
-        taught=[_training_attack(context, eps) for eps in context.budgets],
+        taught=[_training_attack(context, eps) for eps in context.limits.budgets],
         hidden={
             f.cell.name: (at[f.cell.attack.name, "plain", f.cell.eps].fooled, f.fooled)
             for f in found
@@ -86,7 +87,7 @@ def evasion_of(context: Context) -> Evasion:
         falls=falls_of(context, found),
         aware={d: _best_of(context, d, found) for d in detectors},
         patients={
-            part: frozenset(map(str, context.cases.patients[context.rows(part)]))
+            part: frozenset(map(str, context.cases.patients[context.data.rows(part)]))
             for part in ("train", *PARTS)
         },
         still=_still(context),
@@ -99,7 +100,7 @@ def _by_budget(
     context: Context, at: Mapping[tuple[str, str, float], Found]
 ) -> dict[str, list[float]]:
     """The success of each iterative plain attack by rising eps."""
-    order = sorted(context.budgets)
+    order = sorted(context.limits.budgets)
     plain = [a.name for a in context.plan.attacks if ability_of(a.name).hides]
     return {
         name: [float(at[name, "plain", eps].fooled.mean()) for eps in order]
@@ -110,15 +111,15 @@ def _by_budget(
 
 def _still(context: Context) -> int:
     """How many noisy test images equal the clean ones."""
-    noisy, rows = context.outputs(noisy_at(context.budgets[0]), "test")
-    clean = context.at("clean", "test", rows)
+    noisy, rows = context.outputs.of(noisy_at(context.limits.budgets[0]), "test")
+    clean = context.outputs.at("clean", "test", rows)
     same = [(noisy.features[n] == f).all(1).numpy() for n, f in clean.features.items()]
     return int(np.all(same, axis=0).sum())
 
 
 def _clean_scores(context: Context, detector: str) -> tuple[np.ndarray, np.ndarray]:
     """The clean scores of the calibration and the test split."""
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     return (
         scores_in(context, detector, eps, "clean", "calibration"),
         scores_in(context, detector, eps, "clean", "test"),
@@ -127,7 +128,7 @@ def _clean_scores(context: Context, detector: str) -> tuple[np.ndarray, np.ndarr
 
 def _limit(context: Context, detector: str) -> tuple[np.ndarray, float, float]:
     """A detector's calibration scores, its threshold, and the rate that this stands for."""
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     limit = thresholds_of(context, detector, eps)["fpr10"]
     return negatives_in(context, detector, eps), limit, 0.10
 
@@ -140,8 +141,8 @@ def _training_attack(context: Context, eps: float) -> tuple[float, float]:
     learnt = found_in(context, cell, "detector-training")
     if not len(learnt.rows):
         return 0.0, 0.0
-    attacked, rows = context.outputs(context.condition(cell), "detector-training")
-    clean = context.at("clean", "detector-training", rows)
+    attacked, rows = context.outputs.of(context.steps.condition(cell), "detector-training")
+    clean = context.outputs.at("clean", "detector-training", rows)
     same = [(attacked.features[n] == f).all(1).numpy() for n, f in clean.features.items()]
     return float(learnt.fooled.mean()), float(np.all(same, axis=0).mean()) if same else 0.0
 
@@ -178,12 +179,12 @@ def _fall(context: Context, detector: str, plain: Found, aware: Found) -> np.nda
     """
     eps = aware.cell.eps
     before = scores_in(
-        context, detector, eps, context.condition(plain.cell), "test", aware.rows
+        context, detector, eps, context.steps.condition(plain.cell), "test", aware.rows
     )
     if np.mean(before <= thresholds_of(context, detector, eps)["fpr10"]) >= ACCEPTED:
         return None
     after = scores_in(
-        context, detector, eps, context.condition(aware.cell), "test", aware.rows
+        context, detector, eps, context.steps.condition(aware.cell), "test", aware.rows
     )
     clean = scores_in(context, detector, eps, "clean", "calibration")
     spread = (
@@ -213,7 +214,7 @@ def _best_of(
     """Who slips past ``detector`` at 10 % false alarms and the first budget: under the best
     oblivious and the best aimed attack.
     """
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     limit = thresholds_of(context, detector, eps)["fpr10"]
     best: dict[str, np.ndarray] = {}
     for f in found:
@@ -227,7 +228,7 @@ def _best_of(
         ):
             continue
         slips = f.fooled & (
-            scores_in(context, detector, eps, context.condition(cell), "test", f.rows)
+            scores_in(context, detector, eps, context.steps.condition(cell), "test", f.rows)
             <= limit
         )
         if kind.knowledge not in best or slips.mean() > best[kind.knowledge].mean():

@@ -16,8 +16,12 @@ from feathide.catalog import OBJECTIVES, ability_of
 from feathide.execution.digests import digest
 from feathide.execution.graph import Task
 from feathide.execution.store import Store
-from feathide.pipeline.context import PLAIN, Attacker, Context, context_of
-from feathide.pipeline.steps import Arrays, attack_of, needed, weight_of
+from feathide.pipeline.attacker import Attacker
+from feathide.pipeline.attacking import attack_of, weight_of
+from feathide.pipeline.conditions import PLAIN
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import needed
+from feathide.pipeline.step import Arrays
 from feathide.plans.plan import Cell
 from feathide.plans.sections import AttackPlan, ObjectivePlan
 from feathide.sanity.guard_gradients import QUERIES, STEPS, lowered
@@ -109,13 +113,13 @@ def probe_cell(context: Context) -> Cell:
         for a in (context.plan.learnt_from, *context.plan.attacks)
         if ability_of(a.name).hides and not ability_of(a.name).several
     ]
-    return Cell((wanted or [AttackPlan(name="pgd")])[0], PLAIN, context.budgets[0])
+    return Cell((wanted or [AttackPlan(name="pgd")])[0], PLAIN, context.limits.budgets[0])
 
 
 def probe_key(context: Context) -> str:
     """Where the probes of a context are stored."""
     p = context.plan
-    parts = [context.condition(c) for c in (probe_cell(context), *_hidden(context))]
+    parts = [context.steps.condition(c) for c in (probe_cell(context), *_hidden(context))]
     what = [
         *parts,
         p.detectors,
@@ -126,7 +130,7 @@ def probe_key(context: Context) -> str:
         STEPS,
         QUERIES,
         surrogate_key(context),
-        *context.sight,
+        *context.steps.sight.values(),
     ]
     return f"sanity_checks/{digest([*what, 'by number'])}"
 
@@ -145,7 +149,7 @@ def probe_tasks(context: Context) -> list[Task]:
     for cell in _hidden(context):
         needs += [
             *needed(context, cell),
-            *([context.tune_key(cell)] if cell.objective.weight == "auto" else []),
+            *([context.steps.tune(cell).key] if cell.objective.weight == "auto" else []),
         ]
     work = partial(_probe, context.plan.model_dump_json())
     return [
@@ -198,7 +202,7 @@ def probes_in(arrays: Arrays) -> Arrays:
 
 def trial_of(context: Context) -> Trial:
     """A few images of the detector-training split that the classifier gets right."""
-    rows = context.right("detector-training")[:CASES]
+    rows = context.outputs.right("detector-training")[:CASES]
     cell = probe_cell(context)
     found = Attacker(context, cell.eps).detectors(None)
     guards = {
@@ -209,18 +213,18 @@ def trial_of(context: Context) -> Trial:
         c.objective.name: attack_of(context, c, weight_of(context, c))
         for c in _hidden(context)
     }
-    x = context.images(rows)
+    x = context.data.images(rows)
     return Trial(
-        context.classifier,
-        context.observer,
+        context.networks.classifier,
+        context.networks.observer,
         surrogate_of(context),
         x,
-        context.goal(rows),
-        context.ids(rows),
+        context.data.goal(rows),
+        context.data.ids(rows),
         attack_of(context, cell, None),  # type: ignore[arg-type]  # an ensemble is never probed
         hidden,  # type: ignore[arg-type]
         guards,
-        context.grid,
-        context.mask(x),
+        context.limits.grid,
+        context.limits.mask(x),
         context.plan.seed,
     )
