@@ -292,6 +292,7 @@ def test_the_floor_of_an_image_depends_on_no_other() -> None:
         )
         assert alone(out[[i]]).item() == pytest.approx(loss(out)[i].item(), rel=1e-12)
 
+
 # --- HFC with keep: each image is pulled to a typical point of its own ---------------------------
 
 

@@ -2,13 +2,14 @@
 estimate of the time.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from feathide.auditing.disk_space import check_room
-from feathide.auditing.forecast import Pace, by_stage, classifier_of, pace_of
+from feathide.auditing.forecast import START_UP, Pace, by_stage, classifier_of, pace_of
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
 from feathide.metrics.registry import RATES
@@ -44,12 +45,15 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     """What a plan that could run as it is will cost; raises ``InputError`` with what is wrong
     otherwise. Nothing is written.
     """
+    started = time.perf_counter()
     context = checked(plan, out)
+    begins = START_UP + time.perf_counter() - started
     classifier = classifier_of(context)
     order = audit_tasks(context)
     pace = pace_of(context, classifier, order)
     left = [t for t in order if not context.store.done(t.key)]
-    stages = by_stage(context, left, pace)
+    # an audit reads and checks the images, and makes the trial, as was just done
+    stages = {"start-up": begins, **by_stage(context, left, pace)} if left else {}
     mebibytes = peak() + pace.grown / 2**20
     room = check_room(context, order)
     says = (

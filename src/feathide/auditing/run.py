@@ -20,7 +20,7 @@ from feathide.auditing.forecast import FINISH, foreseen
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
-from feathide.errors import InputError
+from feathide.errors import InputError, check_kind, expected
 from feathide.execution.digests import digest
 from feathide.execution.engine import Progress
 from feathide.execution.engine import run as work_off
@@ -84,6 +84,7 @@ def checked(plan: Plan, out: Path) -> Context:
     check_archives(context)
     check_hiding(context)
     _check_head(context)
+    _check_units(context)
     if context.recipe.trains:
         context.recipe.taken()
         check_fitness(context, check_untrained(context))
@@ -154,6 +155,7 @@ def audit(
         found.table.query("metric == 'slips_through_fpr10'")
         ```
     """
+    check_kind("the plan", plan, Plan, do='say load_plan("plan.yaml")')
     conditions = [Condition.parse(text) for text in fail_if]
     context = checked(plan, near(out))
     order = audit_tasks(context)
@@ -261,6 +263,19 @@ def _check_head(context: Context) -> None:
             f"a sigmoid head decides between 2 classes, got {len(context.data.class_names)}; say "
             "head: softmax"
         )
+
+
+def _check_units(context: Context) -> None:
+    """Refuse mean and std of images in [0, 1] for images that the network sees otherwise."""
+    n, (low, high) = context.plan.network, context.data.cases.box
+    width = high - low if context.recipe.window is None else 1.0
+    if n.std is None or max(n.std) > width / 500:
+        return
+    raise expected(
+        f"network.mean and std must be in the units that the network sees, [{low:g}, {high:g}]",
+        got=f"mean {list(n.mean or ())}, std {list(n.std)}",
+        do=f"say window: [{low:g}, {high:g}], which shows the images to the network as [0, 1]",
+    )
 
 
 def _write_json(content: object, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feathide.data.noise import Noise
-from feathide.errors import InputError, expected, first_line
+from feathide.errors import InputError, check_kind, expected, first_line
 from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
 from feathide.mixtures import MixtureBank
 from feathide.models.memory import lacks_memory
@@ -65,6 +65,8 @@ class HFC(Objective):
     keep: float = 0.0
 
     def __post_init__(self) -> None:
+        do = "fit one: MixtureBank.fit(classifier.extract(images), labels)"
+        check_kind("the bank", self.bank, MixtureBank, do=do)
         unfloored = floor_of(self.floor) is None
         if not 0 <= self.keep <= 1:
             raise expected(
@@ -164,6 +166,14 @@ class Evade(Objective):
     assume_target: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.detectors, tuple | list) or not all(
+            callable(getattr(d, "score", None)) for d in self.detectors
+        ):
+            raise expected(
+                "Evade takes a tuple of fitted detectors",
+                got=repr(self.detectors)[:200],
+                do="say Evade((detector,))",
+            )
         if not self.detectors:
             raise expected(
                 "detectors to evade", got="none", do="name at least one fitted detector"

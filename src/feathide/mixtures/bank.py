@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.data.valid_range import check_tensor
-from feathide.errors import choose, expected
+from feathide.errors import check_kind, choose, expected
 from feathide.mixtures.components import CANDIDATES, best_of, components_of, curve_of
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
@@ -406,6 +406,7 @@ class MixtureBank:
 
 def _check_fit(outputs: Outputs, labels: Tensor, holdout: float) -> None:
     """Refuse labels that do not belong to the outputs, and a share that is none."""
+    check_kind("outputs", outputs, Outputs, do="give classifier.extract(images)")
     check_tensor("labels", labels)
     if len(labels) != len(outputs) or not len(labels):
         raise expected(

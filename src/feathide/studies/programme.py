@@ -3,8 +3,9 @@ expected of the answer.
 
 A folder holds ``questions.yaml`` and a file for each scale (``small.yaml``, ``full.yaml``) with
 the plans; a plan that is ``like`` one above it takes over the fields that it does not give, and
-``only`` names the questions that are asked at that scale, all where it is left out. All questions share one store, so that what two of them need is computed once and a run that was
-stopped goes on."""
+``only`` names the questions that are asked at that scale, all where it is left out. All questions
+share one store, so that what two of them need is computed once and a run that was stopped goes
+on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
