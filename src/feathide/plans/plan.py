@@ -81,7 +81,7 @@ class Plan(Part):
         archive: Lossy archives, such as "jpeg 90" or "jpeg2000 10", whose effect on the attacks is
             reported.
         attacks: The attacks, by name, each with optional steps and options.
-        objectives: What each attack hides by: "plain", "hfc", ...
+        objectives: What each attack hides by: "plain", "hfc", "hfc-typical", ...
         schedule: The step schedule that all attacks share.
         mixture: How the Gaussian mixtures of HFC are fitted.
         detectors: The detectors, by name.
@@ -117,7 +117,7 @@ class Plan(Part):
         default_factory=lambda: _of(AttackPlan, "fgsm", "bim", "pgd", "cw")
     )
     objectives: Objectives = Field(
-        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc")
+        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc", "hfc-typical")
     )
     schedule: SchedulePlan = SchedulePlan()
     mixture: MixturePlan = MixturePlan()
