@@ -67,7 +67,8 @@ class Metric:
         says: what it is, in one sentence.
         best: its value for a perfect detector. NaN: it says nothing about a detector.
         worst: its value for a useless one.
-        unit: "" (a number from 0 to 1), "box" (a distance in box units), "seconds" or "passes".
+        unit: "" (a share, 0 to 1, shown in per cent), "score" (another number from 0 to 1), "box"
+            (a distance in box units), "seconds" or "passes".
         measure: the number with its interval, from the view of its scope (``metrics.views``);
             None where there is none.
         difference: that of one view less another of the same images, paired; None where there is
@@ -86,7 +87,7 @@ class Metric:
     says: str = ""
     best: float = math.nan
     worst: float = math.nan
-    unit: Literal["", "box", "seconds", "passes"] = ""
+    unit: Literal["", "score", "box", "seconds", "passes"] = ""
     difference: Callable[[Any, Any], Interval | None] | None = None
     over_attacks: bool = False
 
@@ -175,6 +176,7 @@ RUN = (
             "how far, on average over 15 bins, the largest probability lies from the share of "
             "right answers; less is better"
         ),
+        unit="score",
     ),
     Metric(
         "brier_score",
@@ -182,6 +184,7 @@ RUN = (
         "Brier score",
         _of_probabilities(brier_score),
         says="mean squared error of the probabilities, 0 to 1; less is better",
+        unit="score",
     ),
     Metric(
         "accuracy_train", "run", "Accuracy in training", lambda run: _accuracy(run.train)
@@ -492,6 +495,7 @@ PAST = (
         ),
         best=1.0,
         worst=0.5,
+        unit="score",
         difference=_auc_difference,
     ),
     Metric(

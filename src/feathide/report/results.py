@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
+from feathide.metrics.numbers import number
 from feathide.metrics.statistics import independent
 
 __all__ = ["COLUMNS", "CURVES", "About", "Case", "Run", "Scale"]
@@ -209,7 +210,9 @@ class Run:
 
     def size(self, eps: float) -> str:
         """A budget (box units) in native units."""
-        return f"{self.scale.native(eps):.3g} {self.scale.unit}"
+        size = number(self.scale.native(eps))
+        unit = self.scale.unit
+        return f"{size} {unit.removesuffix('s') if size == '1' else unit}"
 
     @property
     def budget(self) -> str:
@@ -223,7 +226,7 @@ class Run:
         )
         return (
             f"A change of at most {size} {where}, on a range of "
-            f"{scale.native_high - scale.native_low:.4g}"
+            f"{number(scale.native_high - scale.native_low, digits=4)}"
         )
 
 

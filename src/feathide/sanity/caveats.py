@@ -7,6 +7,7 @@ import torch
 
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
+from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough, independent
 from feathide.pipeline.context import Context
@@ -44,7 +45,7 @@ def foreseen(context: Context) -> list[str]:
     for name, rate in RATES.items():
         if not enough(n, rate):
             found.append(
-                f"{said} are few for {rate:.0%} false alarms: a threshold there needs "
+                f"{said} are few for {whole_percent(rate)} false alarms: a threshold there needs "
                 f"{cases_needed(rate)}; the intervals at {name}"
                 " allow for it, and no guard is said to hold at this level"
             )
@@ -135,7 +136,7 @@ def _weak(success: pd.DataFrame) -> list[str]:
             )
         if name in plain and plain[name] < 0.9:
             found.append(
-                f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps "
+                f"plain {name} succeeds on {percent(plain[name])} only: raise eps or the steps "
                 "before concluding that a guard holds"
             )
     return found
