@@ -16,10 +16,9 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "the sanity checks name.",
     ),
     "undecided": (
-        "Conclude nothing about the guards yet: this audit is too small or its attacks are too "
-        "weak.",
-        "Do what the reason beside each verdict asks for, which is mostly more calibration "
-        "patients or stronger attacks, and audit again.",
+        "Do not rely on a guard yet: none is shown to hold.",
+        "Where a guard is undecided, do what the reason beside it asks for (mostly more "
+        "calibration patients, or stronger attacks), and audit again.",
     ),
     "leaks": (
         "Do not let a guard decide alone: a part of the manipulated images passes even the best "

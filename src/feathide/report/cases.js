@@ -149,6 +149,7 @@ if (report.browser.cases.length) {
       return true;
     }
     for (const view of views) {
+      at(`view-${view}`).setAttribute("aria-label", `${spoken[view]} image`);
       at(`view-${view}`).addEventListener("pointermove", (event) => {
         const { h, w, index } = plane(), box = event.target.getBoundingClientRect();
         const x = Math.min(w - 1, Math.floor(((event.clientX - box.left) / box.width) * w));

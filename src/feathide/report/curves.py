@@ -19,7 +19,7 @@ from feathide.report.drawing import (
     say,
     ticks,
 )
-from feathide.report.naming import label, layer_name
+from feathide.report.naming import class_name, label, layer_name
 
 __all__ = ["features", "search", "stress_curve", "transfer", "transfer_curve"]
 
@@ -210,7 +210,7 @@ def _mixture(frame: pd.DataFrame, class_names: Sequence[str]) -> Figure:
 def _class_name(number: object, names: Sequence[str]) -> str:
     """A class as the user calls it; its number where it has no name."""
     at = int(str(number)) if str(number).isdigit() else -1
-    return names[at] if 0 <= at < len(names) else f"class {number}"
+    return class_name(str(names[at] if 0 <= at < len(names) else number))
 
 
 def transfer(curves: Curves) -> Figure | None:

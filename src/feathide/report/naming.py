@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-__all__ = ["label", "layer_name", "relabelled"]
+__all__ = ["class_name", "label", "layer_name", "relabelled"]
 
 ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
 ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn", "gmm", "msp"}
@@ -55,6 +55,11 @@ def label(name: str) -> str:
 def layer_name(name: str) -> str:
     """A layer as its network calls it; a name that is only numbers says that it is a layer."""
     return f"layer {name}" if re.fullmatch(r"[\d.]+", name) else name
+
+
+def class_name(name: str) -> str:
+    """A class as the user calls it; a number says that it is a class."""
+    return f"class {name}" if re.fullmatch(r"\d+", name) else name
 
 
 def relabelled(text: str, names: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ for (const table of all("table.sortable")) {
 const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
 document.body.append(tip);
 const explained = '[aria-describedby^="says-"]';
-let closing = 0;
+let closing = 0, told = null;
 function showTip(word) {
   const ids = word.getAttribute("aria-describedby").split(" ");
   const parts = ids.map((id) => document.getElementById(id)).filter(Boolean);
@@ -87,7 +87,14 @@ function showTip(word) {
     return make("div", {}, make("strong", {}, ...name.childNodes), ": ", part.textContent);
   }));
   tip.hidden = false;
-  const box = word.getBoundingClientRect(), { offsetWidth: wide, offsetHeight: high } = tip;
+  told = word;
+  placeTip();
+}
+/** Below its word, above it where there is no room; gone with a word that is scrolled away. */
+function placeTip() {
+  if (tip.hidden) return;
+  const box = told.getBoundingClientRect(), { offsetWidth: wide, offsetHeight: high } = tip;
+  if (box.bottom < 0 || box.top > innerHeight) { tip.hidden = true; return; }
   const left = Math.max(12, Math.min(box.left, innerWidth - wide - 12));
   const top = box.bottom + high + 10 > innerHeight ? box.top - high - 6 : box.bottom + 6;
   Object.assign(tip.style, { left: `${left}px`, top: `${Math.max(6, top)}px` });
@@ -104,7 +111,7 @@ for (const word of all(explained)) {
 tip.addEventListener("pointerenter", () => clearTimeout(closing));
 tip.addEventListener("pointerleave", hideSoon);
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-addEventListener("scroll", hideTip, { passive: true });
+addEventListener("scroll", placeTip, { passive: true, capture: true });
 
 // ---- one metric of the detectors' table at a time; on paper all of them
 const matrices = all(".matrix");

@@ -16,7 +16,7 @@ from feathide.report.card import card
 from feathide.report.document import document, plain
 from feathide.report.figures import figures
 from feathide.report.glossary import Glossary
-from feathide.report.naming import label, layer_name, relabelled
+from feathide.report.naming import class_name, label, layer_name, relabelled
 from feathide.report.pictures import Album, pairs, triple
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
@@ -60,6 +60,7 @@ def render(run: Run) -> str:
         data,
         run=run,
         eps=float(run.threat["eps"]),
+        classes=[class_name(str(name)) for name in run.class_names],
         scale=run.scale,
         head=head(run),
         verdict=found,
@@ -211,7 +212,7 @@ def _browser(run: Run, album: Album) -> dict[str, Any]:
     return {
         "cases": cases,
         "pictures": album.pictures,
-        "classes": list(run.class_names),
+        "classes": [class_name(str(name)) for name in run.class_names],
         "thresholds": plain(run.thresholds),
         "names": {d: label(d) for d in run.thresholds},
         "layers": {n: layer_name(n) for _, _, _, case in found for n in case.energies},
