@@ -63,8 +63,8 @@ if (report.browser.cases.length) {
 
   /** The word for what a guard does, and how the page colours it. */
   function answer(item, detector) {
-    if (flagged(item, detector)) return ["caught", "raises the alarm"];
-    return item.fooled ? ["missed", "stays silent"] : ["silent", "stays silent"];
+    if (flagged(item, detector)) return ["caught", "alarm"];
+    return item.fooled ? ["missed", "no alarm"] : ["silent", "no alarm"];
   }
   function meter(value, scaleTo, mark) {
     const svg = make("svg", { class: "meter", "aria-hidden": "true" });
