@@ -27,7 +27,7 @@ from feathide.report.curves import stress_curve, transfer_curve
 from feathide.sanity.caveats import caveats_of
 from feathide.sanity.checks import effective_aims, masked_in
 
-__all__ = ["run_of", "versions"]
+__all__ = ["about_of", "run_of", "versions"]
 
 PICTURES = 200  # cases of each condition in the report, and
 PIXELS = 2**23  # at most so many pixels of them
@@ -66,7 +66,7 @@ def run_of(
     shown = [(c, found_in(context, c)) for c in cells(context) if c.eps == eps]
     return Run(
         title=_title(context),
-        about=_about(context),
+        about=about_of(context),
         synthetic="synthetic" in context.cases.name,
         plan=plan.model_dump(mode="json", exclude={"device"}),
         versions=versions(),
@@ -96,7 +96,7 @@ def _title(context: Context) -> str:
     return plan.about.title or f"{what} {plan.network.arch} on {context.cases.name}"
 
 
-def _about(context: Context) -> About:
+def about_of(context: Context) -> About:
     """What the head of the page says: who, when, which network, which images."""
     said = context.plan.about
     return About(
