@@ -14,7 +14,7 @@ import numpy as np
 from feathide.attacks import presets as recipes
 from feathide.attacks.loop import Attack
 from feathide.attacks.threats import ThreatModel
-from feathide.metrics.statistics import proportion
+from feathide.metrics.intervals import proportion
 from feathide.losses import Evade
 from feathide.attacks.updates import Orthogonal, Selective
 from feathide.pipeline.context import Attacker, Context

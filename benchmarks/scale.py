@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feathide.execution.engine import Frontier, Task, ordered, run
+from feathide.execution.engine import run
+from feathide.execution.graph import Frontier, Task, ordered
 from feathide.execution.ray import run_on_ray
 from feathide.execution.store import Store
 

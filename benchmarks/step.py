@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feathide.attacks.loop import when_fooled
+from feathide.attacks.leave import when_fooled
 from feathide.models.classifier import FeatureClassifier
 from feathide.attacks.threats import Linf
 from feathide.models.heap import keep_freed_memory

@@ -18,15 +18,13 @@ __version__ = "0.1.0"
 
 HOMES = {
     "feathide.attacks.grid": ("Grid",),
-    "feathide.attacks.loop": (
-        "Attack",
-        "AttackResult",
-    ),
+    "feathide.attacks.loop": ("Attack",),
     "feathide.attacks.presets": (
         "bim",
         "fgsm",
         "pgd",
     ),
+    "feathide.attacks.result": ("AttackResult",),
     "feathide.attacks.threats": (
         "L2",
         "Linf",
@@ -103,8 +101,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from feathide.attacks.grid import Grid
-    from feathide.attacks.loop import Attack, AttackResult
+    from feathide.attacks.loop import Attack
     from feathide.attacks.presets import bim, fgsm, pgd
+    from feathide.attacks.result import AttackResult
     from feathide.attacks.threats import L2, Linf
     from feathide.auditing import audit
     from feathide.data import Cases, load_cases

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.transfer import (
-    Jury,
-    Member,
-    Of,
-    against_all,
-    craft_tasks,
-    heard,
-    lab_with,
-    member_tasks,
-    members,
-    transfer_frame,
-    trial_tasks,
-)
+from feathide.analysis.jury import Jury, Of, against_all, heard
+from feathide.analysis.members import Member, lab_with, member_tasks, members
+from feathide.analysis.transfer import craft_tasks, transfer_frame, trial_tasks
 from feathide.attacks.presets import pgd
 from feathide.attacks.threats import Linf
 from feathide.execution.engine import run

@@ -11,8 +11,9 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from feathide.analysis.members import lab_with, members
 from feathide.analysis.out_of_distribution import ood_tasks, shifted
-from feathide.analysis.transfer import lab_with, members, trial_tasks
+from feathide.analysis.transfer import trial_tasks
 from feathide.auditing.run import audit
 from feathide.cli.analysis import explain, ood
 from feathide.execution.store import Store

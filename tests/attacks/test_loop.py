@@ -15,7 +15,8 @@ from feathide.attacks import presets as recipes
 from feathide.attacks.apgd import AutoStep, checkpoints
 from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, never, when_fooled, when_hidden
+from feathide.attacks.leave import never, when_fooled, when_hidden
+from feathide.attacks.loop import Attack
 from feathide.attacks.square import Square
 from feathide.attacks.threats import L2, Linf
 from feathide.attacks.transforms import GaussianSmooth, ResizeAndPad
@@ -33,7 +34,7 @@ from feathide.checks.worlds import SHAPES, images
 from feathide.data.noise import Noise
 from feathide.errors import InputError
 from feathide.losses import HFC, AwayFrom, CrossEntropy, Drift, Evade, Guide
-from feathide.models.classifier import channel_mean
+from feathide.models.pooling import channel_mean
 from feathide.types import Goal, Outputs
 from worlds.classifiers import World, objectives, run, world
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from feathide.attacks import presets as recipes
-from feathide.attacks.loop import AttackResult
+from feathide.attacks.result import AttackResult
 from feathide.attacks.threats import L2, Linf
 from feathide.catalog import ATTACKS
 from feathide.checks.worlds import SHAPES, images

@@ -20,8 +20,10 @@ from feathide.cli import app
 from feathide.errors import InputError
 from feathide.execution.packing import scored
 from feathide.execution.store import Store
-from feathide.metrics.registry import RATES
-from feathide.metrics.statistics import Cut, proportion, threshold
+from feathide.metrics.intervals import proportion
+from feathide.metrics.metric import RATES
+from feathide.metrics.rates import threshold
+from feathide.metrics.uncertain_threshold import Cut
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.libraries import Arch
 from feathide.pipeline.accuracy import learnt
@@ -34,7 +36,7 @@ from feathide.plans.plan import Cell, load_plan
 from feathide.plans.sections import AttackPlan, ObjectivePlan, SchedulePlan
 from feathide.report import verdict
 from feathide.sanity.caveats import caveats_of
-from feathide.sanity.checks import masked_in
+from feathide.sanity.judge_probes import masked_in
 from feathide.sanity.probes import numbered, probe_key, probes_in
 from feathide.types import Outputs
 from worlds.audits import EPS, PLAN, write_npz

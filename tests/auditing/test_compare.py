@@ -18,8 +18,9 @@ from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.cli import app
 from feathide.errors import InputError
+from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.registry import METRICS
-from feathide.metrics.statistics import cut, difference_at, paired_difference
+from feathide.metrics.uncertain_threshold import cut
 from feathide.pipeline.context import noisy_at
 from feathide.pipeline.steps import cells
 from feathide.pipeline.stored import found_in, scores_in

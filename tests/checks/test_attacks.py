@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from feathide.attacks import presets as recipes
 from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, AttackResult
+from feathide.attacks.loop import Attack
+from feathide.attacks.result import AttackResult
 from feathide.attacks.threats import L2, Linf
 from feathide.attacks.transforms import LowPass
 from feathide.attacks.updates import Rule, Setting, Step

@@ -18,7 +18,7 @@ import pytest
 from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.errors import InputError
-from feathide.execution import store as store_module
+from feathide.execution import whole_files
 from feathide.execution.packing import unpacked
 from feathide.pipeline.context import Context
 from feathide.pipeline.steps import cells
@@ -78,7 +78,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(handle)
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(whole_files.os, "fsync", full)
     for room[0] in (0, 3, 20, 41):
         with pytest.raises(
             InputError, match="got a full disk; make room and run the same command again"

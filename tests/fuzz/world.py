@@ -36,7 +36,7 @@ from feathide.data.phantoms import phantoms
 from feathide.errors import InputError
 from feathide.execution.store import Store, held_plan
 from feathide.formats.dicom import patient_of
-from feathide.models.weights import read_about, read_weights
+from feathide.models.weight_files import read_about, read_weights
 from feathide.pipeline.table import COLUMNS
 from feathide.plans.plan import load_plan
 

@@ -15,7 +15,8 @@ from feathide.attacks.presets import pgd
 from feathide.attacks.threats import Linf
 from feathide.checks.worlds import SHAPES, TwoConv, images, network
 from feathide.errors import InputError
-from feathide.models.classifier import FeatureClassifier, channel_mean
+from feathide.models.classifier import FeatureClassifier
+from feathide.models.pooling import channel_mean
 from feathide.types import Goal
 from worlds.classifiers import world
 

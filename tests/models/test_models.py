@@ -18,14 +18,8 @@ from feathide.models.efficientnet_lite import _SamePad
 from feathide.models.libraries import Arch
 from feathide.models.loading import check_network, load_network
 from feathide.models.logits import logits_of
-from feathide.models.weights import (
-    file_digest,
-    load_weights,
-    read_about,
-    save_weights,
-    start_from,
-    weights_digest,
-)
+from feathide.models.weight_files import file_digest, read_about
+from feathide.models.weights import load_weights, save_weights, start_from, weights_digest
 from feathide.models.zoo import MODELS, build
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.transfer import lab_with, member_tasks, members
+from feathide.analysis.members import lab_with, member_tasks, members
 from feathide.auditing.preflight import check_plan
 from feathide.errors import InputError
 from feathide.execution.engine import run

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from feathide.attacks.loop import Attack
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.store import Store
-from feathide.metrics.statistics import Interval, bootstrap
+from feathide.metrics.intervals import Interval, bootstrap
 from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame

@@ -17,10 +17,11 @@ from feathide.detectors import Detector, MixtureEnergy
 from feathide.detectors.ood import OOD_SCORES, clean_evidence
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
-from feathide.metrics.statistics import auc, aupr, bootstrap, fpr95, proportion
+from feathide.metrics.intervals import bootstrap, proportion
+from feathide.metrics.roc import auc, aupr, fpr95
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.rows import entry, frame, point
 from feathide.pipeline.steps import decode, encode, observe, tasks

@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from feathide.attacks.loop import Attack, Classifier
+from feathide.attacks.iterate import Classifier
+from feathide.attacks.loop import Attack
 from feathide.attacks.presets import bim
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.store import Store
 from feathide.losses import Drift
-from feathide.metrics.statistics import bootstrap, proportion
+from feathide.metrics.intervals import bootstrap, proportion
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.rows import entry, frame, point
 from feathide.types import Goal

@@ -1,238 +1,38 @@
 """An attacker without the network: images crafted on substitutes, tried on victims, for every
-pair; and on several substitutes at once.
-
-A ``Jury`` shows several classifiers as one, and ``Of(i, objective)`` is an objective asked of its
-i-th member, so that an ensemble of substitutes is ``Of(0, a) + Of(1, b)``, the sum of their
-objectives, walked by the one loop."""
+pair; and on several substitutes at once (``jury``).
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from feathide.attacks.loop import Attack, Classifier
+from feathide.analysis.jury import Jury, against_all
+from feathide.attacks.loop import Attack
 from feathide.catalog import OBJECTIVES
-from feathide.data.noise import Noise
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
-from feathide.losses import BoundLoss, Loss, Objective, Weighted
-from feathide.metrics.statistics import Cut, proportion, share_at, slipping
-from feathide.models.weights import file_digest
+from feathide.metrics.intervals import proportion
+from feathide.metrics.rates import slipping
+from feathide.metrics.uncertain_threshold import Cut, share_at
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.steps import (
-    attack_of,
-    decode,
-    encode,
-    observe,
-    tasks,
-    trained,
-    weight_of,
-)
+from feathide.pipeline.steps import attack_of, decode, encode, observe, tasks, weight_of
 from feathide.pipeline.stored import cuts_of
-from feathide.plans.plan import Cell, Plan, slug
-from feathide.types import Box, Goal, Outputs
+from feathide.plans.plan import Cell, Plan
+from feathide.types import Outputs
 
 __all__ = [
-    "Jury",
-    "Member",
-    "Of",
     "craft_tasks",
-    "member_tasks",
-    "members",
     "transfer_frame",
     "trial_tasks",
 ]
 
 ALL = "all others"
-
-
-# --- several classifiers as one -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Jury:
-    """Classifiers of the same images as one. The logits are the members' mean; member i's own are
-    the feature ``i:logits``, its layers ``i:layer``.
-    """
-
-    members: tuple[Classifier, ...]
-
-    @property
-    def box(self) -> Box:
-        return self.members[0].box
-
-    def __call__(self, x: Tensor) -> Outputs:
-        said = [member(x) for member in self.members]
-        features = {
-            f"{i}:{n}": f for i, out in enumerate(said) for n, f in out.features.items()
-        }
-        features |= {f"{i}:logits": out.logits for i, out in enumerate(said)}
-        return Outputs(torch.stack([out.logits for out in said]).mean(0), features)
-
-
-def heard(out: Outputs, i: int) -> Outputs:
-    """What member i of a jury says."""
-    own = {
-        n.partition(":")[2]: f
-        for n, f in out.features.items()
-        if n.partition(":")[0] == str(i)
-    }
-    return Outputs(own.pop("logits"), own)
-
-
-@dataclass(frozen=True, eq=False)
-class Of(Objective):
-    """``objective`` of what the ``member``-th classifier of a jury says. In a sum the wish is
-    fulfilled once every member is fooled.
-    """
-
-    member: int
-    objective: Objective
-
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        bound = self.objective.bind(heard(clean, self.member), goal, noise)
-
-        def of(loss: Loss | None) -> Loss | None:
-            return (
-                None
-                if loss is None
-                else lambda out, rows: loss(heard(out, self.member), rows)
-            )
-
-        return BoundLoss(
-            of(bound.fool),
-            of(bound.margin),
-            of(bound.hide),
-            f"{bound.name} of {self.member}",
-        )
-
-
-def against_all(attacks: Sequence[Attack]) -> Attack:
-    """One attack on a jury: the step schedule of the first of ``attacks``, the sum of all
-    objectives.
-    """
-    asked = tuple(Of(i, attack.objective) for i, attack in enumerate(attacks))
-    return replace(attacks[0], objective=Weighted(asked, (1.0,) * len(asked)))
-
-
-# --- members: the same study with other networks ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Member:
-    """A classifier to attack or to attack with: an architecture, the seed of its training, and
-    which half of the training patients it saw (0: all).
-    """
-
-    arch: str
-    seed: int = 0
-    half: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.arch}, seed {self.seed}" + (
-            f", half {self.half}" if self.half else ""
-        )
-
-
-def members(
-    archs: Sequence[str], seeds: Sequence[int], *, halves: bool = False
-) -> tuple[Member, ...]:
-    """Every architecture with every seed and, with ``halves``, once more on either half of the
-    training patients.
-    """
-    found = [Member(a, s) for a in archs for s in seeds]
-    return tuple(
-        found + ([Member(a, seeds[0], h) for a in archs for h in (1, 2)] if halves else [])
-    )
-
-
-def _weights_key(context: Context, member: Member) -> str:
-    n = context.plan.network
-    about = [context.cases.digest, n.head, n.train, n.window, member]
-    if n.start_from is not None:
-        about += [file_digest(n.start_from), n.rename]
-    return f"members/{slug(member.arch)}-{digest(about)}"
-
-
-def member_tasks(context: Context, chosen: Sequence[Member]) -> list[Task]:
-    """Train each member once; its weights lie in a file of its own."""
-    json = context.plan.model_dump_json()
-    return [
-        Task(
-            _weights_key(context, m),
-            (),
-            partial(_train_member, json, m),
-            "train a substitute",
-            m.name,
-            200,
-        )
-        for m in chosen
-    ]
-
-
-def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.ndarray]:
-    context = context_of(json, store)
-    cases, n = context.cases, context.plan.network
-    # only the architecture of the weights can start from them
-    same = n.start_from is not None and member.arch == n.arch
-    if member.half:
-        cases = cases.take(
-            np.flatnonzero(
-                (cases.splits != "train") | (_halves(cases.patients) == member.half)
-            )
-        )
-    result = trained(
-        context,
-        member.arch,
-        n.train if same else n.train.from_scratch,
-        weights=n.start_from if same else None,
-        rename=n.rename if same else None,
-        cases=cases,
-        seed=member.seed,
-        out=_weights(context, member),
-    )
-    return {"val_accuracy": np.asarray(result.val_accuracy)}
-
-
-def _halves(patients: np.ndarray) -> np.ndarray:
-    """1 or 2 for each row, by patient."""
-    names, number = np.unique(patients.astype(str), return_inverse=True)
-    return 1 + np.random.default_rng(0).permutation(len(names))[number] % 2
-
-
-def _weights(context: Context, member: Member) -> Path:
-    return context.store.path(_weights_key(context, member), ".safetensors")
-
-
-def lab_with(context: Context, member: Member) -> Context:
-    """The same study with the member's network: the same images, parts, budgets, attacks and
-    detectors.
-    """
-    network = context.plan.network.model_copy(
-        update={
-            "arch": member.arch,
-            "weights": str(_weights(context, member)),
-            # of the training alone
-            "start_from": None,
-            "rename": None,
-            "train": context.plan.network.train.from_scratch,
-        }
-    )
-    plan: Plan = context.plan.model_copy(update={"network": network})
-    return Context(plan, context.store)
-
-
-# --- crafting and trying ------------------------------------------------------------------------
 
 
 def followed(context: Context) -> list[Cell]:

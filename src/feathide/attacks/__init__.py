@@ -7,10 +7,8 @@ __getattr__, __dir__ = gathered(
     {
         "ensemble": ("Ensemble",),
         "grid": ("Grid",),
-        "loop": (
-            "Attack",
-            "AttackResult",
-        ),
+        "loop": ("Attack",),
+        "result": ("AttackResult",),
         "presets": (
             "apgd_ce",
             "apgd_dlr",

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, AttackResult, Classifier, Leave, when_fooled
+from feathide.attacks.iterate import Classifier
+from feathide.attacks.leave import Leave, when_fooled
+from feathide.attacks.loop import Attack
+from feathide.attacks.result import AttackResult
 from feathide.types import Goal
 
 __all__ = ["Ensemble"]

@@ -8,29 +8,15 @@ image. The fields of ``Attack`` that ``Fields`` names pass through (``restarts=5
 ``kappa``: the lead of the target from which on the loss has no slope, so that all of the step goes
 to ``hide``; in ``Attack.unit``, infinite unless said."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
-from functools import wraps
-from inspect import Parameter, signature
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Unpack
 
-from feathide.attacks.apgd import AutoStep
 from feathide.attacks.ensemble import Ensemble
-from feathide.attacks.loop import Attack, Leave, Smooth, View, never, when_fooled
-from feathide.attacks.square import Square
-from feathide.attacks.threats import ThreatModel, check_threat
+from feathide.attacks.loop import Attack
+from feathide.attacks.recipe import Fields, apgd_of, attack_of, leave_of, recipe, square_of
+from feathide.attacks.threats import ThreatModel
 from feathide.attacks.transforms import GaussianSmooth, LowPass, ResizeAndPad
-from feathide.attacks.updates import Blend, Momentum, Plain, Rule
-from feathide.errors import expected, unknown
-from feathide.losses import (
-    DLR,
-    AwayFrom,
-    CrossEntropy,
-    Margin,
-    Objective,
-    ObjectiveLike,
-    as_objective,
-)
+from feathide.attacks.updates import Momentum, Plain
+from feathide.losses import DLR, AwayFrom, CrossEntropy, Margin, Objective, ObjectiveLike
 
 __all__ = [
     "apgd_ce",
@@ -50,79 +36,8 @@ __all__ = [
 
 J: Objective = CrossEntropy()
 
-P = ParamSpec("P")
-A = TypeVar("A", Attack, Ensemble)
 
-
-class Fields(TypedDict, total=False):
-    """What every recipe takes beside its own arguments; ``Attack`` says what they mean."""
-
-    objective: ObjectiveLike
-    steps: int
-    step_size: float
-    decay: Literal["constant", "linear", "cosine"]
-    rule: Rule
-    blend: Blend
-    view: View | None
-    smooth: Smooth | None
-    limit: Smooth | None
-    random_start: bool | Literal["one-sided"]
-    restarts: int
-    confidence: float
-    leave: Leave
-    unit: float
-    kappa: float
-
-
-def _recipe(make: Callable[P, A]) -> Callable[P, A]:
-    """A recipe whose signature names the ``Fields``, and that answers a wrong name with the
-    nearest one.
-    """
-    written = signature(make)
-    own: list[Parameter] = [
-        p for p in written.parameters.values() if p.kind is not Parameter.VAR_KEYWORD
-    ]
-    usual = {f.name: f.default for f in fields(Attack) if f.default is not MISSING}
-    passed: list[Parameter] = [
-        Parameter(
-            name, Parameter.KEYWORD_ONLY, default=usual.get(name, ...), annotation=kind
-        )
-        for name, kind in Fields.__annotations__.items()
-    ]
-    names = [p.name for p in (*own, *passed)]
-
-    @wraps(make)
-    def made(*threat: P.args, **given: P.kwargs) -> A:
-        for name in given:
-            if name not in names:
-                raise unknown(f"argument of {make.__name__}", name, names)
-        _check_call(make.__name__, threat, given)
-        return make(*threat, **given)
-
-    made.__signature__ = written.replace(parameters=[*own, *passed])  # type: ignore[attr-defined]
-    return made
-
-
-def _check_call(recipe: str, threat: tuple[object, ...], fields: Mapping[str, Any]) -> None:
-    """Refuse what no recipe can use: no threat model, more than one, no step at all."""
-    given = [*threat, *([fields["threat"]] if "threat" in fields else [])]
-    if len(given) != 1:
-        raise expected(
-            f"{recipe} takes one threat model; the rest are named",
-            got=f"{len(given)} unnamed arguments",
-            do=f"say {recipe}(Linf(4 / 255), ...)",
-        )
-    check_threat(given[0])
-    for name in ("steps", "queries"):
-        if name in fields and isinstance(fields[name], int | float) and fields[name] < 1:
-            raise expected(
-                f"{name} of {recipe} must be 1 or more",
-                got=fields[name],
-                do=f"raise {name}, or take noise(...) for a random start alone",
-            )
-
-
-@_recipe
+@recipe
 def fgsm(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
@@ -146,10 +61,10 @@ def fgsm(
         >>> attack.steps, attack.step_size
         (1, 1.0)
     """
-    return _attack(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
+    return attack_of(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
 
 
-@_recipe
+@recipe
 def bim(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
@@ -173,10 +88,10 @@ def bim(
         >>> bim(Linf(4 / 255), steps=20).steps
         20
     """
-    return _attack(threat, J, hide, fields)
+    return attack_of(threat, J, hide, fields)
 
 
-@_recipe
+@recipe
 def pgd(
     threat: ThreatModel,
     *,
@@ -208,10 +123,12 @@ def pgd(
         >>> bool((found.adversarial - images).abs().max() <= 4 / 255 + 1e-6)
         True
     """
-    return _attack(threat, J, hide, fields, random_start="one-sided" if one_sided else True)
+    return attack_of(
+        threat, J, hide, fields, random_start="one-sided" if one_sided else True
+    )
 
 
-@_recipe
+@recipe
 def pgd_smooth(
     threat: ThreatModel,
     *,
@@ -222,10 +139,10 @@ def pgd_smooth(
     """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis:
     against guards that look for roughness in the image itself.
     """
-    return _attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
+    return attack_of(threat, J, hide, fields, random_start=True, limit=LowPass(share))
 
 
-@_recipe
+@recipe
 def mim(
     threat: ThreatModel,
     *,
@@ -234,10 +151,10 @@ def mim(
     **fields: Unpack[Fields],
 ) -> Attack:
     """MIM / MI-FGSM (Dong et al. 2018): momentum ``mu`` on gradients of unit L1 norm."""
-    return _attack(threat, J, hide, fields, rule=Momentum(mu))
+    return attack_of(threat, J, hide, fields, rule=Momentum(mu))
 
 
-@_recipe
+@recipe
 def dim(
     threat: ThreatModel,
     *,
@@ -249,12 +166,12 @@ def dim(
     """DIM / DI-FGSM (Xie et al. 2019): MIM whose gradient is taken at a resized and padded view
     with probability ``p``.
     """
-    return _attack(
+    return attack_of(
         threat, J, hide, fields, rule=Momentum(mu) if mu else Plain(), view=ResizeAndPad(p)
     )
 
 
-@_recipe
+@recipe
 def tim(
     threat: ThreatModel,
     *,
@@ -266,7 +183,7 @@ def tim(
     """TIM / TI-FGSM (Dong et al. 2019): MIM with the gradient smoothed by a Gaussian of ``taps``
     taps per axis.
     """
-    return _attack(
+    return attack_of(
         threat,
         J,
         hide,
@@ -276,7 +193,7 @@ def tim(
     )
 
 
-@_recipe
+@recipe
 def cw(
     threat: ThreatModel,
     *,
@@ -286,30 +203,30 @@ def cw(
     """CW-Linf (Carlini & Wagner 2017, as in Madry et al. 2018): PGD on the margin to the best
     other class in place of the cross-entropy.
     """
-    return _attack(threat, Margin(), hide, fields, random_start=True)
+    return attack_of(threat, Margin(), hide, fields, random_start=True)
 
 
-@_recipe
+@recipe
 def apgd_ce(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
     """APGD-CE (Croce & Hein 2020): PGD whose step sizes choose themselves, on the
     cross-entropy.
     """
-    return _apgd(threat, J, hide, fields)
+    return apgd_of(threat, J, hide, fields)
 
 
-@_recipe
+@recipe
 def apgd_dlr(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
     """APGD on the targeted difference-of-logits ratio, or on the margin where there are fewer
     than four classes (``AttackResult.losses`` says which).
     """
-    return _apgd(threat, DLR(), hide, fields)
+    return apgd_of(threat, DLR(), hide, fields)
 
 
-@_recipe
+@recipe
 def square(
     threat: ThreatModel,
     *,
@@ -320,10 +237,10 @@ def square(
     """Square (Andriushchenko et al. 2020): random search on the margin with ``queries`` forward
     passes and no gradient.
     """
-    return _square(threat, Margin(), hide, fields, queries)
+    return square_of(threat, Margin(), hide, fields, queries)
 
 
-@_recipe
+@recipe
 def standard(
     threat: ThreatModel,
     *,
@@ -338,77 +255,22 @@ def standard(
     Towards the goal's target; or, with the number of ``classes``, untargeted, where APGD-DLR aims
     at up to nine other classes in turn, as AutoAttack does. AutoAttack's FAB, a minimal-norm
     attack, is left out. With ``hide`` no image is finished early."""
-    chosen: dict[str, Any] = {"leave": _leave(hide), **fields}
+    chosen: dict[str, Any] = {"leave": leave_of(hide), **fields}
     aims: tuple[Objective, ...] = (J, DLR())
     if classes is not None:
         aims = (AwayFrom(), *(DLR(rank) for rank in range(1, min(classes, 10))))
     last = Margin() if classes is None else AwayFrom("margin")
-    walks = [_apgd(threat, aim, hide, chosen) for aim in aims]
-    return Ensemble((*walks, _square(threat, last, hide, chosen, queries)), chosen["leave"])
+    walks = [apgd_of(threat, aim, hide, chosen) for aim in aims]
+    return Ensemble(
+        (*walks, square_of(threat, last, hide, chosen, queries)), chosen["leave"]
+    )
 
 
-@_recipe
+@recipe
 def noise(
     threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
 ) -> Attack:
     """No attack at all: random noise in the ball. What every attack must beat, and the "noisy"
     negatives of the detectors.
     """
-    return _attack(threat, J, None, fields, steps=0, random_start=True)
-
-
-def _attack(
-    threat: ThreatModel,
-    base: Objective,
-    hide: ObjectiveLike | None,
-    fields: Mapping[str, Any],
-    **own: Any,
-) -> Attack:
-    """``own``, what the recipe is, goes before ``fields``, what the caller chose."""
-    chosen = dict(fields)
-    if (kappa := chosen.pop("kappa", None)) is not None:
-        if not isinstance(base, CrossEntropy | Margin | DLR):
-            raise expected(
-                "kappa is the lead of a target",
-                got="an untargeted attack",
-                do="leave kappa out",
-            )
-        base = replace(base, kappa=kappa)
-    objective = base if hide is None else base + as_objective(hide)
-    if "objective" in chosen:
-        chosen["objective"] = as_objective(chosen["objective"], fools=True)
-    return Attack(
-        **{
-            "objective": objective,
-            "threat": threat,
-            "steps": 40,
-            "step_size": 0.1,
-            **chosen,
-            **own,
-        }
-    )
-
-
-def _apgd(
-    threat: ThreatModel,
-    base: Objective,
-    hide: ObjectiveLike | None,
-    fields: Mapping[str, Any],
-) -> Attack:
-    own = {"rule": AutoStep(), "random_start": True, "step_size": 2.0, "decay": "constant"}
-    return _attack(threat, base, hide, {"steps": 100, **fields}, **own)
-
-
-def _square(
-    threat: ThreatModel,
-    base: Objective,
-    hide: ObjectiveLike | None,
-    fields: Mapping[str, Any],
-    queries: int,
-) -> Attack:
-    own = {"rule": Square(), "steps": queries, "random_start": False}
-    return _attack(threat, base, hide, {"leave": _leave(hide), **fields}, **own)
-
-
-def _leave(hide: ObjectiveLike | None) -> Leave:
-    return when_fooled if hide is None else never
+    return attack_of(threat, J, None, fields, steps=0, random_start=True)

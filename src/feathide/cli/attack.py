@@ -3,60 +3,58 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from feathide.cli.ending import said
-from feathide.cli.options import plan_of
+from feathide.cli.options import Json, Trust, Weights, plan_of
 from feathide.cli.running import progress_display
 
 __all__ = ["attack", "bench"]
 
 
+AttackedNetwork = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        "--arch",
+        help=(
+            "A name of the zoo (trained here without --weights) or your own "
+            "package.module:callable."
+        ),
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--attacks",
+        "--recipe",
+        help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...",
+    ),
+]
+HidingObjective = Annotated[
+    str,
+    typer.Option(
+        "--objectives",
+        "--objective",
+        help="plain, or the hiding objective: hfc, random, closest, ...",
+    ),
+]
+
+
 def attack(
     data: Annotated[str, typer.Argument(help="Images, as for audit --data.")],
     *,
-    network: Annotated[
-        str,
-        typer.Option(
-            "--network",
-            "--arch",
-            help=(
-                "A name of the zoo (trained here without --weights) or your own "
-                "package.module:callable."
-            ),
-        ),
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights: .pt state dict, .safetensors or a Lightning checkpoint."
-        ),
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run the Python code that --network names.")
-    ] = False,
+    network: AttackedNetwork,
+    weights: Weights = None,
+    trust: Trust = False,
     layers: Annotated[
         str,
         typer.Option(help="Feature layers: names, globs or conv, blocks, stages, last."),
     ] = "blocks",
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--attacks",
-            "--recipe",
-            help="The attack: fgsm, bim, pgd, mim, dim, tim, cw, apgd, ...",
-        ),
-    ] = "pgd",
-    objective: Annotated[
-        str,
-        typer.Option(
-            "--objectives",
-            "--objective",
-            help="plain, or the hiding objective: hfc, random, closest, ...",
-        ),
-    ] = "plain",
+    recipe: Recipe = "pgd",
+    objective: HidingObjective = "plain",
     eps: Annotated[str, typer.Option(help="The budget: '4/255', '2 HU'.")] = "4/255",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of an iterative attack.")
@@ -66,9 +64,7 @@ def attack(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the images and the table.")
     ] = Path("runs/attack"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document for machines.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """Attack the images of one split with one recipe: write them as files like their sources, and
     a table. No detector is involved.
@@ -80,21 +76,22 @@ def attack(
 
         if split not in ("train", "val", "test", "all"):
             raise unknown("split", split, ("train", "val", "test", "all"))
-        plan: dict[str, Any] = {
-            "data": data,
-            "network": {
-                "arch": network,
-                "weights": weights,
-                "trust": trust,
-                "layers": separated(layers),
-            },
-            "eps": eps,
-            "attacks": recipe,
-            "objectives": objective,
-            "schedule": {"steps": steps} if steps else {},
-            "seed": seed,
+        named = {
+            "arch": network,
+            "weights": weights,
+            "trust": trust,
+            "layers": separated(layers),
         }
-        chosen = plan_of(None, **plan)
+        chosen = plan_of(
+            None,
+            data=data,
+            network=named,
+            eps=eps,
+            attacks=recipe,
+            objectives=objective,
+            schedule={"steps": steps} if steps else {},
+            seed=seed,
+        )
         with progress_display() as progress:
             table = attack_images(
                 chosen,
@@ -102,10 +99,10 @@ def attack(
                 split=split,  # type: ignore[arg-type]
                 progress=progress,
             )
-        attacked = table[table.file.notna()]
         if json:
             typer.echo(table.to_json(orient="records"))
             return
+        attacked = table[table.file.notna()]
         typer.echo(
             f"{recipe}+{objective} at eps {eps}: {int(attacked.fooled.sum())} of "
             f"{len(attacked)} attacked images are taken for the target; "
@@ -121,9 +118,7 @@ def bench(
         int,
         typer.Option(min=1, help="Number of repetitions; the median is reported."),
     ] = 3,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document for machines.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """What a step of each kind of attack costs on this machine, in multiples of a bare forward
     and backward pass.

@@ -1,6 +1,7 @@
 """The verbs ``feathide audit``, ``demo`` and ``check``."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,28 +9,7 @@ import typer
 
 from feathide.cli.display import as_json, show, void
 from feathide.cli.ending import said
-from feathide.cli.options import (
-    Attacks,
-    Data,
-    Detectors,
-    Eps,
-    EvenSo,
-    Head,
-    Json,
-    Layers,
-    Network,
-    Objectives,
-    Out,
-    PlanFile,
-    Seed,
-    SkipBad,
-    Steps,
-    Trust,
-    Weights,
-    data_of,
-    network_of,
-    plan_of,
-)
+from feathide.cli.options import Json, Out, PlanFile, plan_of, with_plan_flags
 from feathide.cli.running import now, progress_display
 
 if TYPE_CHECKING:
@@ -39,112 +19,94 @@ if TYPE_CHECKING:
 __all__ = ["audit", "check", "demo"]
 
 
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help=(
+            "A first page in about five minutes on two cores: fewer images, steps and "
+            "attacks, marked as a quick look."
+        ),
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Number of parallel processes on this machine.")
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        help="i/n: start with part i of n; run one per machine on the same folder."
+    ),
+]
+Engine = Annotated[
+    str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")
+]
+Address = Annotated[
+    str | None, typer.Option(help="The Ray cluster's address; a local one by default.")
+]
+Gpus = Annotated[
+    float,
+    typer.Option(min=0, help="GPUs per task on Ray; 0.25 lets four tasks share one."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 3 when a sanity check fails.")
+]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=(
+            "Exit with 4 if this holds for any attack and guard: 'slips_through_fpr10 > "
+            "0.05'."
+        )
+    ),
+]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Also log the numbers and the report to tensorboard, mlflow or wandb (extras of "
+            "these names)."
+        )
+    ),
+]
+Reuse = Annotated[
+    bool,
+    typer.Option(
+        "--reuse",
+        help=(
+            "Continue in a folder that holds another plan: shared work is kept, the table "
+            "is replaced."
+        ),
+    ),
+]
+
+
+@with_plan_flags
 def audit(
     plan: PlanFile = None,
     *,
     context: typer.Context,
     out: Out = Path("runs/audit"),
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help=(
-                "A first page in about five minutes on two cores: fewer images, steps and "
-                "attacks, marked as a quick look."
-            ),
-        ),
-    ] = False,
-    data: Data = None,
-    skip_bad: SkipBad = False,
-    network: Network = None,
-    weights: Weights = None,
-    trust: Trust = False,
-    head: Head = None,
-    layers: Layers = None,
-    eps: Eps = None,
-    attacks: Attacks = None,
-    objectives: Objectives = None,
-    detectors: Detectors = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    even_so: EvenSo = False,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Number of parallel processes on this machine.")
-    ] = 1,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="i/n: start with part i of n; run one per machine on the same folder."
-        ),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray for a Ray cluster (feathide[ray]).")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="The Ray cluster's address; a local one by default.")
-    ] = None,
-    gpus: Annotated[
-        float,
-        typer.Option(min=0, help="GPUs per task on Ray; 0.25 lets four tasks share one."),
-    ] = 0.0,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when a sanity check fails.")
-    ] = False,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=(
-                "Exit with 4 if this holds for any attack and guard: 'slips_through_fpr10 > "
-                "0.05'."
-            )
-        ),
-    ] = None,
-    track: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "Also log the numbers and the report to tensorboard, mlflow or wandb (extras of "
-                "these names)."
-            )
-        ),
-    ] = None,
-    reuse: Annotated[
-        bool,
-        typer.Option(
-            "--reuse",
-            help=(
-                "Continue in a folder that holds another plan: shared work is kept, the table "
-                "is replaced."
-            ),
-        ),
-    ] = False,
+    quick: Quick = False,
+    changes: dict[str, Any],
+    workers: Workers = 1,
+    shard: Shard = None,
+    engine: Engine = "local",
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    strict: Strict = False,
+    fail_if: FailIf = None,
+    track: Track = None,
+    reuse: Reuse = False,
     json: Json = False,
 ) -> None:
     """Audit a guarded classifier: train or load it, attack it with and without hiding, and count
     what slips through.
     """
     with said():
-        if engine not in ("local", "ray"):
-            from feathide.errors import unknown
-
-            raise unknown("engine", engine, ("local", "ray"))
-        put = None
-        if track is not None:
-            from feathide.auditing.tracking import tracker
-
-            put = tracker(track)
-        chosen = plan_of(
-            plan,
-            data=data_of(data, skip_bad),
-            network=network_of(network, weights, trust, head, layers),
-            eps=eps,
-            attacks=attacks,
-            objectives=objectives,
-            detectors=detectors,
-            schedule=None if steps is None else {"steps": steps},
-            seed=seed,
-            even_so=even_so or None,
-        )
+        _check_engine(engine)
+        put = _tracker(track)
+        chosen = plan_of(plan, **changes)
         if quick:
             from feathide.auditing.quick import quick_look
 
@@ -160,20 +122,40 @@ def audit(
             reuse=reuse,
             fail_if=fail_if or (),
         )
-        if put is not None:
-            put(found)
+        put(found)
         _shown(found, json)
-        if found.failed:
-            typer.secho(
-                f"feathide: sanity checks failed: {', '.join(found.failed)}; {void(found)}",
-                err=True,
-                fg="red",
-            )
-            if strict:
-                raise typer.Exit(3)
-        if holds := [f"{j.text}: {j.detail}" for j in found.judged if j.holds]:
-            typer.secho(f"feathide: {'; '.join(holds)}", err=True, fg="red")
-            raise typer.Exit(4)
+        _end(found, strict)
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ("local", "ray"):
+        from feathide.errors import unknown
+
+        raise unknown("engine", engine, ("local", "ray"))
+
+
+def _tracker(track: str | None) -> "Callable[[Audit], None]":
+    """Where ``--track`` says that the numbers go, found before any long work."""
+    if track is None:
+        return lambda found: None
+    from feathide.auditing.tracking import tracker
+
+    return tracker(track)
+
+
+def _end(found: "Audit", strict: bool) -> None:
+    """Say what failed, and leave with its exit code."""
+    if found.failed:
+        typer.secho(
+            f"feathide: sanity checks failed: {', '.join(found.failed)}; {void(found)}",
+            err=True,
+            fg="red",
+        )
+        if strict:
+            raise typer.Exit(3)
+    if holds := [f"{j.text}: {j.detail}" for j in found.judged if j.holds]:
+        typer.secho(f"feathide: {'; '.join(holds)}", err=True, fg="red")
+        raise typer.Exit(4)
 
 
 def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
@@ -182,40 +164,17 @@ def demo(*, out: Out = Path("runs/demo"), json: Json = False) -> None:
         _shown(_audit(plan_of(Path(__file__).parents[1] / "demo.yaml"), out), json)
 
 
+@with_plan_flags
 def check(
     plan: PlanFile = None,
     *,
     out: Out = Path("runs/audit"),
-    data: Data = None,
-    skip_bad: SkipBad = False,
-    network: Network = None,
-    weights: Weights = None,
-    trust: Trust = False,
-    head: Head = None,
-    layers: Layers = None,
-    eps: Eps = None,
-    attacks: Attacks = None,
-    objectives: Objectives = None,
-    detectors: Detectors = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    even_so: EvenSo = False,
+    changes: dict[str, Any],
     json: Json = False,
 ) -> None:
     """Check a plan and its data, try a few attack steps, and estimate time and memory."""
     with said():
-        chosen = plan_of(
-            plan,
-            data=data_of(data, skip_bad),
-            network=network_of(network, weights, trust, head, layers),
-            eps=eps,
-            attacks=attacks,
-            objectives=objectives,
-            detectors=detectors,
-            schedule=None if steps is None else {"steps": steps},
-            seed=seed,
-            even_so=even_so or None,
-        )
+        chosen = plan_of(plan, **changes)
         from feathide.auditing.preflight import check_plan
 
         forecast = check_plan(chosen, out)

@@ -3,23 +3,21 @@ sources.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from feathide.cli.ending import said
-from feathide.execution.remote import near
+from feathide.cli.options import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["export"]
 
 
 def export(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            parser=near, metavar="RUN", help="The folder or URL of a finished audit."
-        ),
-    ],
+    run: Run,
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="A new folder; nothing is overwritten.")
@@ -65,15 +63,20 @@ def export(
             deidentify=deidentify,
             jpeg=jpeg,
         )
-        for (name, hidden, eps), part in table.groupby(
-            ["attack", "objective", "eps"], sort=False
-        ):
-            fooled = int((part.prediction == part.target).sum())
-            typer.echo(
-                f"{name}+{hidden} at eps {eps:.4g}: {len(part)} files; "
-                f"{int(part.survived.sum())} of {fooled} that fool the classifier "
-                "do so when read back from the disk"
-            )
-        if table.empty:
-            typer.echo("no image to export")
+        _tell(table)
         typer.echo(f"table   {out / 'export.csv'}")
+
+
+def _tell(table: "pd.DataFrame") -> None:
+    """How many files of each attack were written, and still fool the classifier."""
+    for (name, hidden, eps), part in table.groupby(
+        ["attack", "objective", "eps"], sort=False
+    ):
+        fooled = int((part.prediction == part.target).sum())
+        typer.echo(
+            f"{name}+{hidden} at eps {eps:.4g}: {len(part)} files; "
+            f"{int(part.survived.sum())} of {fooled} that fool the classifier "
+            "do so when read back from the disk"
+        )
+    if table.empty:
+        typer.echo("no image to export")

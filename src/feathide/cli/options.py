@@ -1,5 +1,8 @@
 """The options that several verbs share, and the plan that they make."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,26 +15,16 @@ if TYPE_CHECKING:
     from feathide.plans.plan import Plan
 
 __all__ = [
-    "Attacks",
-    "Data",
-    "Detectors",
-    "Eps",
-    "EvenSo",
-    "Head",
     "Json",
     "Layers",
-    "Network",
-    "Objectives",
     "Out",
     "PlanFile",
-    "Seed",
+    "Run",
     "SkipBad",
-    "Steps",
     "Trust",
     "Weights",
-    "data_of",
-    "network_of",
     "plan_of",
+    "with_plan_flags",
 ]
 
 Out = Annotated[
@@ -105,6 +98,12 @@ EvenSo = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        parser=near, metavar="RUN", help="The folder or URL of a finished audit."
+    ),
+]
 
 
 def plan_of(source: Path | None, **changes: Any) -> "Plan":
@@ -122,23 +121,65 @@ def plan_of(source: Path | None, **changes: Any) -> "Plan":
     return load_plan(merged(source or {}, given))
 
 
-def data_of(path: str | None, skip_bad: bool) -> dict[str, Any] | None:
-    """What the flags say about the images."""
-    given = {"path": path, "skip_bad": skip_bad or None}
-    return {k: v for k, v in given.items() if v is not None} or None
-
-
-def network_of(
-    arch: str | None, weights: str | None, trust: bool, head: str | None, layers: str | None
-) -> dict[str, Any] | None:
-    """What the flags say about the network."""
+def changes_of(
+    *,
+    data: Data = None,
+    skip_bad: SkipBad = False,
+    network: Network = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    head: Head = None,
+    layers: Layers = None,
+    eps: Eps = None,
+    attacks: Attacks = None,
+    objectives: Objectives = None,
+    detectors: Detectors = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    even_so: EvenSo = False,
+) -> dict[str, Any]:
+    """What the flags change of a plan: its fields, those that no flag names as None."""
     from feathide.registry.specs import separated
 
     named = {
-        "arch": arch,
+        "arch": network,
         "weights": weights,
         "trust": trust or None,
         "head": head,
         "layers": separated(layers) if layers else None,
     }
-    return {k: v for k, v in named.items() if v is not None} or None
+    return {
+        "data": _given({"path": data, "skip_bad": skip_bad or None}),
+        "network": _given(named),
+        "eps": eps,
+        "attacks": attacks,
+        "objectives": objectives,
+        "detectors": detectors,
+        "schedule": None if steps is None else {"steps": steps},
+        "seed": seed,
+        "even_so": even_so or None,
+    }
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any] | None:
+    return {k: v for k, v in fields.items() if v is not None} or None
+
+
+def with_plan_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """``verb`` with the flags that change a plan in the place of its parameter ``changes``, which
+    is given what ``changes_of`` makes of them.
+    """
+    signature = inspect.signature(verb, eval_str=True)
+    flags = inspect.signature(changes_of, eval_str=True).parameters
+    listed: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        listed += flags.values() if name == "changes" else [parameter]
+
+    @functools.wraps(verb)
+    def called(*args: Any, **given: Any) -> None:
+        said = {name: given.pop(name) for name in flags}
+        verb(*args, **given, changes=changes_of(**said))
+
+    called.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in listed}
+    return called

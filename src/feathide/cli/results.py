@@ -9,19 +9,13 @@ import typer
 
 from feathide.cli.display import screen
 from feathide.cli.ending import said
+from feathide.cli.options import Json, Run
 from feathide.execution.remote import near
 
 if TYPE_CHECKING:
     from feathide.auditing.compare import Comparison
 
 __all__ = ["compare", "report", "verify"]
-
-Run = Annotated[
-    Path,
-    typer.Argument(
-        parser=near, metavar="RUN", help="The folder or URL of a finished audit."
-    ),
-]
 
 
 def report(run: Run) -> None:
@@ -43,9 +37,7 @@ def compare(
         Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")
     ],
     *,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document for machines.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """What changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with paired
     intervals.
@@ -67,9 +59,7 @@ def verify(
         int,
         typer.Option(min=0, help="Number of stored adversarial images to predict again."),
     ] = 64,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document for machines.")
-    ] = False,
+    json: Json = False,
 ) -> None:
     """Check a finished audit again: files, plan, data and weights, a sample of its images, its
     tables. Exit code 5 if anything differs.

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from feathide.data.arrays import read_npz
 from feathide.data.cases import Cases
 from feathide.data.columns import Reading
 from feathide.data.folder import read_folder
 from feathide.data.manifest import read_manifest
+from feathide.data.npz import read_npz
 from feathide.data.phantoms import phantoms
 from feathide.data.public import ORIGINALS
 from feathide.data.select import of_classes, slices

@@ -14,7 +14,7 @@ from art.preprocessing.standardisation_mean_std import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from art.utils import check_and_transform_label_format
 
-from feathide.attacks.loop import AttackResult
+from feathide.attacks.result import AttackResult
 from feathide.detectors import Detector
 from feathide.errors import expected
 from feathide.integrations.goals import goal_of, image_ids

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from feathide.attacks.grid import Grid
-from feathide.attacks.loop import Attack, AttackResult
+from feathide.attacks.loop import Attack
+from feathide.attacks.result import AttackResult
 from feathide.attacks.threats import ThreatModel
 from feathide.attacks.updates import Rule, Setting, Step
 from feathide.errors import expected

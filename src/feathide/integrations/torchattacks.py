@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack as Base
 
-from feathide.attacks.loop import AttackResult
+from feathide.attacks.result import AttackResult
 from feathide.integrations.goals import goal_of, image_ids
 from feathide.integrations.hook import Guided
 from feathide.integrations.versions import check_version

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from feathide.data.valid_range import check_tensor
 from feathide.errors import choose, expected
+from feathide.mixtures.components import CANDIDATES, best_of, components_of, curve_of
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
 from feathide.mixtures.mixture import Covariance, Mixture
 from feathide.types import Outputs
 
-__all__ = ["MixtureBank"]
+__all__ = [
+    "MixtureBank",
+]
 
-CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 FORMAT = "feathide mixtures 2"
 # quantiles of clean energies that are kept: the least, each percentile, the largest
 PERCENT = 101
@@ -94,20 +96,10 @@ class MixtureBank:
             InputError: Features that are not finite, labels that do not fit, arguments out of
                 range.
         """
-        check_tensor("labels", labels)
-        if len(labels) != len(outputs) or not len(labels):
-            raise expected(
-                "labels must be one class for each sample",
-                got=f"{len(labels)} for {len(outputs)}",
-                do="align",
-            )
-        if not 0 <= holdout < 1:
-            raise expected(
-                "holdout must lie in [0, 1)",
-                got=holdout,
-                do="give a share, or 0 to choose by BIC",
-            )
-        candidates = sorted(CANDIDATES if components == "auto" else _listed(components))
+        _check_fit(outputs, labels, holdout)
+        candidates = sorted(
+            CANDIDATES if components == "auto" else components_of(components)
+        )
 
         def fit(x: Tensor, m: int) -> Mixture:
             return fit_mixture(
@@ -127,17 +119,13 @@ class MixtureBank:
             mixtures[name], quantiles[name] = {}, {}
             for label in labels.unique().tolist():
                 x = features[labels.to(features.device) == label]
-                curve = (
-                    _curve(x, candidates, fit, holdout=holdout, seed=seed)
-                    if len(candidates) > 1
-                    else []
-                )
+                curve = []
+                if len(candidates) > 1:
+                    curve = curve_of(x, candidates, fit, holdout=holdout, seed=seed)
                 curves += [{"layer": name, "class": label, **row} for row in curve]
-                mixture = fit(x, _best(curve) if curve else candidates[0])
-                mixtures[name][label], quantiles[name][label] = (
-                    mixture,
-                    _quantiles(mixture, x),
-                )
+                mixture = fit(x, best_of(curve) if curve else candidates[0])
+                mixtures[name][label] = mixture
+                quantiles[name][label] = _quantiles(mixture, x)
         return cls(mixtures, tuple(curves), quantiles)
 
     @property
@@ -361,6 +349,23 @@ class MixtureBank:
         return torch.stack(columns, 1)[groups.back]
 
 
+def _check_fit(outputs: Outputs, labels: Tensor, holdout: float) -> None:
+    """Refuse labels that do not belong to the outputs, and a share that is none."""
+    check_tensor("labels", labels)
+    if len(labels) != len(outputs) or not len(labels):
+        raise expected(
+            "labels must be one class for each sample",
+            got=f"{len(labels)} for {len(outputs)}",
+            do="align",
+        )
+    if not 0 <= holdout < 1:
+        raise expected(
+            "holdout must lie in [0, 1)",
+            got=holdout,
+            do="give a share, or 0 to choose by BIC",
+        )
+
+
 def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
     """The percentiles of the energy of the samples ``x`` (N, C), and of the soft one, (2,
     101).
@@ -372,51 +377,3 @@ def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
         for soft in (False, True)
     ]
     return torch.stack([energy.quantile(at) for energy in kinds]).cpu()
-
-
-def _listed(components: int | Sequence[int] | str) -> Sequence[int]:
-    if isinstance(components, int):
-        return (components,)
-    if isinstance(components, str) or not components:
-        raise expected(
-            'components must be a number, numbers or "auto"',
-            got=components,
-            do="give one of these",
-        )
-    return components
-
-
-def _curve(
-    x: Tensor,
-    candidates: Sequence[int],
-    fit: Callable[[Tensor, int], Mixture],
-    *,
-    holdout: float,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """One row for each candidate: its held-out log-likelihood a sample and its BIC."""
-    n = len(x) - round(len(x) * holdout)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(
-        x.device
-    )
-    inside, outside = x[order[:n]], x[order[n:]].double()
-    rows: list[dict[str, Any]] = []
-    for m in candidates:
-        mixture = fit(inside, m)
-        heldout = float(mixture.log_prob(outside).mean()) if len(outside) else None
-        rows.append({"components": m, "heldout": heldout, "bic": mixture.bic})
-        if mixture.components < m or _best(rows) not in [
-            row["components"] for row in rows[-2:]
-        ]:
-            break
-    return rows
-
-
-def _best(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The number of components with the largest held-out log-likelihood, or the smallest BIC
-    where nothing was held out.
-    """
-    best = max(
-        rows, key=lambda row: -row["bic"] if row["heldout"] is None else row["heldout"]
-    )
-    return int(best["components"])

@@ -2,9 +2,7 @@
 in one forward pass.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,42 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from feathide.data.valid_range import check_images, check_tensor
-from feathide.errors import InputError, expected, unknown
-from feathide.models.layers import (
-    INPUT,
-    choose_layers,
-    entrance,
-    first_tensor,
-    hooked,
-    shapes_of,
-    turned,
-    units,
+from feathide.errors import expected, unknown
+from feathide.models.decision import as_decision
+from feathide.models.dropout import (
+    DropoutDraws,
+    captured,
+    check_draws,
+    has_dropout,
+    linear_head,
 )
+from feathide.models.layers import choose_layers, entrance, hooked, shapes_of, turned, units
 from feathide.models.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.models.logits import logits_of
 from feathide.models.memory import in_halves
+from feathide.models.pooling import Pool, Watched, channel_mean, collectors, full, means
 from feathide.types import Box, Outputs
 
-__all__ = ["FeatureClassifier", "Pool", "channel_mean"]
+__all__ = [
+    "FeatureClassifier",
+]
 
-Pool = Callable[[Tensor], Tensor]
 Reading = Callable[[Tensor], Tensor]
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-
-def channel_mean(h: Tensor) -> Tensor:
-    """The mean over all spatial axes: (N, C, *S) -> (N, C), for any number of axes; (N, C) stays.
-    Of half precision in float32: a sum overflows where its mean does not.
-    """
-    if h.ndim == 2:
-        return h
-    # the gradient of a mean would fill memory of the size of h; that of a sum is a view
-    total, count = FIRST.sum(h)
-    return total / count
-
-
-FIRST = ReadOut()
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,36 +171,40 @@ class FeatureClassifier:
         if self.compile and not self.dropout_samples:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
-            features = {n: _full(f) for n, f in zip(names, pooled, strict=True)}
+            features = {n: full(f) for n, f in zip(names, pooled, strict=True)}
             return Outputs(logits, features, None, others, **self._beside(x))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
-        hooks = _collectors(names, found, {}, self.pool, self._readouts, counts)
-        head = (
-            _linear_head(self.model)
-            if self.dropout_samples and not _has_dropout(self.model)
-            else None
-        )
-        with hooked(hooks, self.model), _captured(head, head_input):
+        hooks = collectors(names, found, {}, self.pool, self._readouts, counts)
+        head = None
+        if self.dropout_samples and not has_dropout(self.model):
+            head = linear_head(self.model)
+        with hooked(hooks, self.model), captured(head, head_input):
             raw = logits_of(self.model(z), len(z), self.outputs)
+        stochastic = None
         if self.dropout_samples:
-            draws = self._head_draws(head, head_input) if head else self._network_draws(z)
-            if head and self.output == "probabilities":
-                self._check_draws(head, head_input, raw)
-            # those of the last linear layer come before a softmax
-            said = "logits" if head else self.output
-            # (N, S, K)
-            stochastic = self._as_decision(draws.flatten(0, 1), said)[0].unflatten(
-                0, draws.shape[:2]
-            )
+            stochastic = self._stochastic(z, raw, head, head_input)
         logits, others = self._as_decision(raw)
-        return Outputs(
-            logits,
-            _means({n: found[n] for n in names}, counts),
-            stochastic if self.dropout_samples else None,
-            others,
-            **self._beside(x),
+        features = means({n: found[n] for n in names}, counts)
+        return Outputs(logits, features, stochastic, others, **self._beside(x))
+
+    def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        return as_decision(raw, self.head, self.output)
+
+    def _stochastic(
+        self, z: Tensor, raw: Tensor, head: nn.Linear | None, inputs: list[Tensor]
+    ) -> Tensor:
+        """The logits of the dropout draws, (N, S, K)."""
+        dropout = DropoutDraws(
+            self.model, self.dropout_samples, self.dropout_rate, self.seed, self.outputs
         )
+        draws = dropout.of_head(head, inputs) if head else dropout.of_network(z)
+        if head and self.output == "probabilities":
+            check_draws(head, inputs, raw, self.head == "softmax")
+        # those of the last linear layer come before a softmax
+        said = "logits" if head else self.output
+        decided, _ = as_decision(draws.flatten(0, 1), self.head, said)
+        return decided.unflatten(0, draws.shape[:2])
 
     def _beside(self, x: Tensor) -> dict[str, Any]:
         """What is shown of the images ``x`` beside what this network makes of them."""
@@ -228,7 +215,7 @@ class FeatureClassifier:
             else self.reference_network(x),
             "statistics": None
             if self.statistics is None
-            else _full(self.statistics((x - low) / (high - low))),
+            else full(self.statistics((x - low) / (high - low))),
             "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1)
             if self.squeezers
             else None,
@@ -265,7 +252,7 @@ class FeatureClassifier:
         if not self._compiled:
             self._compiled.append(
                 torch.compile(
-                    _Watched(self.model, names, self.pool, self._readouts, self.outputs),
+                    Watched(self.model, names, self.pool, self._readouts, self.outputs),
                     backend=str(self.compile),
                 )
             )
@@ -386,238 +373,6 @@ class FeatureClassifier:
             ).reshape(shape)
         # a first layer that works in place must not reach the caller's images
         return z.clone() if z is x else z
-
-    def _as_decision(
-        self, raw: Tensor, output: str | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        raw = _full(raw)
-        if raw.ndim == 1:
-            raw = raw.unsqueeze(1)
-        if (output or self.output) == "probabilities":
-            raw = _logits(raw, self.head == "softmax")
-        if self.head == "softmax":
-            if raw.shape[1] < 2:
-                raise expected(
-                    "a softmax head needs two or more outputs",
-                    got="one",
-                    do='say head="sigmoid" for one sigmoid output',
-                )
-            return raw, None
-        j = 0 if self.head == "sigmoid" else int(self.head[1])
-        if self.head == "sigmoid" and raw.shape[1] != 1:
-            raise expected(
-                "a sigmoid head has one output",
-                got=raw.shape[1],
-                do='say head="softmax" or ("finding", j)',
-            )
-        if not 0 <= j < raw.shape[1]:
-            raise expected(
-                f"finding must be 0 to {raw.shape[1] - 1}",
-                got=j,
-                do="choose one of the network's outputs",
-            )
-        z = raw[:, j]
-        others = (
-            None if self.head == "sigmoid" else torch.cat([raw[:, :j], raw[:, j + 1 :]], 1)
-        )
-        return torch.stack([torch.zeros_like(z), z], 1), others
-
-    def _head_draws(self, head: nn.Linear, inputs: list[Tensor]) -> Tensor:
-        if not inputs:
-            raise InputError(
-                "dropout draws need a final linear layer, and the network's last one does "
-                "not run; leave BU out"
-            )
-        h = inputs[-1].flatten(1)  # (N, D)
-        # (S, D)
-        keep = self._mask((self.dropout_samples, h.shape[1]), self.dropout_rate, 0).to(h)
-        return head(h.unsqueeze(1) * keep)  # (N, S, K)
-
-    def _check_draws(self, head: nn.Linear, inputs: list[Tensor], raw: Tensor) -> None:
-        """Whether the probabilities are those of the last linear layer's logits, which the draws
-        show.
-        """
-        with torch.no_grad():
-            z = _full(head(inputs[-1].flatten(1)))
-            seen = z.softmax(1) if self.head == "softmax" else z.sigmoid()
-            if seen.numel() == raw.numel() and torch.allclose(
-                seen.flatten(), _full(raw).flatten(), atol=1e-2
-            ):
-                return
-        raise InputError(
-            "dropout draws need the probabilities of a network's last linear layer, and "
-            "there is more behind it; leave BU out, or let it return logits"
-        )
-
-    def _network_draws(self, z: Tensor) -> Tensor:
-        """Logits of S draws of the network's own dropout, (N, S, K): the batch is multiplied at
-        the first dropout, so that the layers before it run once; where the network does not allow
-        that (a path around it), at the input.
-        """
-        s, n = self.dropout_samples, len(z)
-        try:
-            return self._dropped(z, multiply=True).unflatten(0, (n, s))
-        except (RuntimeError, ValueError):
-            return self._dropped(z.repeat_interleave(s, 0), multiply=False).unflatten(
-                0, (n, s)
-            )
-
-    def _dropped(self, z: Tensor, *, multiply: bool) -> Tensor:
-        count, s = [0], self.dropout_samples
-
-        def drop(module: nn.Module, _args: object, h: Tensor) -> Tensor:
-            if multiply and count[0] == 0:
-                h = h.repeat_interleave(s, 0)
-            shape = (
-                tuple(h.shape[1:2])
-                if isinstance(module, DROPOUTS[1:4])
-                else tuple(h.shape[1:])
-            )
-            rate = float(module.p)  # type: ignore[arg-type]
-            keep = self._mask((s, *shape), rate, count[0]).to(h)
-            count[0] += 1
-            keep = keep.reshape(s, *shape, *[1] * (h.ndim - 1 - len(shape)))
-            return (h.unflatten(0, (-1, s)) * keep).flatten(0, 1)
-
-        names = [
-            n for n, m in self.model.named_modules() if isinstance(m, DROPOUTS) and m.p > 0
-        ]
-        with hooked(dict.fromkeys(names, drop), self.model):
-            answer = self.model(z)
-        return logits_of(
-            answer, len(z) * s if multiply and count[0] else len(z), self.outputs
-        )
-
-    def _mask(self, shape: tuple[int, ...], rate: float, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return (torch.rand(shape, generator=generator) >= rate) / (1 - rate)
-
-
-class _Watched(nn.Module):
-    """A private copy of a network that gives its features as outputs: its hooks stay, so that one
-    compiled graph holds them.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        pool: Pool,
-        reads: Mapping[str, ReadOut],
-        k: int,
-    ) -> None:
-        super().__init__()
-        self.outputs = k
-        self.model = deepcopy(model).requires_grad_(False)
-        self.names, self.found, self.calls = (
-            tuple(names),
-            dict[str, Tensor](),
-            dict[str, int](),
-        )
-        for name, hook in _collectors(names, self.found, self.calls, pool, reads).items():
-            self.model.get_submodule(name).register_forward_hook(hook)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        self.calls.clear()
-        raw = logits_of(self.model(z), len(z), self.outputs)
-        features = tuple(self.found[name] for name in self.names)
-        self.found.clear()
-        return raw, *features
-
-
-def _collectors(
-    names: Sequence[str],
-    found: dict[str, Tensor],
-    calls: dict[str, int],
-    pool: Pool,
-    reads: Mapping[str, ReadOut],
-    counts: dict[str, int] | None = None,
-) -> dict[str, Callable[..., None]]:
-    """One hook per module, which pools and copies the outputs of the calls that are wanted as
-    they are made: a following in-place activation cannot corrupt them, and memory stays (N, C).
-    ``calls`` counts how often each module has run. Given ``counts``, sums stand in place of
-    means, and there how many values they are of.
-    """
-    # by module: of which call the output, or the input
-    wanted: dict[str, dict[tuple[int, bool], str]] = {}
-    for name in names:
-        module, _, call = name.removesuffix(INPUT).partition("#")
-        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
-
-    def collect(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
-            call = calls.get(module, 0)
-            calls[module] = call + 1
-            for read, shown in ((False, output), (True, args)):
-                name, h = kept.get((call, read)), first_tensor(shown)
-                if name is None or h is None:
-                    continue
-                if pool is not channel_mean:
-                    found[name] = _full(pool(reads.get(name, FIRST).upright(h)).clone())
-                elif counts is not None and h.ndim > 2:
-                    found[name], counts[name] = reads.get(name, FIRST).sum(h)
-                else:
-                    total, count = reads.get(name, FIRST).sum(h)
-                    found[name] = _full((total / count if count > 1 else total).clone())
-
-        return hook
-
-    return {module: collect(module, kept) for module, kept in wanted.items()}
-
-
-def _means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """The features, where those in ``counts`` are sums of so many values: columns of one tensor,
-    with one division for all layers and one gradient.
-    """
-    if not sums:
-        return {}
-    sizes = [f.shape[1] for f in sums.values()]
-    joint = torch.cat(list(sums.values()), 1)  # (N, D)
-    if counts:
-        divisors = joint.new_tensor([counts.get(name, 1) for name in sums])
-        joint = joint / divisors.repeat_interleave(torch.tensor(sizes, device=joint.device))
-    return dict(zip(sums, joint.split(sizes, 1), strict=True))
-
-
-def _logits(p: Tensor, softmax: bool) -> Tensor:
-    """The logits that a softmax, up to a constant, or sigmoids have turned into ``p``."""
-    low = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-    return (
-        low
-        if softmax
-        else low - torch.log1p(-p.clamp_max(1 - torch.finfo(p.dtype).eps / 2))
-    )
-
-
-def _full(value: Tensor) -> Tensor:
-    """``value``, of half precision in float32."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-@contextmanager
-def _captured(head: nn.Linear | None, into: list[Tensor]) -> Iterator[None]:
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda _m, args: into.append(args[0]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    return any(isinstance(m, DROPOUTS) and m.p > 0 for m in model.modules())
-
-
-def _linear_head(model: nn.Module) -> nn.Linear:
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not heads:
-        raise InputError(
-            "dropout draws need a dropout module or a final linear layer, and the network "
-            "has neither; leave BU out"
-        )
-    return heads[-1]
 
 
 def _input_channels(model: nn.Module) -> int | None:

@@ -13,7 +13,9 @@ from feathide.models.layers import entrance
 from feathide.models.logits import logits_of
 from feathide.models.memory import lacks_memory
 from feathide.models.packaged import is_packaged, load_packaged
-from feathide.models.weights import Rename, load_weights, some
+from feathide.models.weight_files import some
+from feathide.models.weight_names import Rename
+from feathide.models.weights import load_weights
 from feathide.models.zoo import _by, _seeded
 from feathide.registry.user_code import called, foreign, importable, load_object
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from feathide.errors import InputError, expected
 from feathide.models.layers import entrance
-from feathide.models.weights import Rename, load_weights
+from feathide.models.weight_names import Rename
+from feathide.models.weights import load_weights
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ValueInfoProto

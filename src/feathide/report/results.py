@@ -14,7 +14,7 @@ import pandas as pd
 
 from feathide.errors import expected, unknown
 from feathide.metrics.numbers import number
-from feathide.metrics.statistics import independent
+from feathide.metrics.rates import independent
 
 __all__ = ["COLUMNS", "CURVES", "About", "Case", "Run", "Scale"]
 

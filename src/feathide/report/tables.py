@@ -7,8 +7,9 @@ from functools import partial
 
 import pandas as pd
 
+from feathide.metrics.metric import Metric
 from feathide.metrics.numbers import bare, number, percent
-from feathide.metrics.registry import METRICS, Metric, in_order, metric_of, title_of
+from feathide.metrics.registry import METRICS, in_order, metric_of, title_of
 from feathide.report.naming import label
 from feathide.report.results import Run
 from feathide.report.verdict import at_budget

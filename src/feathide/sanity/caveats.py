@@ -7,9 +7,9 @@ import torch
 
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
+from feathide.metrics.metric import RATES
 from feathide.metrics.numbers import percent, whole_percent
-from feathide.metrics.registry import RATES
-from feathide.metrics.statistics import cases_needed, enough, independent
+from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
 from feathide.pipeline.steps import cells, plain_only

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from feathide.execution.digests import FORMAT, digest
-from feathide.execution.engine import Task, tell
+from feathide.execution.graph import Task
+from feathide.execution.progress import tell
 from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.zoo import build

@@ -13,11 +13,12 @@ from feathide.attacks.loop import Attack
 from feathide.catalog import OBJECTIVES
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, taught, unpacked
 from feathide.execution.store import Store
 from feathide.losses import HFC, Evade, Objective
-from feathide.metrics.statistics import cut, share_at, slipping, threshold
+from feathide.metrics.rates import slipping, threshold
+from feathide.metrics.uncertain_threshold import cut, share_at
 from feathide.pipeline.context import Context, context_of, noisy_at
 from feathide.pipeline.steps import Arrays, attack_of, needed, observe
 from feathide.plans.plan import Cell

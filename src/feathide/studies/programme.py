@@ -21,7 +21,8 @@ from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
 from feathide.errors import expected, unknown
 from feathide.execution.digests import digest
-from feathide.execution.store import open_folder, write_whole
+from feathide.execution.store import open_folder
+from feathide.execution.whole_files import write_whole
 from feathide.pipeline.context import Context
 from feathide.pipeline.table import table_of
 from feathide.plans.plan import load_plan, merged
