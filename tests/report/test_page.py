@@ -201,7 +201,7 @@ def test_threat_model_shows_what_it_is_given(make: Callable[..., Run], page: Pag
         run, threat={**run.threat, "where": "inside the lung", "eps_in_words": "2 HU"}
     )
     text = Page(render(told)).text
-    assert "2 HU (Hounsfield units)" in text and "inside the lung" in text
+    assert "2 HU (Hounsfield units)" in text and "Inside the lung." in text
 
 
 def test_every_number_of_the_table_is_on_the_page(run: Run, text: str) -> None:
