@@ -21,7 +21,7 @@ from feathide.attacks.presets import bim
 from feathide.attacks.threats import Linf
 from feathide.auditing.ci import Condition
 from feathide.auditing.export import export_images
-from feathide.auditing.run import audit
+from feathide.auditing.run import audit, checked
 from feathide.cli import app
 from feathide.data import cases_of_arrays, read_back
 from feathide.data.region import load_region
@@ -287,6 +287,20 @@ def test_a_plain_number_for_hounsfield_units_is_explained(tmp_path: Path) -> Non
     plan = {"data": str(dicom_study(tmp_path)), "network": "tiny", "eps": "4/255"}
     with pytest.raises(InputError, match=r"units of the box .* '4 HU'"):
         audit(load_plan(plan), tmp_path / "run")
+
+
+def test_mean_and_std_of_other_units_name_the_window(tmp_path: Path) -> None:
+    plan = {
+        "data": {"path": str(dicom_study(tmp_path)), "box": [-1024, 3071]},
+        "eps": "4 HU",
+    }
+    network = {"arch": "tiny", "mean": [0.48], "std": [0.24]}
+    with pytest.raises(InputError, match=r"say window: \[-1024, 3071\]"):
+        checked(load_plan({**plan, "network": network}), tmp_path / "run")
+    checked(
+        load_plan({**plan, "network": {**network, "window": [-1024, 3071]}}),
+        tmp_path / "run",
+    )
 
 
 CODE = (

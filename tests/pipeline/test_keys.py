@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "subgroups": ({"columns": ["label"]}, NOTHING),
     "large_eps": (True, NOTHING),
     "quick": ({"whole": "abc"}, NOTHING),
+    "about": ({"made_by": "Audit office", "made_for": "Radiology"}, NOTHING),
     "device": ("cpu", NOTHING),
 }
 

@@ -221,7 +221,7 @@ def test_progress_is_reported_and_ctrl_c_leaves_nothing_behind(
             raise KeyboardInterrupt
 
     handler, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="no weights were written"):
         train_classifier(
             striped(),
             "tiny",

@@ -16,12 +16,14 @@ from feathide.pipeline.context import Context
 from feathide.pipeline.listing import cells
 from feathide.sanity.probes import CASES
 
-__all__ = ["FINISH", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
+__all__ = ["FINISH", "START_UP", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
 
 TRIED = 8  # images of the trial
 SMALL = 0.05  # seconds of a task that fits or scores
 TRAINING = 1.5  # a step of training, in steps of an attack
-FINISH = 5.0  # seconds of tables and the page
+BEGIN = 2.0  # seconds of what a training needs: Lightning, optimiser, data
+START_UP = 4.0  # seconds of the imports
+FINISH = 4.0  # seconds of tables and the page
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ def _seconds(context: Context, task: Task, pace: Pace) -> float:
     schedule = attack_of(context, cells(context)[-1], None).passes
     tuned = max((len(o.weights) + 1 for o in plan.objectives), default=1)
     images = len(context.data.rows("train"))
-    training = 5 + TRAINING * step * plan.network.train.epochs * images
+    training = BEGIN + TRAINING * step * plan.network.train.epochs * images
     guard = plan.reference_network
-    robust = pace.reference * guard.train.epochs * images * (TRAINING + guard.steps) + 5
+    robust = pace.reference * guard.train.epochs * images * (TRAINING + guard.steps)
+    robust += BEGIN
     each: Mapping[str, float] = {
         "train the classifier": training,
         "train the reference network": robust,

@@ -2,15 +2,17 @@
 estimate of the time.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from feathide.auditing.disk_space import check_room
-from feathide.auditing.forecast import Pace, by_stage, classifier_of, pace_of
+from feathide.auditing.forecast import START_UP, Pace, by_stage, classifier_of, pace_of
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
+from feathide.metrics.numbers import whole_percent
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough
 from feathide.models.classifier import FeatureClassifier
@@ -44,12 +46,15 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     """What a plan that could run as it is will cost; raises ``InputError`` with what is wrong
     otherwise. Nothing is written.
     """
+    started = time.perf_counter()
     context = checked(plan, out)
+    begins = START_UP + time.perf_counter() - started
     classifier = classifier_of(context)
     order = audit_tasks(context)
     pace = pace_of(context, classifier, order)
     left = [t for t in order if not context.store.done(t.key)]
-    stages = by_stage(context, left, pace)
+    # an audit reads and checks the images, and makes the trial, as was just done
+    stages = {"start-up": begins, **by_stage(context, left, pace)} if left else {}
     mebibytes = peak() + pace.grown / 2**20
     room = check_room(context, order)
     says = (
@@ -132,8 +137,10 @@ def _thresholds(context: Context) -> str:
     missing.
     """
     n, said = calibrated(context)
-    needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in RATES.values())
-    few = [f"{rate:.0%}" for rate in RATES.values() if not enough(n, rate)]
+    needs = ", ".join(
+        f"{cases_needed(rate)} for {whole_percent(rate)}" for rate in RATES.values()
+    )
+    few = [whole_percent(rate) for rate in RATES.values() if not enough(n, rate)]
     missing = (
         f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or "
         "raise split.calibration"

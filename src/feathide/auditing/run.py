@@ -18,10 +18,11 @@ from feathide.auditing.ci import Condition, Judged, write_junit
 from feathide.auditing.disk_space import check_room
 from feathide.auditing.forecast import FINISH, foreseen
 from feathide.auditing.machines import write_machine_files
+from feathide.auditing.record import begun_on
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
-from feathide.errors import InputError
+from feathide.errors import InputError, check_kind, expected
 from feathide.execution.digests import digest
 from feathide.execution.engine import Progress
 from feathide.execution.engine import run as work_off
@@ -87,6 +88,7 @@ def checked(plan: Plan, out: Path) -> Context:
     check_hiding(context)
     check_subgroups(context)
     _check_head(context)
+    _check_units(context)
     if context.recipe.trains:
         context.recipe.taken()
         check_fitness(context, check_untrained(context))
@@ -157,6 +159,7 @@ def audit(
         found.table.query("metric == 'slips_through_fpr10'")
         ```
     """
+    check_kind("the plan", plan, Plan, do='say load_plan("plan.yaml")')
     conditions = [Condition.parse(text) for text in fail_if]
     context = checked(plan, near(out))
     order = audit_tasks(context)
@@ -229,6 +232,7 @@ def write_plan(context: Context) -> None:
     is.
     """
     record = {
+        "date": begun_on(context),
         "versions": versions(),
         "hardware": {
             "machine": platform.machine(),
@@ -267,6 +271,19 @@ def _check_head(context: Context) -> None:
             f"a sigmoid head decides between 2 classes, got {len(context.data.class_names)}; say "
             "head: softmax"
         )
+
+
+def _check_units(context: Context) -> None:
+    """Refuse mean and std of images in [0, 1] for images that the network sees otherwise."""
+    n, (low, high) = context.plan.network, context.data.cases.box
+    width = high - low if context.recipe.window is None else 1.0
+    if n.std is None or max(n.std) > width / 500:
+        return
+    raise expected(
+        f"network.mean and std must be in the units that the network sees, [{low:g}, {high:g}]",
+        got=f"mean {list(n.mean or ())}, std {list(n.std)}",
+        do=f"say window: [{low:g}, {high:g}], which shows the images to the network as [0, 1]",
+    )
 
 
 def _write_json(content: object, path: Path) -> None:

@@ -25,8 +25,8 @@ from feathide.execution.packing import change
 from feathide.execution.remote import home_of, near
 from feathide.execution.store import Store, held_plan
 from feathide.pipeline.context import Context
-from feathide.pipeline.data import cases_of
 from feathide.pipeline.listing import cells
+from feathide.pipeline.moved import loaded
 from feathide.pipeline.stored_images import decode
 from feathide.pipeline.subgroups import subgroups_of
 from feathide.pipeline.table import comparisons_of, stored_table, table_of
@@ -96,7 +96,7 @@ def _at_hand(folder: Path) -> Iterator[Path]:
 
 def _verified(run: Path, sample: int) -> Verified:
     found = finished(run)
-    cases_of.cache_clear()
+    loaded.cache_clear()
     context = Context(found.plan, found.store)  # nothing that this process remembers
     files, damaged = _files(context.store)
     try:

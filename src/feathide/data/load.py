@@ -95,6 +95,12 @@ def load_cases(
         >>> cases.class_names, cases.images([0]).dtype.name
         (('clear', 'opacity'), 'float32')
     """
+    if not isinstance(path, str | Path):
+        raise expected(
+            "the images must be named by a path",
+            got=f"a {type(path).__name__}",
+            do="give a file or folder; arrays of your own are read from an npz",
+        )
     how = Reading(
         patients=None if patients is None else Path(patients),
         patient_pattern=patient_pattern,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.data.valid_range import check_tensor
-from feathide.errors import choose, expected
+from feathide.errors import check_kind, choose, expected
 from feathide.mixtures.components import CANDIDATES, best_of, components_of, curve_of
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
@@ -147,6 +147,7 @@ class MixtureBank:
         *,
         layers: Sequence[str] | None = None,
         soft: bool = False,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """The energy of every sample under the mixtures of its own class; differentiable.
 
@@ -155,6 +156,8 @@ class MixtureBank:
             classes: The class of each sample (N,).
             layers: The layers to use; all of the bank's by default.
             soft: Use all components in place of the nearest one.
+            shift: What is subtracted from the features first: (N, D), the layers side by side;
+                see :meth:`deviation`. Not with ``soft``.
 
         Returns:
             The energies (N, L): squared Mahalanobis distances to the nearest component, per
@@ -170,7 +173,59 @@ class MixtureBank:
             features,
             {label: self._fields(label, names, features[0]) for label in groups.labels},
             groups,
+            shift,
         )
+
+    def deviation(
+        self,
+        out: Outputs,
+        classes: Tensor,
+        targets: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+    ) -> Tensor:
+        """How every sample deviates from its own class, as a deviation from another class.
+
+            d_l = f_l - m_c,    r_l^2 = E_l(f_l, c) / E_l(m_t + d_l, t)
+
+        with m_c and m_t the means of the components of both classes that are nearest to f_l. A
+        sample at m_t + r_l d_l is as far from its target as it was from its own class, in the same
+        direction: not unusual, and not too usual either.
+
+        Args:
+            out: Outputs of N samples.
+            classes: The class of each sample (N,).
+            targets: The other class (N,).
+            layers: The layers to use; all of the bank's by default.
+
+        Returns:
+            r_l d_l, the layers side by side (N, D), without gradient.
+        """
+        names = self._layers(layers)
+        with torch.no_grad():
+            own, other = (self._means(out, c, names) for c in (classes, targets))
+            away = {n: out.features[n] - own[n] for n in names}
+            moved = replace(out, features={n: other[n] + away[n] for n in names})
+            before = self.energy(out, classes, layers=names)
+            after = self.energy(moved, targets, layers=names)
+            longer = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).sqrt()
+            longer = torch.where(after > 0, longer, torch.zeros_like(longer))
+            return torch.cat(
+                [away[n] * longer[:, i : i + 1] for i, n in enumerate(names)], 1
+            )
+
+    def _means(
+        self, out: Outputs, classes: Tensor, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The mean nearest to each sample among the components of its class, for each layer."""
+        groups = self._groups(classes)
+        found = {}
+        for name in names:
+            parts = choose("layer", name, out.features)[groups.order].split(groups.sizes)
+            mixtures = [self.mixtures[name][label] for label in groups.labels]
+            means = [m.mean(part) for m, part in zip(mixtures, parts, strict=True)]
+            found[name] = torch.cat(means)[groups.back]
+        return found
 
     def usual(
         self,
@@ -351,6 +406,7 @@ class MixtureBank:
 
 def _check_fit(outputs: Outputs, labels: Tensor, holdout: float) -> None:
     """Refuse labels that do not belong to the outputs, and a share that is none."""
+    check_kind("outputs", outputs, Outputs, do="give classifier.extract(images)")
     check_tensor("labels", labels)
     if len(labels) != len(outputs) or not len(labels):
         raise expected(

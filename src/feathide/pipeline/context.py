@@ -29,7 +29,7 @@ class Context:
     @cached_property
     def data(self) -> Data:
         """Images, labels, splits and batches."""
-        return Data(self.plan)
+        return Data(self.plan, self.store.folder)
 
     @cached_property
     def limits(self) -> Limits:

@@ -4,31 +4,33 @@ class that each is to be taken for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feathide.data import Cases, load_cases, three_way
+from feathide.data import Cases, three_way
 from feathide.data.noise import Noise
 from feathide.errors import expected
 from feathide.models.device import device_of
+from feathide.pipeline.moved import cases_of, file_near
 from feathide.plans.plan import Plan
-from feathide.plans.sections import DataPlan
 from feathide.types import Goal
 
-__all__ = ["PARTS", "Data", "cases_of"]
+__all__ = ["PARTS", "Data"]
 
 PARTS = ("detector-training", "calibration", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The images of one plan, on the device that computes."""
+    """The images of one plan, on the device that computes; ``run`` is the folder of its run."""
 
     plan: Plan
+    run: Path
 
     @cached_property
     def device(self) -> torch.device:
@@ -37,7 +39,17 @@ class Data:
     @cached_property
     def cases(self) -> Cases:
         """The images, checked: no patient and no image stands in two splits."""
-        return cases_of(self.plan.data, self.plan.seed)
+        return cases_of(self.plan.data, self.plan.seed, self.run)
+
+    @cached_property
+    def weights(self) -> str | None:
+        """The file of the classifier's weights, wherever it is now."""
+        return file_near(self.plan.network.weights, self.run)
+
+    @cached_property
+    def begins_with(self) -> str | None:
+        """The file of weights that a training starts from, wherever it is now."""
+        return file_near(self.plan.network.start_from, self.run)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -149,9 +161,3 @@ class Data:
         u = Noise(self.plan.seed, self.ids(rows)).uniform((), draw="target")
         shift = 1 + (u * (k - 1)).long().clamp_max(k - 2)
         return Goal(source.to(self.device), ((source + shift) % k).to(self.device))
-
-
-@lru_cache(maxsize=8)  # a programme asks several plans in turn
-def cases_of(data: DataPlan, seed: int) -> Cases:
-    """The cases of a plan; plans that differ in other things share them."""
-    return load_cases(**data.model_dump(), seed=seed)

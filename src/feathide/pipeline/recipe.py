@@ -59,7 +59,7 @@ class Recipe:
         """What a file of weights written by ``feathide train`` says about its network; empty for
         others.
         """
-        weights = self.plan.network.weights
+        weights = self.data.weights
         ours = weights is not None and weights.endswith(".safetensors")
         found = read_about(weights) if ours and weights is not None else {}
         arch = found.get("arch") or self.plan.network.arch
@@ -90,14 +90,14 @@ class Recipe:
         if n.own:
             return load_network(
                 n.arch,
-                weights=n.weights,
+                weights=self.data.weights,
                 kwargs=n.arguments,
                 trust=n.trust,
                 rename=n.rename,
             )
         model = self.empty_network()
-        if n.weights is not None:
-            load_weights(model, n.weights, rename=n.rename)
+        if self.data.weights is not None:
+            load_weights(model, self.data.weights, rename=n.rename)
         return model.eval()
 
     def taken(self) -> Taken | None:
@@ -108,7 +108,8 @@ class Recipe:
         if n.own or (n.weights is None and n.start_from is None):
             return None
         take = load_weights if n.weights is not None else start_from
-        return take(self.empty_network(), n.weights or n.start_from or "", rename=n.rename)
+        file = self.data.weights or self.data.begins_with or ""
+        return take(self.empty_network(), file, rename=n.rename)
 
     def _built(self, arch: str, stem: Stem) -> nn.Module:
         return build(

@@ -64,8 +64,9 @@ class Steps:
             "window": n.window,
             "seed": self.recipe.network_seed,
         }
-        if n.start_from is not None:
-            trained |= {"start_from": file_digest(n.start_from), "rename": n.rename}
+        begins_with = self.data.begins_with
+        if begins_with is not None:
+            trained |= {"start_from": file_digest(begins_with), "rename": n.rename}
         return Decision(trained)
 
     @property

@@ -46,7 +46,7 @@ def train(context: "Context") -> Arrays:
         n.arch,
         n.train,
         seed=context.recipe.network_seed,
-        weights=n.start_from,
+        weights=context.data.begins_with,
         rename=n.rename,
     )
     return packed_network(result)

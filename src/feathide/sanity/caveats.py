@@ -8,6 +8,7 @@ import torch
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
 from feathide.metrics.metric import RATES
+from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
@@ -45,7 +46,7 @@ def foreseen(context: Context) -> list[str]:
     for name, rate in RATES.items():
         if not enough(n, rate):
             found.append(
-                f"{said} are few for {rate:.0%} false alarms: a threshold there needs "
+                f"{said} are few for {whole_percent(rate)} false alarms: a threshold there needs "
                 f"{cases_needed(rate)}; the intervals at {name}"
                 " allow for it, and no guard is said to hold at this level"
             )
@@ -137,7 +138,7 @@ def _weak(success: pd.DataFrame) -> list[str]:
             )
         if name in plain and plain[name] < 0.9:
             found.append(
-                f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps "
+                f"plain {name} succeeds on {percent(plain[name])} only: raise eps or the steps "
                 "before concluding that a guard holds"
             )
     return found
