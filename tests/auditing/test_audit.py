@@ -282,7 +282,7 @@ def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(context: Contex
         s.startswith(f"thresholds: {told}; {needs}; with {patients} no guard") for s in said
     )
     assert all(f.word != "holds" for f in verdict(run_of(context, table)).findings)
-    few = f"{told} are few for 10 % false alarms: a threshold there needs 100"
+    few = f"{told} are few: a threshold needs 100 at 10 %, 200 at 5 %, 1000 at 1 % false alarms"
     assert any(few in c for c in caveats_of(context, table))
 
 

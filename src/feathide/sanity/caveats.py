@@ -42,14 +42,7 @@ def calibrated(context: Context) -> tuple[int, str]:
 def foreseen(context: Context) -> list[str]:
     """The caveats that are known before anything is attacked."""
     found = [] if context.recipe.trains else check_classifier(context)
-    n, said = calibrated(context)
-    for name, rate in RATES.items():
-        if not enough(n, rate):
-            found.append(
-                f"{said} are few for {whole_percent(rate)} false alarms: a threshold there needs "
-                f"{cases_needed(rate)}; the intervals at {name}"
-                " allow for it, and no guard is said to hold at this level"
-            )
+    found += _thresholds(context)
     found += _budgets(context) + _plainly(context)
     if bad := context.cases.skipped:
         found.append(
@@ -57,6 +50,19 @@ def foreseen(context: Context) -> list[str]:
             f"{bad[0].path}: {bad[0].reason}"
         )
     return found
+
+
+def _thresholds(context: Context) -> list[str]:
+    """At which rates of false alarms the calibration split is too small for a threshold."""
+    n, said = calibrated(context)
+    short = [rate for rate in RATES.values() if not enough(n, rate)]
+    if not short:
+        return []
+    needs = ", ".join(f"{cases_needed(r)} at {whole_percent(r)}" for r in short)
+    return [
+        f"{said} are few: a threshold needs {needs} false alarms; the intervals allow for it, and "
+        "no guard is said to hold there"
+    ]
 
 
 def _budgets(context: Context) -> list[str]:
