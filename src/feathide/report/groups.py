@@ -78,8 +78,8 @@ def group_line(run: Run) -> str:
     found = rows[(rows["p_holm"] <= DIFFERS) & worse]
     if not len(found):
         return f"No group by {columns} does worse than the rest beyond chance."
-    far = (found["value"] - found["rest"]).abs().idxmax()
-    row = found.loc[far]
+    far = (found["value"] - found["rest"]).abs().to_numpy().argmax()
+    row = found.iloc[int(far)]
     return (
         f"One group does worse: {row['column']} {row['group']}, {_head(row)}: "
         f"{percent(float(row['value']))} % there, {percent(float(row['rest']))} % elsewhere "
