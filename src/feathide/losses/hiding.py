@@ -16,7 +16,7 @@ from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
 from feathide.mixtures import MixtureBank
 from feathide.models.memory import lacks_memory
 from feathide.registry.specs import floor_of
-from feathide.types import Goal, Outputs, Rows
+from feathide.types import Aim, Outputs, Rows
 
 __all__ = ["HFC", "Evade", "Guide", "Scorer", "score_of", "without_gradient"]
 
@@ -66,10 +66,10 @@ class HFC(Objective):
             layers=self.bank.layers if self.layers is None else tuple(self.layers),
         )
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         names = self.bank.layers if self.layers is None else tuple(self.layers)
         need_layers("HFC", names, clean, self.bank.layers)
-        strange = sorted(set(goal.target.tolist()) - set(self.bank.classes))
+        strange = sorted(set(goal.normal_class.tolist()) - set(self.bank.classes))
         if strange:
             raise expected(
                 f"targets of the mixtures' classes {list(self.bank.classes)}",
@@ -85,13 +85,15 @@ class HFC(Objective):
         weights = None if self.weights is None else torch.tensor(self.weights)
         quantile, least = floor_of(self.floor), None
         if quantile is not None:
-            least = self.bank.usual(goal.target, quantile, layers=names, soft=self.soft).to(
-                clean.features[names[0]]
-            )
+            least = self.bank.usual(
+                goal.normal_class, quantile, layers=names, soft=self.soft
+            ).to(clean.features[names[0]])
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             # (N, L)
-            energy = self.bank.energy(out, goal.target[rows], layers=names, soft=self.soft)
+            energy = self.bank.energy(
+                out, goal.normal_class[rows], layers=names, soft=self.soft
+            )
             if least is not None:
                 energy = F.relu(energy - least[rows].to(energy))
             return (energy if weights is None else energy * weights.to(energy)).sum(1)
@@ -154,15 +156,15 @@ class Evade(Objective):
     def reads(self) -> Reads:
         return Reads(clean=False)
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         scales = self.scales or (1.0,) * len(self.detectors)
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            seen = replace(out, assumed=goal.target[rows]) if self.assume_target else out
+            seen = replace(out, assumed=goal.assumed(rows)) if self.assume_target else out
             found = [score_of(detector, seen) for detector in self.detectors]
             if _differentiable(out) and not any(score.requires_grad for score in found):
                 raise without_gradient("evade", [_named(d) for d in self.detectors])
-            total = torch.zeros_like(out.logits[:, 0])
+            total = out.logits.new_zeros(len(out))
             for i, (value, scale) in enumerate(zip(found, scales, strict=True)):
                 score = value / scale
                 total = total + (
@@ -237,7 +239,7 @@ class Guide(Objective):
     def reads(self) -> Reads:
         return Reads(clean=self.pick == "closest")
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         need_layers("guides", tuple(clean.features), clean, tuple(self.reference.features))
         if len(self.labels) != len(self.reference) or len(self.labels) < 2:
             raise expected(
@@ -252,7 +254,7 @@ class Guide(Objective):
             for n, f in reference.items()
         }
         reference = {n: f / scale[n] for n, f in reference.items()}
-        same = self.labels.to(like.device)[None, :] == goal.target[:, None]  # (N, R)
+        same = self.labels.to(like.device)[None, :] == goal.normal_class[:, None]  # (N, R)
         if not bool(same.any(1).all()):
             raise expected(
                 "clean images of every target class as guides",
