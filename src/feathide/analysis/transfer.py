@@ -40,7 +40,7 @@ from feathide.pipeline.steps import (
 )
 from feathide.pipeline.stored import cuts_of
 from feathide.plans.plan import Cell, Plan, slug
-from feathide.types import Box, Goal, Outputs
+from feathide.types import Aim, Box, Outputs
 
 __all__ = [
     "Jury",
@@ -99,7 +99,7 @@ class Of(Objective):
     member: int
     objective: Objective
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         bound = self.objective.bind(heard(clean, self.member), goal, noise)
 
         def of(loss: Loss | None) -> Loss | None:

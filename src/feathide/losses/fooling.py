@@ -113,7 +113,8 @@ class DLR(Objective):
     def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         goal = class_goal(goal, "DLR")
         classes = clean.logits.shape[1]
-        source, target, margin = goal.source, goal.target, goal.margin
+        source, target = goal.source, goal.target
+        margin: Loss = goal.margin
         if self.rank is not None:
             if not 1 <= self.rank < classes:
                 raise expected(

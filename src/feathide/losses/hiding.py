@@ -208,6 +208,24 @@ def without_gradient(objective: str, detectors: Sequence[str]) -> InputError:
     )
 
 
+def _known(values: Tensor) -> Tensor:
+    """``values``, 0 where an image lacks a region."""
+    return torch.where(values.isnan(), 0.0, values)
+
+
+def _spread(f: Tensor) -> Tensor:
+    """The standard deviation of a layer, averaged over channels, times the root of their number."""
+    known = f[~f.isnan().any(1)]
+    if len(known) < 2:  # a region that the reference lacks guides nobody
+        return f.new_tensor(torch.nan)
+    return known.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5
+
+
+def _apart(f: Tensor, guides: Tensor) -> Tensor:
+    """The squared distances (N, R); 0 where one of the two lacks a region."""
+    return _known(torch.cdist(f, guides) ** 2)
+
+
 def _named(detector: Scorer) -> str:
     return str(getattr(detector, "name", type(detector).__name__))
 
@@ -249,10 +267,7 @@ class Guide(Objective):
             )
         like = clean.logits
         reference = {n: self.reference.features[n].to(f) for n, f in clean.features.items()}
-        scale = {
-            n: f.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5
-            for n, f in reference.items()
-        }
+        scale = {n: _spread(f) for n, f in reference.items()}
         reference = {n: f / scale[n] for n, f in reference.items()}
         same = self.labels.to(like.device)[None, :] == goal.normal_class[:, None]  # (N, R)
         if not bool(same.any(1).all()):
@@ -265,7 +280,7 @@ class Guide(Objective):
             cost = noise.uniform((same.shape[1],), draw="guide").to(like)
         else:
             cost = sum(
-                torch.cdist(clean.features[n].to(like) / scale[n], f) ** 2
+                _apart(clean.features[n].to(like) / scale[n], f)
                 for n, f in reference.items()
             )  # type: ignore[assignment]
         chosen = cost.masked_fill(~same, float("inf")).argmin(1)
@@ -273,7 +288,7 @@ class Guide(Objective):
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             return sum(
-                ((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
+                _known((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
                 for n, g in guides.items()
             )
 

@@ -36,7 +36,7 @@ from feathide.pipeline.steps import Arrays, attack_of, needed, weight_of
 from feathide.plans.plan import Cell
 from feathide.plans.sections import AttackPlan, ObjectivePlan
 from feathide.sanity.surrogate import surrogate_key, surrogate_of, surrogate_task
-from feathide.types import ALL, Goal, Outputs, Rows
+from feathide.types import ALL, Aim, Goal, Outputs, Rows
 
 __all__ = [
     "FLAGS",
@@ -342,7 +342,7 @@ class Readout(Objective):
     guards: tuple[Guard, ...]
     limits: Tensor
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         def answer(out: Outputs, rows: Rows) -> Tensor:
             return (out.last.double() * self.weight[rows]).sum(1) - self.bias[rows]
 
