@@ -287,9 +287,10 @@ class Guide(Objective):
         guides = {n: f[chosen] for n, f in reference.items()}
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            return sum(
+            apart = [
                 _known((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
                 for n, g in guides.items()
-            )
+            ]
+            return torch.stack(apart).sum(0)
 
         return BoundLoss(hide=hide, name=f"{self.pick} guide")

@@ -205,10 +205,11 @@ def has_dropout(model: nn.Module) -> bool:
 
 def last_head(model: nn.Module) -> nn.Module:
     """The last linear layer, or of a network without any the last convolution."""
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    return (
-        linears or [m for m in model.modules() if isinstance(m, CONVOLUTIONS)] or [model]
-    )[-1]
+    for kinds in ((nn.Linear,), CONVOLUTIONS):
+        found = [m for m in model.modules() if isinstance(m, kinds)]
+        if found:
+            return found[-1]
+    return model
 
 
 def linear(head: nn.Module | None) -> nn.Linear | None:
