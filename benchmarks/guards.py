@@ -14,13 +14,13 @@ import numpy as np
 from feathide.attacks import presets as recipes
 from feathide.attacks.loop import Attack
 from feathide.attacks.threats import ThreatModel
-from feathide.metrics.statistics import proportion
+from feathide.metrics.intervals import proportion
 from feathide.losses import Evade
 from feathide.attacks.updates import Orthogonal, Selective
-from feathide.pipeline.context import Attacker, Context
+from feathide.pipeline.attacker import Attacker
+from feathide.pipeline.context import Context
 from feathide.execution.packing import scored
 from feathide.plans.plan import load_plan
-from feathide.pipeline.steps import observe
 from feathide.execution.store import Store
 from feathide.sanity.surrogate import surrogate_of
 
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=60)
     args = parser.parse_args()
     context = Context(load_plan(args.plan), Store(args.run))
-    out, rows = context.outputs("clean", "test")
-    rows = rows[out.predicted.numpy() == context.labels[rows]][: args.most]
-    x, goal = context.images(rows), context.goal(rows)
-    observer, groups = context.observing((args.guard,)), context.cases.patients[rows]
-    for eps in context.budgets:
+    out, rows = context.outputs.of("clean", "test")
+    rows = rows[out.predicted.numpy() == context.data.labels[rows]][: args.most]
+    x, goal = context.data.images(rows), context.data.goal(rows)
+    observer, groups = context.networks.observing((args.guard,)), context.cases.patients[rows]
+    for eps in context.limits.budgets:
         (guard,), (limit,), (scale,) = Attacker(context, eps).detectors([args.guard])
         print(
             f"\n{args.guard} at eps {eps:.5f}, {len(rows)} images\n\n| attack | slips through |\n|---|---|",
@@ -75,17 +75,17 @@ def main() -> None:
         )
         worst = np.zeros(len(rows), bool)
         hide = Evade((guard,), below=(limit,), scales=(scale,))
-        for name, attack in attacks(context.threat(eps), hide, args.steps, args.queries):
+        for name, attack in attacks(context.limits.threat(eps), hide, args.steps, args.queries):
             attacked = surrogate_of(context) if name.startswith("transfer") else observer
             found = attack(
                 attacked,
                 x,
                 goal,
-                ids=context.ids(rows),
+                ids=context.data.ids(rows),
                 seed=context.plan.seed,
-                grid=context.grid,
+                grid=context.limits.grid,
             )
-            seen = observe(observer, found.adversarial)
+            seen = observer.observe(found.adversarial)
             slips = (seen.predicted == goal.target.cpu()).numpy() & (
                 scored(guard, seen) <= limit
             )

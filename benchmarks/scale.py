@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feathide.execution.engine import Frontier, Task, ordered, run
+from feathide.execution.engine import run
+from feathide.execution.graph import Frontier, Task, ordered
 from feathide.execution.ray import run_on_ray
 from feathide.execution.store import Store
 
@@ -132,18 +133,18 @@ def measured(limit, steps, workers, pipe, folder):
     from feathide.pipeline.context import context_of
     from feathide.plans.plan import load_plan
     from feathide.auditing.run import audit
-    from feathide.pipeline.steps import tasks
+    from feathide.pipeline.listing import tasks
     from feathide.execution.store import open_folder
 
     torch.set_num_threads(1)
     plan = load_plan(audit_plan(limit, steps))
     context = context_of(plan.model_dump_json(), Store(folder))
     open_folder(folder, digest([context.plan, context.cases.digest]))
-    run([t for t in tasks(context) if t.key == context.classifier_key], context.store)
+    run([t for t in tasks(context) if t.key == context.steps.train.key], context.store)
     began = time.perf_counter()
     audit(plan, folder, workers=workers, reuse=True)
     seconds = time.perf_counter() - began
-    images = len(context.attacked("detector-training")) + len(context.attacked("test"))
+    images = len(context.data.attacked("detector-training")) + len(context.data.attacked("test"))
     pipe.send((images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 

@@ -158,6 +158,13 @@ def _hfc(known: Known, options: Mapping[str, Any]) -> Objective:
     return HFC(bank, layers=narrow or wanted, **rest)
 
 
+def _typical(known: Known, options: Mapping[str, Any]) -> Objective:
+    """HFC that pulls each image to a typical point of its own, in place of the mean of a class;
+    ``options`` as of ``_hfc``, but for ``floor``.
+    """
+    return _hfc(known, {"keep": 1.0, "floor": "none"} | dict(options))
+
+
 def _guide(pick: str) -> Callable[[Known, Mapping[str, Any]], Objective]:
     def make(known: Known, options: Mapping[str, Any]) -> Objective:
         outputs, labels = known.train()
@@ -184,6 +191,7 @@ OUR_OBJECTIVES: dict[str, Hiding] = {
     "hfc-scheduled": Hiding(
         _hfc, "feature-aware", 0.3, Scheduled(), needs="bank", floored=True
     ),
+    "hfc-typical": Hiding(_typical, "feature-aware", 0.3, needs="bank"),
     "random": Hiding(_guide("random"), "feature-aware", 0.1, needs="train"),
     "closest": Hiding(_guide("closest"), "feature-aware", 0.1, needs="train"),
     "kde": Hiding(_evade("kd"), "detector-aware", 1.0, needs="detectors"),

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["InputError", "choose", "expected", "few", "first_line", "unknown"]
+__all__ = [
+    "InputError",
+    "about",
+    "check_kind",
+    "choose",
+    "expected",
+    "few",
+    "first_line",
+    "unknown",
+]
 
 LONGEST = 3000  # characters of a sentence
 
@@ -22,6 +31,10 @@ class InputError(ValueError):
 
     The command line prints the message in one line and exits with 2.
     """
+
+    # the field of a plan that it is about, and whether no plan has that field
+    field: tuple[str | int, ...] = ()
+    unknown_field: bool = False
 
     def __str__(self) -> str:
         """One line for a terminal, whatever the names and values in it are: without control
@@ -55,6 +68,20 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> InputError:
         f", ... ({len(known)} in all)" if len(known) > 60 else ""
     )
     return InputError(f"unknown {kind} {name!r}; {hint}known: {shown}")
+
+
+def check_kind(what: str, value: object, kind: type, *, do: str) -> None:
+    """Refuse a value of another kind than ``what`` must be."""
+    if not isinstance(value, kind):
+        got = repr(value) if isinstance(value, int | float | str) else type(value).__name__
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise expected(f"{what} must be {article} {kind.__name__}", got=got[:200], do=do)
+
+
+def about(error: InputError, *field: str | int, unknown: bool = False) -> InputError:
+    """``error``, which is about this ``field`` of a plan."""
+    error.field, error.unknown_field = field, unknown
+    return error
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -181,6 +181,11 @@ class Aim(ABC):
 
     @property
     @abstractmethod
+    def clean_class(self) -> Tensor:
+        """The class (N,) of the clean images."""
+
+    @property
+    @abstractmethod
     def in_logits(self) -> bool:
         """Whether the outputs that it is measured in are logits, which have a unit."""
 
@@ -249,6 +254,10 @@ class Goal(LabelAim):
     @property
     def normal_class(self) -> Tensor:
         return self.target
+
+    @property
+    def clean_class(self) -> Tensor:
+        return self.source
 
     @property
     def in_logits(self) -> bool:

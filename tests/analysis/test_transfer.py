@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.transfer import (
-    Jury,
-    Member,
-    Of,
-    against_all,
-    craft_tasks,
-    heard,
-    lab_with,
-    member_tasks,
-    members,
-    transfer_frame,
-    trial_tasks,
-)
+from feathide.analysis.jury import Jury, Of, against_all, heard
+from feathide.analysis.members import Member, lab_with, member_tasks, members
+from feathide.analysis.transfer import craft_tasks, transfer_frame, trial_tasks
 from feathide.attacks.presets import pgd
 from feathide.attacks.threats import Linf
 from feathide.execution.engine import run
@@ -29,8 +19,8 @@ from feathide.losses import HFC, CrossEntropy, Margin
 from feathide.mixtures import MixtureBank
 from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline.context import context_of
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import with_needs
-from feathide.pipeline.steps import tasks
 from feathide.plans.plan import load_plan
 from feathide.types import Goal
 from worlds.linear import PLAN, SHAPES, images, linear
@@ -149,8 +139,8 @@ def test_substitutes_of_a_finding_learn_all_findings(tmp_path: Path) -> None:
     run(member_tasks(context, chosen), store)
     for member in chosen:
         substitute = lab_with(context, member)
-        x = context.images(context.rows("test")[:4])
-        out = substitute.classifier.extract(x)
+        x = context.data.images(context.data.rows("test")[:4])
+        out = substitute.networks.classifier.extract(x)
         assert (
             out.logits.shape == (4, 2)
             and out.others is not None

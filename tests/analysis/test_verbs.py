@@ -11,8 +11,9 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from feathide.analysis.members import lab_with, members
 from feathide.analysis.out_of_distribution import ood_tasks, shifted
-from feathide.analysis.transfer import lab_with, members, trial_tasks
+from feathide.analysis.transfer import trial_tasks
 from feathide.auditing.run import audit
 from feathide.cli.analysis import explain, ood
 from feathide.execution.store import Store
@@ -70,7 +71,7 @@ def run(home: Path, *words: str) -> pd.DataFrame:
 def test_direction(folder: Path) -> None:
     table = run(folder, "explain", "direction", str(folder / "plan.yaml"))
     context = lab_in(folder)
-    layers = list(context.train()[0].features)
+    layers = list(context.outputs.train()[0].features)
     assert set(table.metric) == {
         "cosine_iterates",
         "cosine_steps",
@@ -103,8 +104,8 @@ def test_the_trail_ends_where_the_audit_ended(folder: Path) -> None:
     for cell, _ in followed(context):
         changes, found = changes_of(context, cell), found_in(context, cell)
         assert (changes.rows == found.rows).all()
-        stored = context.at(context.condition(cell), "test", changes.rows)
-        clean = context.at("clean", "test", changes.rows)
+        stored = context.outputs.at(context.steps.condition(cell), "test", changes.rows)
+        clean = context.outputs.at("clean", "test", changes.rows)
         if cell.attack.name == "fgsm":  # of whose two images the second is kept if it fools
             layer, change = next(iter(changes.layers.items()))
             same = (
@@ -263,7 +264,7 @@ def test_lesions_lie_inside_the_organ(tmp_path: Path) -> None:
     plan = {"data": str(write_npz(tmp_path / "left.npz")), **PLAN}
     free = context_of(load_plan(plan).model_dump_json(), Store(tmp_path / "out"))
     bound = Context(load_plan(plan, organ=str(tmp_path / "organ.npz")), free.store)
-    rows = bound.rows("test")[:6]
+    rows = bound.data.rows("test")[:6]
     for name in ("large lesions", "6 medium"):
         inside = shifted(bound, name, rows).numpy() != bound.cases.images(rows)
         assert inside.any() and not (inside & (organ == 0)).any()

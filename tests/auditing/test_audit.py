@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,26 @@ from feathide.cli import app
 from feathide.errors import InputError
 from feathide.execution.packing import scored
 from feathide.execution.store import Store
-from feathide.metrics.registry import RATES
-from feathide.metrics.statistics import Cut, proportion, threshold
-from feathide.models.classifier import FeatureClassifier
+from feathide.metrics.intervals import proportion
+from feathide.metrics.metric import RATES
+from feathide.metrics.rates import threshold
+from feathide.metrics.uncertain_threshold import Cut
 from feathide.models.libraries import Arch
 from feathide.pipeline.accuracy import learnt
-from feathide.pipeline.context import Context, context_of, noisy_at
+from feathide.pipeline.attacking import SURE, attack_of, attack_rows
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.coverage import coverage_of, left_out, share_constrained
-from feathide.pipeline.steps import SURE, attack_of, attack_rows, cells, decode
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, scores_in, thresholds_of
+from feathide.pipeline.stored_images import decode
 from feathide.pipeline.table import COLUMNS, table_of
-from feathide.plans.plan import Cell, load_plan
+from feathide.plans.plan import Cell, Plan, load_plan
 from feathide.plans.sections import AttackPlan, ObjectivePlan, SchedulePlan
 from feathide.report import verdict
 from feathide.sanity.caveats import caveats_of
-from feathide.sanity.checks import masked_in
+from feathide.sanity.judge_probes import masked_in
 from feathide.sanity.probes import numbered, probe_key, probes_in
-from feathide.types import Outputs
 from worlds.audits import EPS, PLAN, write_npz
 
 
@@ -105,37 +109,39 @@ def test_stored_images_are_what_was_judged(context: Context) -> None:
     counted.
     """
     for cell in cells(context):
-        key = context.images_key(context.condition(cell), "test", 0)
+        key = context.steps.attack(cell, "test").keys[0]
         stored = context.store.load(key)
         assert stored["image"].dtype == np.uint8
         clean = np.round(context.cases.images(stored["rows"]) * 255)
         gap = np.abs(stored["image"].astype(int) - clean)
         assert 0 < gap.max() <= round(EPS * 255)
-        out = context.classifier.extract(
-            decode(stored["image"], context.grid, context.cases.box)
+        out = context.networks.classifier.extract(
+            decode(stored["image"], context.limits.grid, context.cases.box)
         )
         assert (out.predicted.numpy() == stored["prediction"]).all()
-        assert (stored["label"] == context.labels[stored["rows"]]).all() and (
+        assert (stored["label"] == context.data.labels[stored["rows"]]).all() and (
             stored["target"] != stored["label"]
         ).all()
-        assert list(stored["id"]) == list(context.ids(stored["rows"]))
+        assert list(stored["id"]) == list(context.data.ids(stored["rows"]))
 
 
 def test_the_classifier_sees_what_it_was_trained_on(context: Context) -> None:
-    train = context.images(context.rows("train")).double()
+    train = context.data.images(context.data.rows("train")).double()
     axes = tuple(i for i in range(train.ndim) if i != 1)
-    assert context.classifier.mean == pytest.approx(train.mean(axes).tolist(), rel=1e-4)
-    assert context.classifier.std == pytest.approx(
+    assert context.networks.classifier.mean == pytest.approx(
+        train.mean(axes).tolist(), rel=1e-4
+    )
+    assert context.networks.classifier.std == pytest.approx(
         train.std(axes, correction=0).tolist(), rel=1e-2
     )
     # and nobody trains it further
-    assert not any(p.requires_grad for p in context.classifier.model.parameters())
+    assert not any(p.requires_grad for p in context.networks.classifier.model.parameters())
 
 
 def test_only_correct_images_are_attacked(context: Context) -> None:
-    out, rows = context.outputs("clean", "test")
-    right = set(rows[out.predicted.numpy() == context.labels[rows]]) & set(
-        context.attacked("test")
+    out, rows = context.outputs.of("clean", "test")
+    right = set(rows[out.predicted.numpy() == context.data.labels[rows]]) & set(
+        context.data.attacked("test")
     )
     assert all(set(found_in(context, c).rows) == right for c in cells(context))
 
@@ -146,7 +152,7 @@ def test_a_guard_that_memorised_held_out_images_does_not_hold(
     """It knows the clean and the noisy images of both parts, and calls everything else
     suspicious: nothing slips past it, nor any shifted image.
     """
-    known = {"clean", *map(noisy_at, context.budgets)}
+    known = {"clean", *map(noisy_at, context.limits.budgets)}
 
     def memorised(
         context: Context,
@@ -225,7 +231,7 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(
 ) -> None:
     held = context.cases.where("test")
     sizes = {
-        part: len(context.rows(part))
+        part: len(context.data.rows(part))
         for part in ("detector-training", "calibration", "test")
     }
     assert (
@@ -233,7 +239,7 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(
         and min(sizes["detector-training"], sizes["test"]) > 50
     )
     assert {
-        part: len(context.attacked(part)) for part in ("detector-training", "test")
+        part: len(context.data.attacked(part)) for part in ("detector-training", "test")
     } == {"detector-training": 24, "test": 24}
     n = table.groupby("metric", sort=False).n.agg(["min", "max"])
     clean = [m for m in n.index if m.startswith(("false_alarms", "accuracy_shifted"))]
@@ -241,9 +247,9 @@ def test_split_most_limits_what_is_attacked_and_nothing_else(
         assert tuple(n.loc[metric]) == (sizes["test"],) * 2, metric
     for metric in ("success", "slips_through_fpr10", "slips_through_fpr10_all"):
         assert n.loc[metric, "max"] <= 24, metric
-    out, rows = context.outputs("clean", "test")
+    out, rows = context.outputs.of("clean", "test")
     assert table[table.metric == "accuracy"].value.iloc[0] == pytest.approx(
-        (out.predicted.numpy() == context.labels[rows]).mean()
+        (out.predicted.numpy() == context.data.labels[rows]).mean()
     )
 
 
@@ -252,19 +258,19 @@ def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(context: Contex
     images a threshold needs.
     """
     n, table = (
-        len(context.rows("calibration")),
+        len(context.data.rows("calibration")),
         pd.read_parquet(context.store.folder / "results.parquet"),
     )
     score, groups = (
         scores_in(context, "kd", EPS, "clean", "test"),
-        context.cases.patients[context.rows("test")],
+        context.cases.patients[context.data.rows("test")],
     )
     row = table[(table.metric == "false_alarms_fpr10") & (table.detector == "kd")].iloc[0]
     hits = score > thresholds_of(context, "kd", EPS)["fpr10"]
     plain = proportion(hits, groups=groups)
     assert float(row.value) == pytest.approx(hits.mean()) and row.n == len(hits)
     assert float(row.high) - float(row.low) > plain.high - plain.low
-    rows = context.rows("calibration")
+    rows = context.data.rows("calibration")
     patients = len(set(context.cases.patients[rows]))
     assert patients < n  # the patients have two images and more
     said, told = (
@@ -287,9 +293,9 @@ def test_results_of_a_limit_are_not_taken_for_those_of_another(context: Context)
     other, cell = Context(plan, context.store), cells(context)[0]
     keys = [
         (
-            x.outputs_key("clean", "test", 0),
-            x.condition(cell),
-            x.scores_key("kd", EPS, "clean", "test"),
+            x.steps.extract("clean", "test").keys[0],
+            x.steps.condition(cell),
+            x.steps.score("kd", EPS, "clean", "test").key,
         )
         for x in (context, other)
     ]
@@ -297,41 +303,45 @@ def test_results_of_a_limit_are_not_taken_for_those_of_another(context: Context)
     whole = context.plan.model_copy(
         update={"split": context.plan.split.model_copy(update={"most": None})}
     )
-    assert list(Context(whole, context.store).rows("test")) == sorted(context.rows("test"))
+    assert list(Context(whole, context.store).data.rows("test")) == sorted(
+        context.data.rows("test")
+    )
 
 
 def test_all_attacks_that_hide_are_content_with_the_same_lead(context: Context) -> None:
     """That of a clean image at the lower quartile of the detector-training split, in units of the
     typical lead; a plan may say otherwise.
     """
-    out, rows = context.outputs("clean", "detector-training")
-    label = torch.from_numpy(context.labels[rows])
+    out, rows = context.outputs.of("clean", "detector-training")
+    label = torch.from_numpy(context.data.labels[rows])
     lead = (out.logits[:, 0] - out.logits[:, 1]) * (1 - 2 * label)
-    assert context.enough() * context.typical_lead() == pytest.approx(
+    assert context.outputs.enough() * context.outputs.typical_lead() == pytest.approx(
         float(lead[lead > 0].double().quantile(0.25))
     )
     said = Context(
         context.plan.model_copy(update={"schedule": SchedulePlan(lead=0.4)}), context.store
     )
-    for which, share in ((context, context.enough()), (said, 0.4)):
+    for which, share in ((context, context.outputs.enough()), (said, 0.4)):
         for name in (n for n, a in ABILITIES.items() if a.hides and not a.several):
             attack = attack_of(
                 which, Cell(AttackPlan(name=name), ObjectivePlan(name="hfc"), EPS), 0.3
             )
             assert attack.objective.parts[0].kappa == pytest.approx(share * SURE)
-            assert attack.unit == pytest.approx(context.typical_lead() / SURE)
+            assert attack.unit == pytest.approx(context.outputs.typical_lead() / SURE)
     plain = attack_of(
         context, Cell(AttackPlan(name="cw"), ObjectivePlan(name="plain"), EPS), None
     )
     assert plain.objective.kappa == np.inf and plain.unit == 1
-    assert context.condition(cells(context)[0]) != said.condition(cells(context)[0])
+    assert context.steps.condition(cells(context)[0]) != said.steps.condition(
+        cells(context)[0]
+    )
 
 
 def test_layers_that_hfc_does_not_constrain_are_said(
     context: Context, table: pd.DataFrame
 ) -> None:
     read, last = (
-        list(context.train()[0].features),
+        list(context.outputs.train()[0].features),
         ObjectivePlan(name="hfc", options={"layers": ["last"]}),
     )
     rows = table[table.metric == "layers_constrained"]
@@ -348,55 +358,45 @@ def test_layers_that_hfc_does_not_constrain_are_said(
         in said
     )
 
-    class Narrow(Context):
+    def narrow(plan: Plan) -> Context:
         """The audit of a network of which only the last layer is watched."""
+        out, labels = context.outputs.train()
+        seen = replace(out, features={read[-1]: out.features[read[-1]]}), labels
+        classifier = replace(context.networks.classifier, layers="last")
+        watched = Context(plan, context.store)
+        watched.__dict__["networks"] = SimpleNamespace(classifier=classifier)
+        watched.__dict__["outputs"] = SimpleNamespace(train=lambda: seen)
+        return watched
 
-        @property
-        def classifier(self) -> FeatureClassifier:  # type: ignore[override]
-            return replace(context.classifier, layers="last")
-
-        def train(self) -> tuple[Outputs, torch.Tensor]:  # type: ignore[override]
-            out, labels = context.train()
-            return replace(out, features={read[-1]: out.features[read[-1]]}), labels
-
-    (said,) = coverage_of(Narrow(some.plan, context.store))
+    (said,) = coverage_of(narrow(some.plan))
     assert (
         f"HFC and guards look at 1 layers; {len(read) - 1} of the network's {len(read)} "
         "convolution units"
     ) in said
-    assert (
-        coverage_of(
-            Narrow(
-                context.plan.model_copy(
-                    update={"objectives": (ObjectivePlan(name="plain"),)}
-                ),
-                context.store,
-            )
-        )
-        == []
-    )
+    plain = {"objectives": (ObjectivePlan(name="plain"),)}
+    assert coverage_of(narrow(context.plan.model_copy(update=plain))) == []
 
 
 def test_cw_hides_about_as_well_as_pgd(context: Context) -> None:
     """Where it asked for more than PGD, the typical lead, its images kept a lead and features
     that PGD's had not.
     """
-    rows, seen = context.right("detector-training"), {}
+    rows, seen = context.outputs.right("detector-training"), {}
     for name in ("pgd", "cw"):
         cell = Cell(AttackPlan(name=name, steps=40), ObjectivePlan(name="hfc"), EPS)
         found = attack_rows(context, cell, rows)
-        out = context.classifier.observe(
-            decode(found["image"], context.grid, context.cases.box)
+        out = context.networks.classifier.observe(
+            decode(found["image"], context.limits.grid, context.cases.box)
         )
         target = torch.from_numpy(found["target"])
         lead = (out.logits[:, 1] - out.logits[:, 0]) * (2 * target - 1)
         assert float((lead > 0).float().mean()) > 0.9
-        energy = context.bank().energy(out, target).sum(1)
+        energy = context.fitted.bank().energy(out, target).sum(1)
         limits = {
             d: thresholds_of(context, d, EPS)["fpr10"] for d in ("svm", "maha", "dnn")
         }
         passes = {
-            d: float((scored(context.detector(d, EPS), out) <= limit).mean())
+            d: float((scored(context.fitted.detector(d, EPS), out) <= limit).mean())
             for d, limit in limits.items()
         }
         seen[name] = {
@@ -411,7 +411,7 @@ def test_cw_hides_about_as_well_as_pgd(context: Context) -> None:
 
 def test_parts_share_no_patient(context: Context) -> None:
     seen = [
-        set(context.cases.patients[context.rows(p)])
+        set(context.cases.patients[context.data.rows(p)])
         for p in ("train", "detector-training", "calibration", "test")
     ]
     assert all(not a & b for i, a in enumerate(seen) for b in seen[:i])
@@ -426,8 +426,8 @@ def test_nothing_is_learnt_or_set_on_test_cases(context: Context, tmp_path: Path
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
     for name in context.plan.detectors:
-        fit = fresh.detector(name, EPS)
-        out, _ = context.outputs("clean", "test")
+        fit = fresh.fitted.detector(name, EPS)
+        out, _ = context.outputs.of("clean", "test")
         want = scores_in(context, name, EPS, "clean", "test")
         assert np.allclose(scored(fit, out), want, rtol=1e-9)
         assert thresholds_of(fresh, name, EPS) == thresholds_of(context, name, EPS)
@@ -435,14 +435,14 @@ def test_nothing_is_learnt_or_set_on_test_cases(context: Context, tmp_path: Path
 
 def test_thresholds_let_the_planned_share_pass(context: Context) -> None:
     for name in context.plan.detectors:
-        scores = context.calibration(name, EPS)
+        scores = context.fitted.calibration(name, EPS)
         for rate, t in thresholds_of(context, name, EPS).items():
             assert (scores > t).mean() <= RATES[rate]
 
 
 def test_noise_is_noise(context: Context) -> None:
-    clean, rows = context.outputs("clean", "test")
-    noisy = context.at(f"noisy-{EPS:.6g}", "test", rows)
+    clean, rows = context.outputs.of("clean", "test")
+    noisy = context.outputs.at(f"noisy-{EPS:.6g}", "test", rows)
     assert (clean.last - noisy.last).abs().amax(1).min() > 0
 
 
@@ -451,7 +451,7 @@ def test_an_attack_goes_on_in_halves_where_memory_does_not_suffice(
 ) -> None:
     tight, rows, cell = (
         Context(context.plan, context.store),
-        context.rows("test")[:6],
+        context.data.rows("test")[:6],
         cells(context)[-1],
     )
 
@@ -459,7 +459,7 @@ def test_an_attack_goes_on_in_halves_where_memory_does_not_suffice(
         if len(args[0]) > 2:
             raise MemoryError
 
-    tight.classifier.model.register_forward_pre_hook(allocate)
+    tight.networks.classifier.model.register_forward_pre_hook(allocate)
     with pytest.warns(RuntimeWarning, match="memory does not suffice"):
         halves = attack_rows(tight, cell, rows, weight=1.0)
     whole = attack_rows(context, cell, rows, weight=1.0)
@@ -511,8 +511,11 @@ def test_how_layers_are_read_is_a_part_of_what_features_depend_on(
         load_plan({**plan, "network": {**plan["network"], **change}}), context.store
     )
     # the network is not trained again
-    assert other.base != context.base and other.classifier_key == context.classifier_key
-    assert (other.classifier.layout, other.classifier.tokens) == (
+    assert (
+        other.steps.reading.digest != context.steps.reading.digest
+        and other.steps.train.key == context.steps.train.key
+    )
+    assert (other.networks.classifier.layout, other.networks.classifier.tokens) == (
         other.plan.network.layout,
         other.plan.network.tokens,
     )
@@ -520,10 +523,16 @@ def test_how_layers_are_read_is_a_part_of_what_features_depend_on(
 
 def test_changing_the_budget_recomputes_only_what_depends_on_it(context: Context) -> None:
     other = Context(load_plan(context.plan.model_dump(), eps=8 / 255), context.store)
-    assert other.base == context.base and other.mixture_key == context.mixture_key
-    assert other.outputs_key("clean", "test", 0) == context.outputs_key("clean", "test", 0)
-    assert not {other.condition(c) for c in cells(other)} & {
-        context.condition(c) for c in cells(context)
+    assert (
+        other.steps.reading.digest == context.steps.reading.digest
+        and other.steps.mixtures.key == context.steps.mixtures.key
+    )
+    assert (
+        other.steps.extract("clean", "test").keys[0]
+        == context.steps.extract("clean", "test").keys[0]
+    )
+    assert not {other.steps.condition(c) for c in cells(other)} & {
+        context.steps.condition(c) for c in cells(context)
     }
 
 
@@ -777,6 +786,7 @@ def test_check_refuses_what_makes_an_audit_unsound(
 
 def test_output_says_that_a_network_gives_probabilities(data: Path, tmp_path: Path) -> None:
     from feathide.pipeline.context import context_of
+    from feathide.pipeline.network_checks import check_classifier
 
     plan = load_plan(ending(tmp_path, data, "softmax", output="probabilities"))
     plain = load_plan(ending(tmp_path, data, "none"))
@@ -787,11 +797,13 @@ def test_output_says_that_a_network_gives_probabilities(data: Path, tmp_path: Pa
         )
         for p in (plan, plain)
     ]
-    x = contexts[0].images(contexts[0].rows("train")[:4])
-    ended, open_ = (context.classifier(x).logits.log_softmax(1) for context in contexts)
+    x = contexts[0].data.images(contexts[0].data.rows("train")[:4])
+    ended, open_ = (
+        context.networks.classifier(x).logits.log_softmax(1) for context in contexts
+    )
     torch.testing.assert_close(ended, open_)
-    assert contexts[0].check_classifier() == []
-    assert contexts[0].base != contexts[1].base
+    assert check_classifier(contexts[0]) == []
+    assert contexts[0].steps.reading.digest != contexts[1].steps.reading.digest
     with pytest.raises(InputError, match=r"must lie in \[0, 1\].*these are logits"):
         check_plan(
             load_plan(ending(tmp_path, data, "none", output="probabilities")),

@@ -21,7 +21,7 @@ from feathide.attacks.presets import bim
 from feathide.attacks.threats import Linf
 from feathide.auditing.ci import Condition
 from feathide.auditing.export import export_images
-from feathide.auditing.run import audit
+from feathide.auditing.run import audit, checked
 from feathide.cli import app
 from feathide.data import cases_of_arrays, read_back
 from feathide.data.region import load_region
@@ -33,7 +33,7 @@ from feathide.mixtures import MixtureBank
 from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline import survival
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in
 from feathide.plans.plan import load_plan
 from feathide.training.trainer import train_classifier
@@ -125,7 +125,7 @@ def test_dicom_is_audited_in_its_own_units(dicom: Context) -> None:
     assert (
         dicom.cases.box == (-1024.0, 3071.0)
         and dicom.cases.unit == "HU"
-        and dicom.budgets == (120.0,)
+        and dicom.limits.budgets == (120.0,)
     )
     assert table.value[table.metric == "accuracy"].item() > 0.8
     assert 0 < table.value[table.metric == "linf_max"].max() <= 120
@@ -136,15 +136,15 @@ def test_dicom_is_audited_in_its_own_units(dicom: Context) -> None:
 
 
 def test_training_sees_the_window(dicom: Context) -> None:
-    x = dicom.cases.images(dicom.rows("train"))
+    x = dicom.cases.images(dicom.data.rows("train"))
     seen = (x.clip(-600, 900) + 600) / 1500
-    assert dicom.classifier.mean == pytest.approx([seen.mean()], rel=1e-4)
-    assert dicom.classifier.std == pytest.approx([seen.std()], rel=1e-4)
+    assert dicom.networks.classifier.mean == pytest.approx([seen.mean()], rel=1e-4)
+    assert dicom.networks.classifier.std == pytest.approx([seen.std()], rel=1e-4)
 
 
 def test_the_window_cuts_before_the_measurement(dicom: Context) -> None:
     result = train_classifier(dicom.cases, "tiny", window=(-100, 0), epochs=1, batch_size=5)
-    seen = (dicom.cases.images(dicom.rows("train")).clip(-100, 0) + 100) / 100
+    seen = (dicom.cases.images(dicom.data.rows("train")).clip(-100, 0) + 100) / 100
     assert result.mean == pytest.approx((seen.mean(),), rel=1e-4)
 
 
@@ -289,6 +289,20 @@ def test_a_plain_number_for_hounsfield_units_is_explained(tmp_path: Path) -> Non
         audit(load_plan(plan), tmp_path / "run")
 
 
+def test_mean_and_std_of_other_units_name_the_window(tmp_path: Path) -> None:
+    plan = {
+        "data": {"path": str(dicom_study(tmp_path)), "box": [-1024, 3071]},
+        "eps": "4 HU",
+    }
+    network = {"arch": "tiny", "mean": [0.48], "std": [0.24]}
+    with pytest.raises(InputError, match=r"say window: \[-1024, 3071\]"):
+        checked(load_plan({**plan, "network": network}), tmp_path / "run")
+    checked(
+        load_plan({**plan, "network": {**network, "window": [-1024, 3071]}}),
+        tmp_path / "run",
+    )
+
+
 CODE = (
     "import torch\ndef upper(x):\n    m = torch.zeros_like(x[:, :1])\n    m[:, :, :9] = 1\n    "
     "return m\ndef flat(x):\n    return x[0, 0]\n"
@@ -302,7 +316,7 @@ def test_regions(dicom: Context, tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", mask=inside)
     np.savez(tmp_path / "empty.npz", mask=0 * inside)
     np.savez(tmp_path / "small.npz", mask=inside[:5])
-    x = dicom.images(dicom.rows("test")[:3])
+    x = dicom.data.images(dicom.data.rows("test")[:3])
     code = load_region(f"{tmp_path / 'region.py'}:upper", dicom.cases, trust=True)
     file = load_region(str(tmp_path / "m.npz"), dicom.cases, trust=False)
     assert bool((code.of(x) == file.of(x)).all()) and float(file.of(x).sum()) == 9 * 32
@@ -317,7 +331,7 @@ def test_regions(dicom: Context, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must give a tensor"):
         load_region(f"{tmp_path / 'region.py'}:flat", dicom.cases, trust=True).of(x)
     plan = load_plan(dicom.plan.model_dump(), mask=str(tmp_path / "m.npz"))
-    assert Context(plan, dicom.store).base != dicom.base
+    assert Context(plan, dicom.store).steps.reading.digest != dicom.steps.reading.digest
 
 
 def test_npz_pictures_become_png_and_jpeg(tmp_path: Path) -> None:
@@ -340,10 +354,8 @@ def test_npz_pictures_become_png_and_jpeg(tmp_path: Path) -> None:
     )
     assert (png.prediction == png.file_prediction).all()
     first = png.iloc[0]
-    stored = context.store.load(
-        context.images_key(context.condition(cells(context)[2]), "test", 0)
-    )
-    assert context.ids(stored["rows"])[0] == first.id
+    stored = context.store.load(context.steps.attack(cells(context)[2], "test").keys[0])
+    assert context.data.ids(stored["rows"])[0] == first.id
     pixels = np.asarray(Image.open(tmp_path / "png" / first.file))
     assert pixels.dtype == np.uint8 and read_back(tmp_path / "png" / first.file).shape == (
         1,
@@ -393,8 +405,8 @@ def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
     assert ("", "", "maha", "false_alarms_fpr10_jpeg2000x10") in value.index
     assert not Condition.parse("success_jpeg95 > 1").judge(table).holds
     cell = cells(context)[2]
-    stored = context.store.load(context.images_key(context.condition(cell), "test", 0))
-    key = context.outputs_key(f"{context.condition(cell)}-jpeg5", "test", 0)
+    stored = context.store.load(context.steps.attack(cell, "test").keys[0])
+    key = context.steps.extract(f"{context.steps.condition(cell)}-jpeg5", "test").keys[0]
     picture = BytesIO()
     Image.fromarray(stored["image"][0, 0]).save(picture, "JPEG", quality=5)
     again = torch.from_numpy(np.asarray(Image.open(picture), dtype=np.float32) / 255)[
@@ -403,7 +415,7 @@ def test_what_rounding_and_archives_leave_is_reported(tmp_path: Path) -> None:
     with torch.no_grad():
         assert np.allclose(
             context.store.load(key)["logits"][0],
-            context.classifier(again).logits,
+            context.networks.classifier(again).logits,
             atol=1e-4,
         )
     assert "Attack success after jpeg5" in (tmp_path / "run" / "report.html").read_text()
@@ -416,18 +428,19 @@ def test_rounding_afterwards_is_judged_before_and_after(
     attack that leaves the grid.
     """
     context = Context(dicom.plan, dicom.store)
-    context.__dict__["classifier"] = lambda x: Outputs(
-        torch.nn.functional.one_hot((x % 1 != 0).flatten(1).any(1).long(), 2).float(), {}
-    )
-    monkeypatch.setattr(survival, "context_of", lambda *_: context)
-    monkeypatch.setattr(survival, "observe", lambda classifier, x: classifier(x))
+
+    def observe(x: torch.Tensor) -> Outputs:
+        off = (x % 1 != 0).flatten(1).any(1).long()
+        return Outputs(torch.nn.functional.one_hot(off, 2).float(), {})
+
+    context.networks.__dict__["classifier"] = SimpleNamespace(observe=observe)
     monkeypatch.setattr(
         survival,
         "attack_of",
         lambda *_: lambda c, x, goal, **_: SimpleNamespace(adversarial=x + 0.3),
     )
-    got = survival._round("", cells(context)[1], context.store)
-    target = context.goal(got["rows"]).target.numpy()
+    got = survival._round(context, cells(context)[1])
+    target = context.data.goal(got["rows"]).target.numpy()
     assert set(target) == {0, 1}
     assert (got["before"] == (target == 1)).all() and (got["after"] == (target == 0)).all()
 

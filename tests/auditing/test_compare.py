@@ -18,10 +18,11 @@ from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.cli import app
 from feathide.errors import InputError
+from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.registry import METRICS
-from feathide.metrics.statistics import cut, difference_at, paired_difference
-from feathide.pipeline.context import noisy_at
-from feathide.pipeline.steps import cells
+from feathide.metrics.uncertain_threshold import cut
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, scores_in
 from feathide.plans.plan import load_plan
 from worlds.audits import PLAN, write_npz
@@ -258,7 +259,9 @@ def test_two_runs_are_compared_case_by_case(run: Path, other: Path) -> None:
     for context in (b, a):
         cell = next(c for c in cells(context) if c.objective.name == "hfc")
         f = found_in(context, cell)
-        score = scores_in(context, "kd", cell.eps, context.condition(cell), "test", f.rows)
+        score = scores_in(
+            context, "kd", cell.eps, context.steps.condition(cell), "test", f.rows
+        )
         order = np.argsort(f.rows)
         slips.append(
             lambda t, fooled=f.fooled[order], score=score[order]: fooled & (score <= t)
@@ -267,7 +270,7 @@ def test_two_runs_are_compared_case_by_case(run: Path, other: Path) -> None:
             scores_in(context, "kd", cell.eps, c, "calibration")
             for c in ("clean", noisy_at(cell.eps))
         ]
-        patients = np.tile(context.cases.patients[context.rows("calibration")], 2)
+        patients = np.tile(context.cases.patients[context.data.rows("calibration")], 2)
         cuts.append(cut(np.concatenate(held), 0.10, groups=patients, seed=a.plan.seed))
     patients = a.cases.patients[np.sort(f.rows)]
     passed = [s(limit.value) for s, limit in zip(slips, cuts, strict=True)]

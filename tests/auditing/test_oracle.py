@@ -25,8 +25,9 @@ from torch import nn
 
 from feathide.auditing.run import audit
 from feathide.execution.store import Store
+from feathide.pipeline.attacking import attack_rows
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import attack_rows, cells
+from feathide.pipeline.listing import cells
 from feathide.plans.plan import load_plan
 
 RATES = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}

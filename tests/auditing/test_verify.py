@@ -18,7 +18,7 @@ from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.auditing.verify import verify
 from feathide.cli import app
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.plans.plan import load_plan
 from worlds.audits import PLAN, write_npz
 
@@ -39,10 +39,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit(load_plan({"data": data, **SMALL}), home / "trained")
     context = finished(home / "trained")
     save_file(
-        {k: v.contiguous() for k, v in context.classifier.model.state_dict().items()},
+        {
+            k: v.contiguous()
+            for k, v in context.networks.classifier.model.state_dict().items()
+        },
         home / "w.safetensors",
     )
-    arrays = context.store.load(context.classifier_key)
+    arrays = context.store.load(context.steps.train.key)
     network = {"arch": "tiny", "layers": "conv", "weights": str(home / "w.safetensors")}
     network |= {"mean": arrays["mean"].tolist(), "std": arrays["std"].tolist()}
     audit(load_plan({"data": data, **SMALL, "network": network}), home / "loaded")
@@ -145,9 +148,9 @@ def test_weights_changed_with_a_new_checksum_are_seen_by_the_images(run: Path) -
     context = finished(run)
     arrays = {
         k: v + 0.05 if k.startswith("w/") and v.dtype.kind == "f" else v
-        for k, v in context.store.load(context.classifier_key).items()
+        for k, v in context.store.load(context.steps.train.key).items()
     }
-    context.store.save(context.classifier_key, arrays)
+    context.store.save(context.steps.train.key, arrays)
     found = verify(run, sample=8)
     assert found.images == 8
     assert all("the classifier gives the logits" in d.what for d in found.differences[:8])
@@ -155,7 +158,7 @@ def test_weights_changed_with_a_new_checksum_are_seen_by_the_images(run: Path) -
 
 def test_an_image_changed_with_a_new_checksum_is_seen(run: Path) -> None:
     context = finished(run)
-    key = context.images_key(context.condition(cells(context)[0]), "test", 0)
+    key = context.steps.attack(cells(context)[0], "test").keys[0]
     arrays = context.store.load(key)
     context.store.save(key, arrays | {"image": np.full_like(arrays["image"], 200)})
     text = said(run, sample=1000)
@@ -184,6 +187,6 @@ def test_images_are_judged_beside_their_numbers(run: Path) -> None:
     """The prediction is computed, not copied."""
     context = finished(run)
     with torch.no_grad():
-        next(iter(context.classifier.model.parameters())).zero_()
+        next(iter(context.networks.classifier.model.parameters())).zero_()
     # what a process remembers of a run is not believed
     assert verify(run, sample=4).differences == ()

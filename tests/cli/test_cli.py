@@ -24,14 +24,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from feathide.auditing import quick
-from feathide.auditing.forecast import Pace
+from feathide.auditing.forecast import Pace, by_stage
 from feathide.auditing.run import Audit, audit
+from feathide.auditing.tasks import audit_tasks
 from feathide.auditing.tracking import _pictures, track
 from feathide.cli import app
 from feathide.cli.display import screen, summary
 from feathide.cli.ending import said
 from feathide.execution.engine import Interrupted
 from feathide.execution.store import Store
+from feathide.pipeline.context import context_of
 from feathide.plans.plan import load_plan
 from worlds.audits import PLAN, write_npz
 
@@ -303,6 +305,19 @@ def test_tensorboard_gets_the_numbers(found: Audit) -> None:
     ].iloc[0]
     seen = events.Scalars(f"slips_through_fpr10/pgd+{row.objective}/{row.detector}")
     assert [e.value for e in seen] == pytest.approx([row.value])
+    assert any(name.startswith("pgd") for name in events.Tags()["images"])
+    (table,) = events.Tensors("results/text_summary")
+    assert b"slips_through_fpr10" in table.tensor_proto.string_val[0]
+
+
+def test_tensorboard_gets_the_figures(found: Audit) -> None:
+    pytest.importorskip("tensorboard", reason="needs feathide[tensorboard]")
+    pytest.importorskip("matplotlib", reason="needs feathide[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(found, "tensorboard")
+    events = EventAccumulator(str(found.folder / "tensorboard")).Reload()
+    assert {"figures/roc", "figures/histograms"} <= set(events.Tags()["images"])
 
 
 def test_mlflow_gets_plan_numbers_and_report(
@@ -343,6 +358,11 @@ def _check_mlflow(client: Any, found: Audit) -> None:
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert files >= {"report.html", "model-card.json"}
     assert any(name.endswith(".png") for name in files)
+    figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/roc.html", "figures/histograms.html"} <= figures
+    place = client.download_artifacts(run.info.run_id, "results.json")
+    held = json.loads(Path(place).read_text())
+    assert held["columns"] == list(found.table) and len(held["data"]) == len(found.table)
 
 
 def test_wandb_gets_them_offline(found: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +374,7 @@ def test_wandb_gets_them_offline(found: Audit, monkeypatch: pytest.MonkeyPatch) 
     assert list(run.glob("*.wandb"))
     assert list((run / "files" / "media").glob("table/results*"))
     assert list((run / "files" / "media" / "images").iterdir())
+    assert list((run / "files" / "media" / "plotly" / "figures").glob("roc*.json"))
 
 
 def test_pictures_for_trackers_are_one_for_each_attack(found: Audit) -> None:
@@ -559,6 +580,30 @@ def test_a_slow_network_is_looked_at_less(
     )
     slow = [look.quick is not None and "slow" in str(look.quick.says) for look in looks]
     assert slow == [False, False, True]
+
+
+def test_the_least_look_still_makes_a_page(
+    looked: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "RUNGS", quick.RUNGS[-1:])
+    call = ["audit", str(looked[0] / "plan.yaml"), "--quick", "--even-so", "--quiet"]
+    told = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "run")])
+    assert told.exit_code == 0 and told.stdout.startswith("Quick look: "), told.output
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.3, 0.45])
+def test_a_quick_look_fits_whatever_a_step_takes(
+    looked: tuple[Path, Any], step: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pace = Pace(step=step, reference=0.0, grown=0.0)
+    monkeypatch.setattr(quick, "pace_of", lambda *_: pace)
+    monkeypatch.setattr(quick, "_trains", lambda _: False)
+    plan = load_plan({"data": str(looked[0] / "patches.npz"), **SMALL})
+    look = quick.quick_look(plan, tmp_path / "run", command="feathide audit")
+    context = context_of(look.model_dump_json(), Store(tmp_path / "run"))
+    order = [t for t in audit_tasks(context) if "train" not in t.stage]
+    assert sum(by_stage(context, order, pace).values()) < 300 - 20
 
 
 def test_a_quick_look_watches_few_layers_the_last_among_them(

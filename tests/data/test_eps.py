@@ -23,6 +23,8 @@ def made(dtype: str, unit: str = "", **more: object):
         (0.02, 0.02),
         ("0.02", 0.02),
         ("4/255", 4 / 255),
+        ("8 / 255", 8 / 255),
+        (" 8 /255", 8 / 255),
         ("1 grey level", 1 / 255),
         ("2 grey levels", 2 / 255),
         ("2 gray levels", 2 / 255),

@@ -45,7 +45,7 @@ from feathide.detectors.residuals import statistics
 from feathide.detectors.two_sided import Middle
 from feathide.errors import InputError
 from feathide.integrations.foreign_detectors import SklearnDetector
-from feathide.metrics.statistics import auc
+from feathide.metrics.roc import auc
 from feathide.types import Evidence, Outputs
 
 Array = NDArray[np.float64]

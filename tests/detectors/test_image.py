@@ -20,8 +20,8 @@ from feathide.errors import InputError
 from feathide.execution.packing import packed, unpacked
 from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
+from feathide.pipeline.attacking import attack_of
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import attack_of
 from feathide.plans.plan import Cell, load_plan
 from feathide.plans.sections import ObjectivePlan
 from feathide.types import Outputs
@@ -172,10 +172,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 def mean_score(context: Context, detector: str, attack: int, objective: str) -> float:
     cell = Cell(
-        context.plan.attacks[attack], ObjectivePlan(name=objective), context.budgets[0]
+        context.plan.attacks[attack],
+        ObjectivePlan(name=objective),
+        context.limits.budgets[0],
     )
-    found = context.detector(detector, context.budgets[0]).score(
-        context.outputs(context.condition(cell), "test")[0]
+    found = context.fitted.detector(detector, context.limits.budgets[0]).score(
+        context.outputs.of(context.steps.condition(cell), "test")[0]
     )
     return float(found.mean())
 
@@ -200,7 +202,9 @@ def test_smooth_perturbations_are_less_conspicuous_in_the_image(context: Context
 def test_the_share_of_the_plan_reaches_the_attack(context: Context) -> None:
     attack = attack_of(
         context,
-        Cell(context.plan.attacks[1], ObjectivePlan(name="plain"), context.budgets[0]),
+        Cell(
+            context.plan.attacks[1], ObjectivePlan(name="plain"), context.limits.budgets[0]
+        ),
         None,
     )
     assert isinstance(attack, Attack) and attack.limit == LowPass(0.4)
@@ -208,16 +212,16 @@ def test_the_share_of_the_plan_reaches_the_attack(context: Context) -> None:
 
 def test_only_what_reads_the_image_is_shown_it_and_depends_on_it(context: Context) -> None:
     assert (
-        context.classifier.statistics is None
-        and context.observing(("maha",)) is context.classifier
+        context.networks.classifier.statistics is None
+        and context.networks.observing(("maha",)) is context.networks.classifier
     )
     assert (
-        context.observing(("pixel",)).statistics is not None
-        and context.observing(("pixel",)).squeezers == ()
+        context.networks.observing(("pixel",)).statistics is not None
+        and context.networks.observing(("pixel",)).squeezers == ()
     )
     assert (
-        context.observing(("squeeze",)).statistics is None
-        and context.observing(("squeeze",)).squeezers == SQUEEZERS
+        context.networks.observing(("squeeze",)).statistics is None
+        and context.networks.observing(("squeeze",)).squeezers == SQUEEZERS
     )
     without = Context(
         load_plan(
@@ -225,14 +229,17 @@ def test_only_what_reads_the_image_is_shown_it_and_depends_on_it(context: Contex
         ),
         context.store,
     )
-    assert without.outputs_key("clean", "test", 0) != context.outputs_key(
-        "clean", "test", 0
-    )
-    key = ("maha", context.budgets[0], "clean", "test")
-    assert without.scores_key(*key) == context.scores_key(*key)
     assert (
-        context.sight[1:] == context.beside()
-        and len(context.beside(["pixel"])) == len(context.beside(["squeeze"])) == 1
+        without.steps.extract("clean", "test").keys[0]
+        != context.steps.extract("clean", "test").keys[0]
+    )
+    key = ("maha", context.limits.budgets[0], "clean", "test")
+    assert without.steps.score(*key).key == context.steps.score(*key).key
+    assert (
+        list(context.steps.sight.items())[1:] == list(context.steps.beside().items())
+        and len(context.steps.beside(["pixel"]))
+        == len(context.steps.beside(["squeeze"]))
+        == 1
     )
     page = (context.store.folder / "report.html").read_text()
     assert (

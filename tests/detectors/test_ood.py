@@ -9,7 +9,7 @@ import torch
 from feathide.data.shifts import HARMLESS, SHIFTS, blur, contrast, gamma, noise, rotation
 from feathide.detectors.ood import OOD_SCORES, VirtualLogit, clean_evidence
 from feathide.errors import InputError
-from feathide.metrics.statistics import auc
+from feathide.metrics.roc import auc
 from feathide.types import Outputs
 
 W = torch.randn((3, 6), generator=torch.Generator().manual_seed(5), dtype=torch.float64)

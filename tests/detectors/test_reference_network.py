@@ -18,7 +18,8 @@ from feathide.execution.packing import packed, unpacked
 from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.zoo import build
-from feathide.pipeline.context import PLAIN, Context
+from feathide.pipeline.conditions import PLAIN
+from feathide.pipeline.context import Context
 from feathide.pipeline.stored import found_in
 from feathide.plans.plan import Cell, load_plan
 from feathide.plans.sections import ObjectivePlan
@@ -146,13 +147,16 @@ def test_what_is_learnt_inside_is_learnt_of_the_reference_network_for_the_guarde
 
 def test_who_knows_the_reference_network_moves_its_verdict(context: Context) -> None:
     """The attack differentiates through both networks."""
-    eps, (pgd,) = context.budgets[0], [a for a in context.plan.attacks if a.name == "pgd"]
+    eps, (pgd,) = (
+        context.limits.budgets[0],
+        [a for a in context.plan.attacks if a.name == "pgd"],
+    )
     plain, aware = (
         Cell(pgd, ObjectivePlan(name=n), eps) for n in ("plain", "evade:reference-network")
     )
     score = {
-        c.objective.name: context.detector("reference-network", eps)
-        .score(context.outputs(context.condition(c), "test")[0])
+        c.objective.name: context.fitted.detector("reference-network", eps)
+        .score(context.outputs.of(context.steps.condition(c), "test")[0])
         .mean()
         for c in (plain, aware)
     }
@@ -170,27 +174,36 @@ def test_only_what_reads_the_reference_network_depends_on_it(context: Context) -
         load_plan({**changed, "detectors": ["maha"], "objectives": ["plain"]}),
         context.store,
     )
-    eps, attack = context.budgets[0], context.plan.learnt_from
+    eps, attack = context.limits.budgets[0], context.plan.learnt_from
     plain, aware = (
         Cell(attack, PLAIN, eps),
         Cell(attack, ObjectivePlan(name="evade:reference-network"), eps),
     )
     assert (
-        other.reference_network_key != context.reference_network_key
-        and other.classifier_key == context.classifier_key
+        other.steps.reference_network.key != context.steps.reference_network.key
+        and other.steps.train.key == context.steps.train.key
     )
-    assert other.condition(plain) == context.condition(plain) == without.condition(plain)
-    assert other.condition(aware) != context.condition(aware)
-    assert len({x.outputs_key("clean", "test", 0) for x in (context, other, without)}) == 3
-    assert other.scores_key("maha", eps, "clean", "test") == context.scores_key(
-        "maha", eps, "clean", "test"
-    )
-    assert other.scores_key(
-        "reference-network", eps, "clean", "test"
-    ) != context.scores_key("reference-network", eps, "clean", "test")
     assert (
-        context.observing(("maha",)).reference_network is None
-        and context.observer.reference_network is not None
+        other.steps.condition(plain)
+        == context.steps.condition(plain)
+        == without.steps.condition(plain)
+    )
+    assert other.steps.condition(aware) != context.steps.condition(aware)
+    assert (
+        len({x.steps.extract("clean", "test").keys[0] for x in (context, other, without)})
+        == 3
+    )
+    assert (
+        other.steps.score("maha", eps, "clean", "test").key
+        == context.steps.score("maha", eps, "clean", "test").key
+    )
+    assert (
+        other.steps.score("reference-network", eps, "clean", "test").key
+        != context.steps.score("reference-network", eps, "clean", "test").key
+    )
+    assert (
+        context.networks.observing(("maha",)).reference_network is None
+        and context.networks.observer.reference_network is not None
     )
 
 
@@ -200,9 +213,9 @@ def test_a_trained_reference_network_withstands_more_than_the_classifier(
     """Plain attacks fool the classifier far more often than they bring the reference network
     along.
     """
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     found = found_in(context, Cell(context.plan.learnt_from, PLAIN, eps))
-    out = context.at(context.condition(found.cell), "test", found.rows)
+    out = context.outputs.at(context.steps.condition(found.cell), "test", found.rows)
     assert out.reference_network is not None
     along = (out.reference_network.predicted.numpy() == found.target).mean()
     assert along < found.fooled.mean() - 0.2

@@ -18,10 +18,10 @@ import pytest
 from feathide.auditing.export import finished
 from feathide.auditing.run import audit
 from feathide.errors import InputError
-from feathide.execution import store as store_module
+from feathide.execution import whole_files
 from feathide.execution.packing import unpacked
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, slips_in
 from feathide.plans.plan import load_plan
 from worlds.endurance import PLAN, contents
@@ -78,7 +78,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(handle)
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(whole_files.os, "fsync", full)
     for room[0] in (0, 3, 20, 41):
         with pytest.raises(
             InputError, match="got a full disk; make room and run the same command again"
@@ -151,8 +151,10 @@ def test_another_batch_size_gives_the_same_decisions(
 def by_id(context: Context, cell: Any) -> dict[str, np.ndarray]:
     """The logits of a cell's images."""
     found = {}
-    for i in range(context.batches("test", attacked=True)):
-        arrays = context.store.load(context.outputs_key(context.condition(cell), "test", i))
+    for i in range(context.data.batches("test", attacked=True)):
+        arrays = context.store.load(
+            context.steps.extract(context.steps.condition(cell), "test").keys[i]
+        )
         found |= {
             str(context.cases.ids[r]): z.numpy()
             for r, z in zip(arrays["rows"], unpacked(arrays).logits, strict=True)

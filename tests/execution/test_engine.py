@@ -15,15 +15,9 @@ import pytest
 from rich.console import Console
 
 from feathide.errors import InputError
-from feathide.execution.engine import (
-    Interrupted,
-    RichProgress,
-    Status,
-    Task,
-    ordered,
-    run,
-    tell,
-)
+from feathide.execution.engine import Interrupted, run
+from feathide.execution.graph import Task, ordered
+from feathide.execution.progress import RichProgress, Status, tell
 from feathide.execution.store import Store, open_folder
 from worlds.tasks import Said, contents, graph
 

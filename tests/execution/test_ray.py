@@ -12,7 +12,8 @@ import pytest
 
 from feathide.auditing.run import audit
 from feathide.errors import InputError
-from feathide.execution.engine import Task, run
+from feathide.execution.engine import run
+from feathide.execution.graph import Task
 from feathide.execution.ray import run_on_ray
 from feathide.execution.store import Store
 from feathide.plans.plan import load_plan

@@ -17,7 +17,8 @@ from feathide.cli import app
 from feathide.errors import InputError
 from feathide.execution.engine import run as work_off
 from feathide.execution.remote import home_of, near
-from feathide.execution.store import Store, open_folder, refresh, write_whole
+from feathide.execution.store import Store, open_folder, refresh
+from feathide.execution.whole_files import write_whole
 from feathide.plans.plan import load_plan
 from worlds.endurance import PLAN, contents
 from worlds.tasks import Said, graph

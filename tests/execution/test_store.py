@@ -25,9 +25,11 @@ from pydantic import BaseModel
 
 from feathide import __version__
 from feathide.errors import InputError
+from feathide.execution import claims, whole_files
 from feathide.execution import store as module
 from feathide.execution.digests import FORMAT, digest
-from feathide.execution.store import Store, open_folder, write_whole
+from feathide.execution.store import Store, open_folder
+from feathide.execution.whole_files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +298,7 @@ def test_a_failed_write_says_why_and_leaves_what_was_there(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_disk_that_is_really_full_is_said(tmp_path):
     (tmp_path / "out").mkdir()
-    temporary = tmp_path / "out" / f".x.{module._me()}-{threading.get_ident()}.tmp"
+    temporary = tmp_path / "out" / f".x.{whole_files.me()}-{threading.get_ident()}.tmp"
     temporary.symlink_to("/dev/full")
     with pytest.raises(InputError, match="a full disk"):
         write_whole(tmp_path / "out" / "x", b"data" * 10000)
@@ -407,9 +409,9 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path):
 
 
 def test_a_held_claim_shows_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BEAT", 0.01)
+    monkeypatch.setattr(claims, "BEAT", 0.01)
     with Store(tmp_path).claim("x"):
-        held(tmp_path / "x.claim", module._me(), 50)
+        held(tmp_path / "x.claim", whole_files.me(), 50)
         time.sleep(0.2)
         assert time.time() - (tmp_path / "x.claim").stat().st_mtime < 10
 

@@ -21,8 +21,9 @@ from feathide.errors import InputError
 from feathide.integrations import ATTACK_LIBRARIES, HOSTS, with_objective
 from feathide.integrations.hook import host_of
 from feathide.losses import HFC, Evade, Guide, Objective
-from feathide.pipeline.context import Attacker
-from feathide.pipeline.steps import attack_of, cells
+from feathide.pipeline.attacker import Attacker
+from feathide.pipeline.attacking import attack_of
+from feathide.pipeline.listing import cells
 from feathide.plans.plan import load_plan
 from feathide.types import Evidence
 from worlds.hosts import IDS, SHAPES, Small, Watched, iterates, pictures, small
@@ -221,24 +222,24 @@ def test_a_plan_hides_in_the_attacks_of_other_libraries(data: Path, tmp_path: Pa
         hiding, host = OBJECTIVES[cell.objective.kind], cell.attack.name.partition(":")[0]
         if hiding.make is None or host == "bim":
             continue
-        stored = context.store.load(context.images_key(context.condition(cell), "test", 0))
+        stored = context.store.load(context.steps.attack(cell, "test").keys[0])
         images, x, goal = (
             torch.from_numpy(stored["image"]),
-            context.images(stored["rows"]),
-            context.goal(stored["rows"]),
+            context.data.images(stored["rows"]),
+            context.data.goal(stored["rows"]),
         )
         options = {"detectors": cell.objective.aim} if cell.objective.aim else {}
         term = hiding.weight * hiding.make(Attacker(context, cell.eps), options)
         with torch.random.fork_rng():
             torch.manual_seed(context.plan.seed)
             network = with_objective(
-                context.classifier,
+                context.networks.classifier,
                 term,
                 x,
                 goal,
                 host=host,
                 targeted=True,
-                ids=context.ids(stored["rows"]),
+                ids=context.data.ids(stored["rows"]),
                 seed=context.plan.seed,
             )
             hand = by_hand(cell.attack.name, network, x, goal.target, cell.eps)
@@ -247,11 +248,17 @@ def test_a_plan_hides_in_the_attacks_of_other_libraries(data: Path, tmp_path: Pa
         assert int(kept.sum()) > len(x) // 2
         assert float((images - hand)[kept].abs().max()) < 1e-6, cell.name
         if host == "torchattacks":
-            watched = Watched(context.classifier, [])
+            watched = Watched(context.networks.classifier, [])
             ours = attack_of(
                 context, replace(cell, attack=context.plan.attacks[0]), hiding.weight
             )
-            ours(watched, x, goal, ids=context.ids(stored["rows"]), seed=context.plan.seed)
+            ours(
+                watched,
+                x,
+                goal,
+                ids=context.data.ids(stored["rows"]),
+                seed=context.plan.seed,
+            )
             assert float((images - watched.seen[-1])[kept].abs().max()) < 1e-6, cell.name
 
 

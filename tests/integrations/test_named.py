@@ -206,7 +206,7 @@ def test_options_become_a_part_of_the_name(data: Path) -> None:
     assert found.network.arch == "monai:DenseNet121(spatial_dims=2)"
     assert load_plan(found.model_dump(mode="json")) == found
     context = Context(found, Store(data.parent))
-    assert context.store.path(context.classifier_key).name.startswith(
+    assert context.store.path(context.steps.train.key).name.startswith(
         "monai-densenet121-spatial_dims-2-"
     )
 
@@ -484,7 +484,7 @@ def test_a_network_that_gives_more_than_its_logits_is_audited(
     found = audit(load_plan(fields), tmp_path)
     logits = (
         Context(load_plan(fields), Store(tmp_path))
-        .classifier(torch.rand(3, 1, 16, 16))
+        .networks.classifier(torch.rand(3, 1, 16, 16))
         .logits
     )
     assert logits.shape == (3, 2) and {"kd", "bu"} <= set(found.table.detector)
@@ -501,7 +501,7 @@ def test_a_classifier_is_read_as_the_plan_says(data: Path, tmp_path: Path) -> No
     context = Context(
         load_plan(plan(data, network=own(data, "Answers", **said))), Store(tmp_path)
     )
-    seen = context.shown(context.classifier.model, "last", (0.5,), (0.2,))
+    seen = context.networks.shown(context.networks.classifier.model, "last", (0.5,), (0.2,))
     assert {name: getattr(seen, name) for name in said} == said
     assert (seen.layers, seen.mean, seen.std, seen.outputs, seen.box) == (
         "last",
@@ -544,7 +544,9 @@ def test_a_network_that_takes_its_channels_last_is_given_them_so(
     context = Context(load_plan(fields), Store(tmp_path))
     x = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     plainly = load_network(f"{data.parent / 'mine.py'}:Last", trust=True)
-    torch.testing.assert_close(context.classifier(x).logits, plainly(x.movedim(1, -1)))
+    torch.testing.assert_close(
+        context.networks.classifier(x).logits, plainly(x.movedim(1, -1))
+    )
     assert isinstance(upright(plainly, 1, (16, 16)), ChannelsLast)
     for known in (
         build("tiny", channels=1, outputs=2).eval(),

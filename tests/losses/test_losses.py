@@ -293,6 +293,79 @@ def test_the_floor_of_an_image_depends_on_no_other() -> None:
         assert alone(out[[i]]).item() == pytest.approx(loss(out)[i].item(), rel=1e-12)
 
 
+# --- HFC with keep: each image is pulled to a typical point of its own ---------------------------
+
+
+def own_deviation(i: int, name: str, clean: Outputs) -> torch.Tensor:
+    """By hand: f - m_c, as long as the energy of its own class says, about the other mean."""
+    c, t = int(W.goal.source[i]), int(W.goal.target[i])
+    own, other = W.bank.mixtures[name][c], W.bank.mixtures[name][t]
+    f = clean.features[name][i : i + 1]
+    away = f - own.mean(f)
+    ratio = own.energy(f) / other.energy(other.mean(f) + away)
+    return away * ratio.sqrt()[:, None]
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_o3_hfc_with_keep_is_the_energy_about_an_image_s_own_deviation(keep: float) -> None:
+    clean, out, names = W.classifier.extract(W.x), elsewhere(), ("relu#0", "relu#1")
+    hfc = HFC(W.bank, layers=names, weights=(2.0, 0.5), floor="none", keep=keep)
+    value = bound(hfc)(out)
+    for i in range(4):
+        t, total = int(W.goal.target[i]), 0.0
+        for name, weight in zip(names, (2.0, 0.5), strict=True):
+            f = out.features[name][i : i + 1] - keep * own_deviation(i, name, clean)
+            total += weight * W.bank.mixtures[name][t].energy(f).item()
+        assert value[i].item() == pytest.approx(total, rel=1e-9)
+
+
+def test_hfc_with_keep_is_zero_where_an_image_is_as_far_from_its_target_as_it_was() -> None:
+    clean, names = W.classifier.extract(W.x), W.bank.layers
+    there = {}
+    for name in names:
+        rows = []
+        for i in range(4):
+            f = clean.features[name][i : i + 1]
+            mean = W.bank.mixtures[name][int(W.goal.target[i])].mean(f)
+            rows.append(mean + own_deviation(i, name, clean))
+        there[name] = torch.cat(rows)
+    out = replace(clean, features=there)
+    typical = HFC(W.bank, floor="none", keep=1.0)
+    assert bound(typical)(out).abs().max().item() < 1e-12
+    # there the energies are those of the clean images under their own class
+    assert torch.allclose(
+        W.bank.energy(out, W.goal.target), W.bank.energy(clean, W.goal.source)
+    )
+    assert float(bound(HFC(W.bank, floor="none"))(out).min()) > 0.1
+
+
+def test_hfc_with_keep_has_its_gradient_and_depends_on_no_other_image() -> None:
+    out, clean = elsewhere(), W.classifier.extract(W.x)
+    typical = HFC(W.bank, floor="none", keep=1.0)
+    loss, names = bound(typical), W.bank.layers
+    leaves = [out.features[n].clone().requires_grad_() for n in names]
+    assert torch.autograd.gradcheck(
+        lambda *f: loss(replace(out, features=dict(zip(names, f, strict=True)))), leaves
+    )
+    for i in range(4):
+        goal = Goal(W.goal.source[[i]], W.goal.target[[i]])
+        alone = typical.bind(clean[[i]], goal, Noise(0, W.ids[i : i + 1]))
+        assert alone(out[[i]]).item() == pytest.approx(loss(out)[i].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"keep": 1.5, "floor": "none"}, "keep must lie in"),
+        ({"keep": 0.5}, "keep needs floor='none'"),
+        ({"keep": 0.5, "floor": "none", "soft": True}, "soft=True"),
+    ],
+)
+def test_hfc_refuses_what_keep_does_not_go_with(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        HFC(W.bank, **wrong)
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_hfc_moves_no_image_that_is_at_its_floors_and_none_to_below_them(
     soft: bool,

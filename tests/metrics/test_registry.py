@@ -18,8 +18,9 @@ from feathide.auditing.run import Audit, audit
 from feathide.data.shifts import HARMLESS
 from feathide.errors import InputError
 from feathide.formats.archive import Codec
-from feathide.metrics.registry import METRICS, SHIFTS, Scope, in_order, metric_of, title_of
-from feathide.metrics.statistics import Interval
+from feathide.metrics.intervals import Interval
+from feathide.metrics.metric import SHIFTS, Scope
+from feathide.metrics.registry import METRICS, in_order, metric_of, title_of
 from feathide.plans.plan import load_plan
 from worlds.audits import PLAN, write_npz
 

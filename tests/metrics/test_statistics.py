@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 
 from feathide.errors import InputError
+from feathide.metrics import by_patient, intervals
 from feathide.metrics import statistics as metrics
 
 scores = st.lists(st.integers(-4, 4), min_size=1, max_size=30)  # few values: many ties
@@ -356,7 +357,7 @@ def test_a_share_of_one_keeps_its_doubt():
         metrics.auc, np.arange(40), np.arange(50, 70), groups=(np.arange(40), np.arange(20))
     )
     assert (
-        perfect.low == pytest.approx(metrics._wilson(1 - 0.5 / 20, 20, 0.95)[0])
+        perfect.low == pytest.approx(intervals._wilson(1 - 0.5 / 20, 20, 0.95)[0])
         and perfect.high == 1.0
     )
 
@@ -476,22 +477,22 @@ def test_the_variance_of_auc_is_that_of_its_draws():
     patients = np.sort(rng.integers(1000, size=2000))
     neg, pos = rng.normal(size=2000), rng.normal(1, 1, 1500)
     groups = (patients, patients[500:])
-    rows, count = metrics._patients([neg, pos], groups)
-    drawn = metrics._replicates(
-        metrics.auc, [neg, pos], rows, metrics._draw(rows, count, 1000, 0)
+    rows, count = by_patient.patients_of([neg, pos], groups)
+    drawn = intervals.replicates(
+        metrics.auc, [neg, pos], rows, by_patient.draw(rows, count, 1000, 0)
     )
     value = metrics.auc(neg, pos)
-    assert value * (1 - value) / metrics._effective_auc(neg, pos, rows) == pytest.approx(
+    assert value * (1 - value) / intervals._effective_auc(neg, pos, rows) == pytest.approx(
         drawn.var(), rel=0.15
     )
-    few = metrics._effective_auc(
+    few = intervals._effective_auc(
         np.arange(20.0),
         np.append(np.arange(20.0, 39.0), 18.5),
         [np.arange(20), np.arange(20, 40)],
     )
     assert 20 < few < 60  # one image overlaps: hardly more is known than of twenty shares
     assert (
-        metrics._effective_auc(
+        intervals._effective_auc(
             np.arange(20.0), np.arange(20.0, 26.0), [np.arange(20), np.repeat(20, 6)]
         )
         == 1.0
@@ -532,13 +533,13 @@ def test_weights_and_repeated_rows_are_the_same_bootstrap():
     neg, pos = rng.integers(0, 9, 30), rng.integers(3, 12, 20)
     groups = (rng.integers(0, 10, 30), rng.integers(0, 10, 20))
     fast = metrics.bootstrap(metrics.auc, neg, pos, groups=groups)
-    rows, count = metrics._patients([neg, pos], groups)
-    drawn = metrics._draw(rows, count, 50, 0)
+    rows, count = by_patient.patients_of([neg, pos], groups)
+    drawn = by_patient.draw(rows, count, 50, 0)
     slow = [
         metrics.auc(np.repeat(neg, w[rows[0]]), np.repeat(pos, w[rows[1]])) for w in drawn
     ]
     np.testing.assert_array_equal(
-        metrics._replicates(metrics.auc, [neg, pos], rows, drawn), slow
+        intervals.replicates(metrics.auc, [neg, pos], rows, drawn), slow
     )
     assert fast.low < fast.value < fast.high and fast.n == 50
     values = rng.normal(size=40)

@@ -17,6 +17,7 @@ from feathide.checks.worlds import SHAPES, TwoConv, images, network
 from feathide.errors import InputError
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.pooling import channel_mean
+from feathide.registry.specs import separated
 from feathide.types import Goal
 from worlds.classifiers import world
 
@@ -555,3 +556,15 @@ def test_logits_that_cannot_be_told_are_refused(wrap: Callable[[Tensor], object]
         InputError, match=r"the network must return logits \(N, K\), here \(3, K\).*wrap it"
     ):
         FeatureClassifier(Wrapped().eval(), ())(X)
+
+
+@pytest.mark.parametrize("named", ["block[0]", "block[*", "block[[]0]"])
+def test_layers_whose_names_hold_brackets_can_be_named(named: str) -> None:
+    network = nn.Sequential()
+    network.add_module("block[0]", nn.Conv2d(3, 4, 3))
+    network.add_module("rest", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    network.add_module("head", nn.Linear(4, 2))
+    out = FeatureClassifier(network.eval(), [named])(X)
+    assert list(out.features) == ["block[0]"]
+    layers = separated("block[0],block[1,2],head")
+    assert layers == ["block[0]", "block[1,2]", "head"]

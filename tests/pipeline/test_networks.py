@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from feathide.analysis.transfer import lab_with, member_tasks, members
+from feathide.analysis.members import lab_with, member_tasks, members
 from feathide.auditing.preflight import check_plan
 from feathide.errors import InputError
 from feathide.execution.engine import run
 from feathide.execution.store import Store
 from feathide.models.zoo import build
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import tasks
+from feathide.pipeline.listing import tasks
 from feathide.plans.plan import Plan, load_plan
 from worlds.audits import PLAN, write_npz
 
@@ -57,21 +57,21 @@ def test_a_plan_fine_tunes_and_keeps_what_it_freezes(
     plan = plan_of(tmp_path, start_from=str(pretrained), train=TUNED)
     store = Store(tmp_path / "out")
     context = context_of(plan.model_dump_json(), store)
-    chosen = [t for t in tasks(context) if t.key == context.classifier_key]
+    chosen = [t for t in tasks(context) if t.key == context.steps.train.key]
     run(chosen, store)
-    trained = backbone(context.classifier.model.cpu().state_dict())
+    trained = backbone(context.networks.classifier.model.cpu().state_dict())
     state = torch.load(pretrained, weights_only=True)
     state["0.0.weight"] = state["0.0.weight"].sum(1, keepdim=True)
     for name, value in backbone(state).items():
         np.testing.assert_allclose(trained[name], value, rtol=1e-6)
-    error = float(store.load(context.classifier_key)["val_calibration_error"])
+    error = float(store.load(context.steps.train.key)["val_calibration_error"])
     assert 0 <= error <= 1
 
     # substitutes of the same architecture begin there, too
     (member,) = members(["tiny"], [3])
     run(member_tasks(context, [member]), store)
     substitute = lab_with(context, member)
-    again = backbone(substitute.classifier.model.cpu().state_dict())
+    again = backbone(substitute.networks.classifier.model.cpu().state_dict())
     for name, value in trained.items():
         np.testing.assert_array_equal(again[name], value)
     # a plan that can be read again, as a process of its own does
@@ -101,7 +101,7 @@ def test_each_field_of_the_training_decides_which_classifier_it_is(
     keys = {
         Context(
             plan_of(tmp_path, start_from=str(pretrained), train=train), store
-        ).classifier_key
+        ).steps.train.key
         for train in trains
     }
     assert len(keys) == len(trains)

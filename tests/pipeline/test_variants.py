@@ -74,7 +74,7 @@ def test_seeds_give_the_mean_and_range_of_each_number(context: Context) -> None:
         set(context.store.folder.glob("classifier/*.npz"))
         and len(list(context.store.folder.glob("classifier/*.npz"))) == 2
     )
-    key = ("pgd", "plain", context.budgets[0], "kd", "auc")
+    key = ("pgd", "plain", context.limits.budgets[0], "kd", "auc")
     pair = own.loc[key, "value"], other.set_index(SAME).loc[key, "value"]
     assert pair[0] != pair[1]
     found = seeds.loc[key]
@@ -92,10 +92,10 @@ def test_each_guard_learns_from_each_attack_and_meets_the_others(context: Contex
         read(context, "results.csv").set_index(SAME).value,
         held.set_index(["learnt_from", *SAME]).value,
     )
-    key = ("fgsm", "plain", context.budgets[0], "dnn", "auc")
+    key = ("fgsm", "plain", context.limits.budgets[0], "dnn", "auc")
     assert value["pgd", *key] == own[key]  # what the audit says
     assert value["fgsm", *key] != own[key]
-    one_class = ("pgd", "plain", context.budgets[0], "kd", "slips_through_fpr10")
+    one_class = ("pgd", "plain", context.limits.budgets[0], "kd", "slips_through_fpr10")
     assert value["pgd", *one_class] == value["fgsm", *one_class]  # never sees an attack
     pd.testing.assert_frame_equal(
         held_out_of(context).reset_index(drop=True)[["value"]], held[["value"]]
@@ -121,7 +121,7 @@ def test_the_report_shows_both_tables(context: Context) -> None:
     assert [name for name, _ in held] == [
         f"{d}, learnt from {a}" for d in ("KD", "DNN") for a in ("PGD", "FGSM")
     ]
-    key = ("fgsm", "plain", context.budgets[0], "dnn", "slips_through_fpr10")
+    key = ("fgsm", "plain", context.limits.budgets[0], "dnn", "slips_through_fpr10")
     found = read(context, "seeds.csv").set_index(SAME).loc[key]
     assert (
         f"{found['mean']:.3f} <small>{found['least']:.2f}–{found['greatest']:.2f}</small>"
@@ -139,12 +139,14 @@ def test_variants_share_all_work_that_is_the_same(context: Context) -> None:
     assert len(keys) == len(set(keys)) and all(context.store.done(key) for key in keys)
     images = {key for key in keys if key.startswith("adversarial/pgd-plain")}
     assert {key.split("/")[1] for key in images} == {
-        context.condition(c) for c in _plain(context)
-    } | {Context(_second(context), context.store).condition(c) for c in _plain(context)}
+        context.steps.condition(c) for c in _plain(context)
+    } | {
+        Context(_second(context), context.store).steps.condition(c) for c in _plain(context)
+    }
 
 
 def _plain(context: Context) -> list:  # type: ignore[type-arg]
-    from feathide.pipeline.steps import cells
+    from feathide.pipeline.listing import cells
 
     return [c for c in cells(context) if c.name == "pgd+plain"]
 

@@ -7,6 +7,7 @@ import dataclasses
 import doctest
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -30,6 +31,7 @@ from feathide.models.zoo import OUR_MODELS
 from feathide.plans.plan import load_plan
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 PAGES = {p.name: p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 RUNNABLE = ("README.md", "integrations.md", "own-model.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -213,28 +215,46 @@ def test_the_examples_of_the_reference_run(path: str) -> None:
         assert not said, "".join(said)
 
 
-def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "cli_page", ROOT / "scripts" / "cli_page.py"
-    )
+def script_of(name: str) -> Any:
+    """A file of scripts/ as a module."""
+    path = ROOT / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert PAGES["cli.md"].read_text(encoding="utf-8") == script.page(), (
+    return script
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+    page = script_of("cli_page").page()
+    assert PAGES["cli.md"].read_text(encoding="utf-8") == page, (
         "run python scripts/cli_page.py"
     )
 
 
-def test_the_site_has_every_page_in_one_of_four_parts() -> None:
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_a_page_with_its_code_and_its_output(notebook: Path) -> None:
+    text = script_of("notebook_pages").page(notebook)
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    shown = [(m[1], m[2].strip()) for m in BLOCK.finditer(text)]
+    code = ["".join(c["source"]).strip() for c in cells if c["cell_type"] == "code"]
+    said = ["".join(o["text"]).strip() for c in cells for o in c.get("outputs", [])]
+    assert [block for language, block in shown if language == "python"] == code
+    assert [block for language, block in shown if language == "text"] == said and said
+    assert text.startswith("# ")
+
+
+def test_the_site_has_every_page_in_one_of_its_parts() -> None:
     nav = yaml.safe_load(
         re.sub(
             r"^.*?^nav:", "nav:", (ROOT / "mkdocs.yml").read_text(), flags=re.DOTALL | re.M
         )
     )["nav"]
     parts = {part: pages for entry in nav for part, pages in entry.items()}
-    assert list(parts) == ["Start", "How-to", "Reference", "Explanation"]
+    assert list(parts) == ["Start", "How-to", "Notebooks", "Reference", "Explanation"]
     listed = [file for pages in parts.values() for page in pages for file in page.values()]
-    assert sorted(listed) == sorted(set(PAGES) - {"README.md"})
+    notebooks = {f"notebooks/{n.stem}.md" for n in NOTEBOOKS}
+    assert sorted(listed) == sorted({*PAGES, *notebooks} - {"README.md"})
 
 
 @pytest.mark.slow
@@ -259,3 +279,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         "slips through"
         in (tmp_path / "site" / "report" / "index.html").read_text(encoding="utf-8").lower()
     )
+    for notebook in NOTEBOOKS:
+        assert (tmp_path / "site" / "notebooks" / notebook.stem / "index.html").is_file()

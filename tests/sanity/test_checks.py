@@ -18,20 +18,15 @@ from feathide.attacks.presets import pgd
 from feathide.attacks.threats import Linf
 from feathide.detectors import Detector, KernelDensity
 from feathide.losses import CrossEntropy, Evade
-from feathide.metrics.statistics import threshold
+from feathide.metrics.rates import threshold
 from feathide.models.classifier import FeatureClassifier
 from feathide.pipeline.accuracy import Learnt
-from feathide.sanity.checks import (
-    CHECKS,
-    SANITY_CHECKS,
-    Evasion,
-    SanityCheck,
-    judge_probes,
-    judge_table,
-    judged,
-    masked,
-)
-from feathide.sanity.probes import Guard, Trial, measure
+from feathide.sanity.checks import CHECKS, SANITY_CHECKS, SanityCheck, judged
+from feathide.sanity.evasion import Evasion
+from feathide.sanity.judge_probes import judge_probes, masked
+from feathide.sanity.judge_results import judge_table
+from feathide.sanity.probes import measure
+from feathide.sanity.trial import Guard, Trial
 from feathide.types import Evidence, Goal, Outputs
 
 N, EPS = 12, 0.1

@@ -14,7 +14,7 @@ from torch import nn
 from feathide.attacks.threats import Linf
 from feathide.data import Cases, cases_of_arrays
 from feathide.errors import InputError
-from feathide.metrics.statistics import calibration_error
+from feathide.metrics.calibration import calibration_error
 from feathide.models.loading import check_network
 from feathide.models.weights import save_weights, weights_digest
 from feathide.models.zoo import build
@@ -24,7 +24,8 @@ from feathide.training.data import Images, loader, measure, reader, sampling_wei
 from feathide.training.fine_tuning import head_names
 from feathide.training.judging import judge
 from feathide.training.loop import Training, cosine
-from feathide.training.trainer import _loss, load_trained, train_classifier
+from feathide.training.losses import balanced_loss
+from feathide.training.trainer import load_trained, train_classifier
 
 COUNTS = {"train": 64, "val": 24, "test": 8}
 FAST = {"epochs": 3, "batch_size": 8, "lr": 1e-2}
@@ -220,7 +221,7 @@ def test_progress_is_reported_and_ctrl_c_leaves_nothing_behind(
             raise KeyboardInterrupt
 
     handler, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="no weights were written"):
         train_classifier(
             striped(),
             "tiny",
@@ -290,7 +291,9 @@ def test_rare_classes_weigh_as_much_as_frequent_ones(
     gradient is zero there.
     """
     bias = torch.zeros(1 if head == "sigmoid" else k, requires_grad=True)
-    loss = _loss(labels, k, head)(bias.expand(len(labels), -1), torch.from_numpy(labels))  # type: ignore[arg-type]
+    loss = balanced_loss(labels, k, head)(
+        bias.expand(len(labels), -1), torch.from_numpy(labels)
+    )  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(loss, bias)
     torch.testing.assert_close(grad, torch.zeros_like(grad), atol=1e-6, rtol=0)
     assert loss.item() == pytest.approx(np.log(k if head == "softmax" else 2), rel=1e-5)
@@ -478,7 +481,7 @@ def test_the_epoch_of_the_best_area_is_kept_and_training_stops_by_it() -> None:
 def test_what_decides_is_the_loss_or_the_area_and_of_equal_areas_the_loss(
     stop_on: str, order: list[int]
 ) -> None:
-    loss = _loss(np.array([0, 1]), 2, "softmax")
+    loss = balanced_loss(np.array([0, 1]), 2, "softmax")
     training = Training(
         build("tiny", channels=1, outputs=2),
         loss,

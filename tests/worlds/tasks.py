@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 
 
 def make(store, *, key, needs, seed, pause=0.0, log=None):

@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from feathide.attacks.loop import Attack
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.store import Store
-from feathide.metrics.statistics import Interval, bootstrap
+from feathide.metrics.intervals import Interval, bootstrap
 from feathide.models.classifier import FeatureClassifier
-from feathide.pipeline.context import Context, context_of, noisy_at
+from feathide.pipeline.attacking import attack_of, right_in, weight_of
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.steps import attack_of, right_in, tasks, weight_of
 from feathide.plans.plan import Cell
 from feathide.types import Outputs
 
@@ -190,7 +192,7 @@ def followed(context: Context) -> list[tuple[Cell, Attack]]:
 
 
 def trail_key(context: Context, cell: Cell, index: int) -> str:
-    return f"explain/direction-{digest([context.condition(cell), MARKS])}/test-{index:04d}"
+    return f"explain/direction-{digest([context.steps.condition(cell), MARKS])}/test-{index:04d}"
 
 
 def direction_tasks(context: Context) -> list[Task]:
@@ -199,14 +201,14 @@ def direction_tasks(context: Context) -> list[Task]:
     """
     audit = {task.key: task for task in tasks(context)}
     json, found = context.plan.model_dump_json(), []
-    noisy = context.outputs_keys(noisy_at(context.budgets[0]), "test")
+    noisy = context.steps.extract(noisy_at(context.limits.budgets[0]), "test").keys
     train, clean = (
-        context.outputs_keys("clean", "train"),
-        context.outputs_keys("clean", "test"),
+        context.steps.extract("clean", "train").keys,
+        context.steps.extract("clean", "test").keys,
     )
     for cell, attack in followed(context):
-        for i in range(context.batches("test", attacked=True)):
-            needs = audit[context.images_key(context.condition(cell), "test", i)].needs
+        for i in range(context.data.batches("test", attacked=True)):
+            needs = audit[context.steps.attack(cell, "test").keys[i]].needs
             work = partial(_follow, json, cell, i)
             key = trail_key(context, cell, i)
             found.append(
@@ -229,9 +231,15 @@ def _follow(json: str, cell: Cell, index: int, store: Store) -> Mapping[str, np.
     assert isinstance(attack, Attack)
     trail = Trail.over(attack, len(rows))
     if len(rows):
-        x, goal = context.images(rows), context.goal(rows)
+        x, goal = context.data.images(rows), context.data.goal(rows)
         once = replace(attack, restarts=1)
-        once(context.classifier, x, goal, **context.terms(rows, x), watch=trail)
+        once(
+            context.networks.classifier,
+            x,
+            goal,
+            **context.limits.terms(rows, x),
+            watch=trail,
+        )
     arrays = {f"f{i:03d}": f.numpy() for i, f in enumerate(trail.features.values())}
     return {
         "rows": rows,
@@ -253,11 +261,11 @@ def changes_of(context: Context, cell: Cell) -> Changes:
     """The stored trail of a cell, less the clean features."""
     loaded = [
         context.store.load(trail_key(context, cell, i))
-        for i in range(context.batches("test", attacked=True))
+        for i in range(context.data.batches("test", attacked=True))
     ]
     loaded = [a for a in loaded if len(a["rows"])]
     rows = np.concatenate([a["rows"] for a in loaded])
-    clean = context.at("clean", "test", rows).features
+    clean = context.outputs.at("clean", "test", rows).features
     names = [str(n) for n in loaded[0]["layers"]]
     whole = {
         n: torch.from_numpy(np.concatenate([a[f"f{i:03d}"] for a in loaded], 1))
@@ -276,8 +284,8 @@ def direction_frame(context: Context) -> pd.DataFrame:
     target and source. In the last layer also ``cosine_weights`` and ``correlation_weights``: with
     w_t - w_y; ``cosine_gradient``: with -dJ/dv at the clean image. The attack ``noise`` is random
     noise of the same budget."""
-    weights = head_weights(context.classifier).cpu()
-    check_head(context.outputs("clean", "test")[0], weights)
+    weights = head_weights(context.networks.classifier).cpu()
+    check_head(context.outputs.of("clean", "test")[0], weights)
     found = [(cell, changes_of(context, cell)) for cell, _ in followed(context)]
     if not found:
         raise expected(
@@ -285,8 +293,8 @@ def direction_frame(context: Context) -> pd.DataFrame:
         )
     rows = found[0][1].rows
     noisy, clean = (
-        context.at(noisy_at(context.budgets[0]), "test", rows),
-        context.at("clean", "test", rows),
+        context.outputs.at(noisy_at(context.limits.budgets[0]), "test", rows),
+        context.outputs.at("clean", "test", rows),
     )
     noise = Changes(
         rows, {n: (f - clean.features[n])[None] for n, f in noisy.features.items()}
@@ -318,10 +326,10 @@ def _rows(
         changes.rows,
         {"cell": cell} if cell is not None else {"cell": None, "attack": "noise"},
     )
-    goal, clean = context.goal(rows), context.at("clean", "test", rows)
+    goal, clean = context.data.goal(rows), context.outputs.at("clean", "test", rows)
     source, target = goal.source.cpu(), goal.target.cpu()
     kinds = (source * len(weights) + target).numpy()
-    train, labels = context.train()
+    train, labels = context.outputs.train()
     for layer, trail in changes.layers.items():
         if len(trail) > 1:
             yield _mean(

@@ -17,13 +17,15 @@ from feathide.detectors import Detector, MixtureEnergy
 from feathide.detectors.ood import OOD_SCORES, clean_evidence
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
-from feathide.metrics.statistics import auc, aupr, bootstrap, fpr95, proportion
+from feathide.metrics.intervals import bootstrap, proportion
+from feathide.metrics.roc import auc, aupr, fpr95
 from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import entry, frame, point
-from feathide.pipeline.steps import decode, encode, observe, tasks
+from feathide.pipeline.stored_images import decode, encode
 from feathide.report.results import Scale
 from feathide.types import Outputs
 
@@ -65,7 +67,7 @@ def foreign(context: Context, path: str, kind: str) -> Foreign:
         kind,
         tuple(context.cases.shape),
         context.cases.channels,
-        len(context.rows("test")),
+        len(context.data.rows("test")),
     )
     box = chosen.cases(context.plan.seed).box
     if tuple(box) != tuple(context.cases.box):
@@ -81,13 +83,19 @@ def foreign(context: Context, path: str, kind: str) -> Foreign:
 
 
 def _shift_key(context: Context, name: str, index: int) -> str:
-    where = [] if context.organ is None else [context.organ.digest]
-    about = [context.base, *context.division, context.plan.batch_size, name, *where]
+    where = [] if context.limits.organ is None else [context.limits.organ.digest]
+    about = [
+        context.steps.reading.digest,
+        *context.steps.batching.values(),
+        name,
+        *where,
+    ]
     return f"ood/{digest(about)}/test-{index:04d}"
 
 
 def _foreign_key(context: Context, data: Foreign) -> str:
-    return f"ood/{digest([context.base, data.cases(context.plan.seed).digest, data])}/all"
+    cases = data.cases(context.plan.seed)
+    return f"ood/{digest([context.steps.reading.digest, cases.digest, data])}/all"
 
 
 def ood_tasks(context: Context, strangers: Sequence[Foreign]) -> list[Task]:
@@ -96,14 +104,14 @@ def ood_tasks(context: Context, strangers: Sequence[Foreign]) -> list[Task]:
     """
     parts = ("train", "detector-training", "test")
     clean = {
-        context.outputs_key("clean", part, i)
+        context.steps.extract("clean", part).keys[i]
         for part in parts
-        for i in range(context.batches(part))
+        for i in range(context.data.batches(part))
     }
     found = [task for task in tasks(context) if task.key in clean]
     json, needs = context.plan.model_dump_json(), tuple(sorted(clean))
     for name in SHIFTS:
-        for i in range(context.batches("test")):
+        for i in range(context.data.batches("test")):
             work = partial(_shifted, json, name, i)
             found.append(
                 Task(_shift_key(context, name, i), needs, work, "shift the images", name)
@@ -127,19 +135,21 @@ def shifted(context: Context, name: str, rows: np.ndarray) -> torch.Tensor:
     inside the plan's organ.
     """
     kind, change = SHIFTS[name]
-    x = context.images(rows)
-    if kind == "lesion" and context.organ is not None:
-        change = partial(change, mask=context.organ.of(x).any(1))
-    x = change(x, context.ids(rows), context.plan.seed, context.cases.box)
+    x = context.data.images(rows)
+    if kind == "lesion" and context.limits.organ is not None:
+        change = partial(change, mask=context.limits.organ.of(x).any(1))
+    x = change(x, context.data.ids(rows), context.plan.seed, context.cases.box)
     return decode(
-        encode(x, context.grid, context.cases.box), context.grid, context.cases.box
-    ).to(context.device)
+        encode(x, context.limits.grid, context.cases.box),
+        context.limits.grid,
+        context.cases.box,
+    ).to(context.data.device)
 
 
 def _shifted(json: str, name: str, index: int, store: Store) -> Mapping[str, np.ndarray]:
     context = context_of(json, store)
-    rows = context.batch("test", index)
-    return packed(observe(context.classifier, shifted(context, name, rows)), rows)
+    rows = context.data.batch("test", index)
+    return packed(context.networks.classifier.observe(shifted(context, name, rows)), rows)
 
 
 def _strange(json: str, data: Foreign, store: Store) -> Mapping[str, np.ndarray]:
@@ -148,7 +158,9 @@ def _strange(json: str, data: Foreign, store: Store) -> Mapping[str, np.ndarray]
     rows = cases.where("test")
     parts = np.array_split(rows, -(-len(rows) // context.plan.batch_size))
     said = [
-        observe(context.classifier, torch.from_numpy(cases.images(p)).to(context.device))
+        context.networks.classifier.observe(
+            torch.from_numpy(cases.images(p)).to(context.data.device)
+        )
         for p in parts
     ]
     return {**packed(Outputs.cat(said), rows), "patients": cases.patients[rows].astype(str)}
@@ -159,9 +171,9 @@ def _strange(json: str, data: Foreign, store: Store) -> Mapping[str, np.ndarray]
 
 def scores_of(context: Context) -> dict[str, Detector]:
     """Every score of ``OOD_SCORES``, fitted to clean images alone, with the plan's mixtures."""
-    train, labels = context.train()
+    train, labels = context.outputs.train()
     evidence = clean_evidence(
-        train, labels, context.outputs("clean", "detector-training")[0]
+        train, labels, context.outputs.of("clean", "detector-training")[0]
     )
     m, found = context.plan.mixture, {}
     for name, make in OOD_SCORES.items():
@@ -184,17 +196,17 @@ def ood_frame(context: Context, strangers: Sequence[Foreign]) -> pd.DataFrame:
     shift.
     """
     scores = scores_of(context)
-    out, rows = context.outputs("clean", "test")
+    out, rows = context.outputs.of("clean", "test")
     patients = context.cases.patients[rows].astype(str)
     inside = {name: scored(score, out) for name, score in scores.items()}
     entries = []
     for name, (kind, _) in SHIFTS.items():
         loaded = [
             context.store.load(_shift_key(context, name, i))
-            for i in range(context.batches("test"))
+            for i in range(context.data.batches("test"))
         ]
         moved = Outputs.cat([unpacked(a) for a in loaded])
-        right = moved.predicted.numpy() == context.labels[rows]
+        right = moved.predicted.numpy() == context.data.labels[rows]
         entries.append(
             entry(
                 context,
@@ -267,7 +279,7 @@ def _means(context: Context, table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def lesion_pictures(context: Context, *, count: int = 4) -> dict[str, list[np.ndarray]]:
     """A few test images (C, *S) as they are ("clean") and with lesions of each size."""
-    rows = context.rows("test")[:count]
+    rows = context.data.rows("test")[:count]
     shown = {"clean": list(context.cases.images(rows))}
     for name, (kind, _) in SHIFTS.items():
         if kind == "lesion":

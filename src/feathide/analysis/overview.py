@@ -13,11 +13,14 @@ from feathide.analysis import out_of_distribution as s
 from feathide.analysis import pages
 from feathide.analysis import stress as st
 from feathide.analysis import transfer as t
-from feathide.execution.engine import Progress, Task, run
+from feathide.analysis.members import lab_with, member_tasks, members
+from feathide.execution.engine import run
+from feathide.execution.graph import Task
+from feathide.execution.progress import Progress
 from feathide.pipeline import outliers as o
 from feathide.pipeline.context import Context
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import with_needs
-from feathide.pipeline.steps import tasks
 from feathide.report.sheet import Sheet
 
 __all__ = ["Work", "direction", "ood", "outliers", "stress", "transfer", "worked_off"]
@@ -72,9 +75,9 @@ def transfer(
     """See ``analysis.transfer``: every architecture of ``networks`` with every seed, also on
     either half of the patients, also on all others at once.
     """
-    chosen = t.members(networks or [context.plan.network.arch], seeds, halves=halves)
-    work(context, t.member_tasks(context, chosen), alone=True)
-    contexts = [(m.name, t.lab_with(context, m)) for m in chosen]
+    chosen = members(networks or [context.plan.network.arch], seeds, halves=halves)
+    work(context, member_tasks(context, chosen), alone=True)
+    contexts = [(m.name, lab_with(context, m)) for m in chosen]
     for _, member in contexts:
         work(member, t.craft_tasks(member))
     work(context, t.trial_tasks([m for _, m in contexts], jury=jury), alone=True)

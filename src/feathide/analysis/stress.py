@@ -22,10 +22,10 @@ from feathide.attacks.iterate import Classifier
 from feathide.attacks.loop import Attack
 from feathide.attacks.presets import bim
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.store import Store
 from feathide.losses import Drift
-from feathide.metrics.statistics import bootstrap, proportion
+from feathide.metrics.intervals import bootstrap, proportion
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.rows import entry, frame, point
 from feathide.types import Goal
@@ -75,7 +75,7 @@ def schedule_of(context: Context) -> Attack:
     the worst that can be found is no movement."""
     w = context.plan.schedule
     return bim(
-        context.threat(context.budgets[0]),
+        context.limits.threat(context.limits.budgets[0]),
         steps=w.steps,
         step_size=w.step_size,
         decay=w.decay,
@@ -84,8 +84,14 @@ def schedule_of(context: Context) -> Attack:
 
 def stress_key(context: Context, index: int) -> str:
     p = context.plan
-    budget = context.budgets[0]
-    about = [context.base, budget, p.norm, p.schedule, *context.division, p.batch_size]
+    budget = context.limits.budgets[0]
+    about = [
+        context.steps.reading.digest,
+        budget,
+        p.norm,
+        p.schedule,
+        *context.steps.batching.values(),
+    ]
     return f"explain/stress-{digest(about)}/test-{index:04d}"
 
 
@@ -93,8 +99,8 @@ def stress_tasks(context: Context) -> list[Task]:
     """One task for each batch of the test split that is attacked."""
     json, schedule = context.plan.model_dump_json(), schedule_of(context)
     clean = (
-        *context.outputs_keys("clean", "train"),
-        *context.outputs_keys("clean", "test"),
+        *context.steps.extract("clean", "train").keys,
+        *context.steps.extract("clean", "test").keys,
     )
     return [
         Task(
@@ -105,22 +111,22 @@ def stress_tasks(context: Context) -> list[Task]:
             context.cases.name,
             15.0 * schedule.passes,
         )
-        for i in range(context.batches("test", attacked=True))
+        for i in range(context.data.batches("test", attacked=True))
     ]
 
 
 def _stress(json: str, index: int, store: Store) -> Mapping[str, np.ndarray]:
     context = context_of(json, store)
-    rows = context.batch("test", index, attacked=True)
-    x = context.images(rows)
-    layers = context.classifier.names(x)
+    rows = context.data.batch("test", index, attacked=True)
+    x = context.data.images(rows)
+    layers = context.networks.classifier.names(x)
     found = drifts(
         schedule_of(context),
-        context.classifier,
+        context.networks.classifier,
         x,
-        context.goal(rows),
+        context.data.goal(rows),
         layers,
-        **context.terms(rows, x),
+        **context.limits.terms(rows, x),
     )
     return {
         "rows": rows,
@@ -137,15 +143,15 @@ def stress_frame(context: Context) -> pd.DataFrame:
     """
     loaded = [
         context.store.load(stress_key(context, i))
-        for i in range(context.batches("test", attacked=True))
+        for i in range(context.data.batches("test", attacked=True))
     ]
     rows = np.concatenate([a["rows"] for a in loaded])
     patients = context.cases.patients[rows].astype(str)
-    train, _ = context.train()
-    whole, tested = context.outputs("clean", "test")
+    train, _ = context.outputs.train()
+    whole, tested = context.outputs.of("clean", "test")
     right, clean = (
-        whole.predicted.numpy() == context.labels[tested],
-        context.at("clean", "test", rows),
+        whole.predicted.numpy() == context.data.labels[tested],
+        context.outputs.at("clean", "test", rows),
     )
     entries = [
         entry(

@@ -1,239 +1,41 @@
 """An attacker without the network: images crafted on substitutes, tried on victims, for every
-pair; and on several substitutes at once.
-
-A ``Jury`` shows several classifiers as one, and ``Of(i, objective)`` is an objective asked of its
-i-th member, so that an ensemble of substitutes is ``Of(0, a) + Of(1, b)``, the sum of their
-objectives, walked by the one loop."""
+pair; and on several substitutes at once (``jury``).
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from feathide.attacks.iterate import Classifier
+from feathide.analysis.jury import Jury, against_all
 from feathide.attacks.loop import Attack
 from feathide.catalog import OBJECTIVES
-from feathide.data.noise import Noise
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
-from feathide.losses import BoundLoss, Loss, Objective, Weighted
-from feathide.metrics.statistics import Cut, proportion, share_at, slipping
-from feathide.models.weight_files import file_digest
-from feathide.pipeline.context import Context, context_of, noisy_at
+from feathide.metrics.intervals import proportion
+from feathide.metrics.rates import slipping
+from feathide.metrics.uncertain_threshold import Cut, share_at
+from feathide.pipeline.attacking import attack_of, weight_of
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.steps import (
-    attack_of,
-    decode,
-    encode,
-    observe,
-    tasks,
-    trained,
-    weight_of,
-)
 from feathide.pipeline.stored import cuts_of
-from feathide.plans.plan import Cell, Plan, slug
-from feathide.types import Aim, Box, Outputs
+from feathide.pipeline.stored_images import decode, encode
+from feathide.plans.plan import Cell, Plan
+from feathide.types import Outputs
 
 __all__ = [
-    "Jury",
-    "Member",
-    "Of",
     "craft_tasks",
-    "member_tasks",
-    "members",
     "transfer_frame",
     "trial_tasks",
 ]
 
 ALL = "all others"
-
-
-# --- several classifiers as one -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Jury:
-    """Classifiers of the same images as one. The logits are the members' mean; member i's own are
-    the feature ``i:logits``, its layers ``i:layer``.
-    """
-
-    members: tuple[Classifier, ...]
-
-    @property
-    def box(self) -> Box:
-        return self.members[0].box
-
-    def __call__(self, x: Tensor) -> Outputs:
-        said = [member(x) for member in self.members]
-        features = {
-            f"{i}:{n}": f for i, out in enumerate(said) for n, f in out.features.items()
-        }
-        features |= {f"{i}:logits": out.logits for i, out in enumerate(said)}
-        return Outputs(torch.stack([out.logits for out in said]).mean(0), features)
-
-
-def heard(out: Outputs, i: int) -> Outputs:
-    """What member i of a jury says."""
-    own = {
-        n.partition(":")[2]: f
-        for n, f in out.features.items()
-        if n.partition(":")[0] == str(i)
-    }
-    return Outputs(own.pop("logits"), own)
-
-
-@dataclass(frozen=True, eq=False)
-class Of(Objective):
-    """``objective`` of what the ``member``-th classifier of a jury says. In a sum the wish is
-    fulfilled once every member is fooled.
-    """
-
-    member: int
-    objective: Objective
-
-    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
-        bound = self.objective.bind(heard(clean, self.member), goal, noise)
-
-        def of(loss: Loss | None) -> Loss | None:
-            return (
-                None
-                if loss is None
-                else lambda out, rows: loss(heard(out, self.member), rows)
-            )
-
-        return BoundLoss(
-            of(bound.fool),
-            of(bound.margin),
-            of(bound.hide),
-            f"{bound.name} of {self.member}",
-        )
-
-
-def against_all(attacks: Sequence[Attack]) -> Attack:
-    """One attack on a jury: the step schedule of the first of ``attacks``, the sum of all
-    objectives.
-    """
-    asked = tuple(Of(i, attack.objective) for i, attack in enumerate(attacks))
-    return replace(attacks[0], objective=Weighted(asked, (1.0,) * len(asked)))
-
-
-# --- members: the same study with other networks ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Member:
-    """A classifier to attack or to attack with: an architecture, the seed of its training, and
-    which half of the training patients it saw (0: all).
-    """
-
-    arch: str
-    seed: int = 0
-    half: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.arch}, seed {self.seed}" + (
-            f", half {self.half}" if self.half else ""
-        )
-
-
-def members(
-    archs: Sequence[str], seeds: Sequence[int], *, halves: bool = False
-) -> tuple[Member, ...]:
-    """Every architecture with every seed and, with ``halves``, once more on either half of the
-    training patients.
-    """
-    found = [Member(a, s) for a in archs for s in seeds]
-    return tuple(
-        found + ([Member(a, seeds[0], h) for a in archs for h in (1, 2)] if halves else [])
-    )
-
-
-def _weights_key(context: Context, member: Member) -> str:
-    n = context.plan.network
-    about = [context.cases.digest, n.head, n.train, n.window, member]
-    if n.start_from is not None:
-        about += [file_digest(n.start_from), n.rename]
-    return f"members/{slug(member.arch)}-{digest(about)}"
-
-
-def member_tasks(context: Context, chosen: Sequence[Member]) -> list[Task]:
-    """Train each member once; its weights lie in a file of its own."""
-    json = context.plan.model_dump_json()
-    return [
-        Task(
-            _weights_key(context, m),
-            (),
-            partial(_train_member, json, m),
-            "train a substitute",
-            m.name,
-            200,
-        )
-        for m in chosen
-    ]
-
-
-def _train_member(json: str, member: Member, store: Store) -> Mapping[str, np.ndarray]:
-    context = context_of(json, store)
-    cases, n = context.cases, context.plan.network
-    # only the architecture of the weights can start from them
-    same = n.start_from is not None and member.arch == n.arch
-    if member.half:
-        cases = cases.take(
-            np.flatnonzero(
-                (cases.splits != "train") | (_halves(cases.patients) == member.half)
-            )
-        )
-    result = trained(
-        context,
-        member.arch,
-        n.train if same else n.train.from_scratch,
-        weights=n.start_from if same else None,
-        rename=n.rename if same else None,
-        cases=cases,
-        seed=member.seed,
-        out=_weights(context, member),
-    )
-    return {"val_accuracy": np.asarray(result.val_accuracy)}
-
-
-def _halves(patients: np.ndarray) -> np.ndarray:
-    """1 or 2 for each row, by patient."""
-    names, number = np.unique(patients.astype(str), return_inverse=True)
-    return 1 + np.random.default_rng(0).permutation(len(names))[number] % 2
-
-
-def _weights(context: Context, member: Member) -> Path:
-    return context.store.path(_weights_key(context, member), ".safetensors")
-
-
-def lab_with(context: Context, member: Member) -> Context:
-    """The same study with the member's network: the same images, parts, budgets, attacks and
-    detectors.
-    """
-    network = context.plan.network.model_copy(
-        update={
-            "arch": member.arch,
-            "weights": str(_weights(context, member)),
-            # of the training alone
-            "start_from": None,
-            "rename": None,
-            "train": context.plan.network.train.from_scratch,
-        }
-    )
-    plan: Plan = context.plan.model_copy(update={"network": network})
-    return Context(plan, context.store)
-
-
-# --- crafting and trying ------------------------------------------------------------------------
 
 
 def followed(context: Context) -> list[Cell]:
@@ -251,29 +53,29 @@ def followed(context: Context) -> list[Cell]:
 
 
 def images_keys(context: Context, cell: Cell) -> tuple[str, ...]:
-    return context.images_keys(context.condition(cell), "test")
+    return context.steps.attack(cell, "test").keys
 
 
 def craft_tasks(context: Context) -> list[Task]:
     """The audit's tasks of one member: its attacks, and what its guards need to judge."""
     keys = {key for cell in followed(context) for key in images_keys(context, cell)}
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     keys |= {
-        context.scores_key(d, eps, c, "calibration")
+        context.steps.score(d, eps, c, "calibration").key
         for d in context.plan.detectors
         for c in ("clean", noisy_at(eps))
     }
-    keys |= set(context.outputs_keys("clean", "test"))
+    keys |= set(context.steps.extract("clean", "test").keys)
     return [task for task in tasks(context) if task.key in keys]
 
 
 def _jury_key(contexts: Sequence[Context], cell: Cell, index: int) -> str:
-    about = [context.condition(cell) for context in contexts]
+    about = [context.steps.condition(cell) for context in contexts]
     return f"transfer/jury-{digest(about)}/test-{index:04d}"
 
 
 def _trial_key(victim: Context, images: str) -> str:
-    return f"transfer/trial-{digest([victim.base, images])}"
+    return f"transfer/trial-{digest([victim.steps.reading.digest, images])}"
 
 
 def trial_tasks(contexts: Sequence[Context], *, jury: bool) -> list[Task]:
@@ -290,7 +92,7 @@ def trial_tasks(contexts: Sequence[Context], *, jury: bool) -> list[Task]:
             if jury and len(others) > 1:
                 crafted = [
                     _jury_task(others, cell, i)
-                    for i in range(victim.batches("test", attacked=True))
+                    for i in range(victim.data.batches("test", attacked=True))
                 ]
                 found |= {task.key: task for task in crafted}
                 shown |= {task.key: (task.key,) for task in crafted}
@@ -320,23 +122,24 @@ def _craft_on_all(
     plans: Sequence[str], cell: Cell, index: int, store: Store
 ) -> Mapping[str, np.ndarray]:
     contexts = [Context(Plan.model_validate_json(json), store) for json in plans]
-    first, rows = contexts[0], contexts[0].batch("test", index, attacked=True)
+    first, rows = contexts[0], contexts[0].data.batch("test", index, attacked=True)
     for context in contexts:
         rows = rows[
-            context.at("clean", "test", rows).predicted.numpy() == context.labels[rows]
+            context.outputs.at("clean", "test", rows).predicted.numpy()
+            == context.data.labels[rows]
         ]
     if not len(rows):
         return {"rows": rows, "target": rows}
-    goal, x = first.goal(rows), first.images(rows)
+    goal, x = first.data.goal(rows), first.data.images(rows)
     attacks = [attack_of(context, cell, weight_of(context, cell)) for context in contexts]
     attack = against_all([each for each in attacks if isinstance(each, Attack)])
     found = attack(
-        Jury(tuple(context.classifier for context in contexts)),
+        Jury(tuple(context.networks.classifier for context in contexts)),
         x,
         goal,
-        **first.terms(rows, x),
+        **first.limits.terms(rows, x),
     )
-    image = encode(found.adversarial, first.grid, first.cases.box)
+    image = encode(found.adversarial, first.limits.grid, first.cases.box)
     return {"rows": rows, "target": goal.target.cpu().numpy(), "image": image}
 
 
@@ -346,8 +149,13 @@ def _try(json: str, images: str, store: Store) -> Mapping[str, np.ndarray]:
     rows = crafted["rows"]
     if not len(rows):
         return {"rows": rows, "target": crafted["target"]}
-    x = decode(crafted["image"], victim.grid, victim.cases.box).to(victim.device)
-    return {**packed(observe(victim.observer, x), rows), "target": crafted["target"]}
+    x = decode(crafted["image"], victim.limits.grid, victim.cases.box).to(
+        victim.data.device
+    )
+    return {
+        **packed(victim.networks.observer.observe(x), rows),
+        "target": crafted["target"],
+    }
 
 
 def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd.DataFrame:
@@ -359,7 +167,8 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
     for name, victim in contexts:
         others = [context for _, context in contexts if context is not victim]
         limits = {
-            d: cuts_of(victim, d, victim.budgets[0])["fpr10"] for d in victim.plan.detectors
+            d: cuts_of(victim, d, victim.limits.budgets[0])["fpr10"]
+            for d in victim.plan.detectors
         }
         for cell in followed(victim):
             sources: list[tuple[str, Sequence[str]]] = [
@@ -371,7 +180,7 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
                         ALL,
                         [
                             _jury_key(others, cell, i)
-                            for i in range(victim.batches("test", attacked=True))
+                            for i in range(victim.data.batches("test", attacked=True))
                         ],
                     )
                 )
@@ -402,7 +211,10 @@ def _judged(
         Outputs.cat([unpacked(a) for a in loaded]),
         np.concatenate([a["rows"] for a in loaded]),
     )
-    right = victim.at("clean", "test", rows).predicted.numpy() == victim.labels[rows]
+    right = (
+        victim.outputs.at("clean", "test", rows).predicted.numpy()
+        == victim.data.labels[rows]
+    )
     fooled = out.predicted.numpy() == np.concatenate([a["target"] for a in loaded])
     groups = victim.cases.patients[rows].astype(str)[right]
     knowledge = (
@@ -419,7 +231,7 @@ def _judged(
     found = [entry(victim, "success", proportion(fooled[right], groups=groups), **more)]
     for detector, limit in limits.items():
         score, through = (
-            scored(victim.detector(detector, cell.eps), out)[right],
+            scored(victim.fitted.detector(detector, cell.eps), out)[right],
             fooled[right],
         )
         share = share_at(limit, slipping(through, score), groups=groups)

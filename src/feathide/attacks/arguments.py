@@ -9,7 +9,7 @@ from feathide.attacks.grid import Grid
 from feathide.attacks.iterate import Classifier
 from feathide.attacks.threats import ThreatModel
 from feathide.data.valid_range import check_images, check_tensor
-from feathide.errors import expected, few
+from feathide.errors import check_kind, expected, few
 from feathide.models.classifier import FeatureClassifier
 from feathide.types import Aim, Goal
 
@@ -91,6 +91,7 @@ def check_values(classifier: Classifier, x: Tensor, grid: Grid | None) -> None:
     else:
         check_images(x, classifier.box)
     if grid is not None:
+        check_kind("grid", grid, Grid, do="say Grid(1 / 255) for pictures of 8 bits")
         grid.check(x, classifier.box)
 
 

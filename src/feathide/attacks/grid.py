@@ -30,6 +30,14 @@ class Grid:
 
     step: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.step, int | float) or not self.step > 0:
+            raise expected(
+                "the step of a grid must be a positive number",
+                got=repr(self.step),
+                do="say 1 / 255 for pictures of 8 bits",
+            )
+
     def store(self, x: Tensor, delta: Tensor, threat: ThreatModel, box: Box) -> Tensor:
         """The images as they will be read back from a file, without leaving the ball.
 

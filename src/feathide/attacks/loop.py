@@ -9,7 +9,7 @@ that what is counted is what survives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from feathide.attacks.result import AttackResult, Best
 from feathide.attacks.threats import ThreatModel, check_threat, over_norm
 from feathide.attacks.updates import Blend, Plain, Rule, Setting, Share, Step, Together
 from feathide.data.noise import Noise
-from feathide.errors import expected
+from feathide.errors import expected, unknown
 from feathide.losses import Objective
 from feathide.models.classifier import FeatureClassifier
 from feathide.types import ALL, Aim, Goal, Outputs, Rows, per_sample
@@ -47,6 +47,7 @@ __all__ = [
     "View",
 ]
 
+Decay = Literal["constant", "linear", "cosine"]
 View = Callable[[Tensor, Noise, int], Tensor]
 Smooth = Callable[[Tensor], Tensor]
 
@@ -91,7 +92,7 @@ class Attack:
     threat: ThreatModel
     steps: int
     step_size: float
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Decay = "constant"
     rule: Rule = Plain()
     blend: Blend = Together()
     view: View | None = None
@@ -119,6 +120,14 @@ class Attack:
                     got=repr(value),
                     do=f"give {name} as an int",
                 )
+        if not isinstance(self.step_size, int | float):
+            raise expected(
+                "step_size must be a number, a share of eps",
+                got=repr(self.step_size),
+                do="say 0.1, for example",
+            )
+        if self.decay not in get_args(Decay):
+            raise unknown("decay", str(self.decay), get_args(Decay))
 
     @property
     def passes(self) -> int:

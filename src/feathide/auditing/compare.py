@@ -14,18 +14,19 @@ import yaml
 from feathide.auditing.export import finished
 from feathide.auditing.report_data import run_of
 from feathide.errors import expected
+from feathide.execution.remote import near
 from feathide.execution.store import write_whole
 from feathide.formats.safety import guarded
 from feathide.metrics.registry import METRICS
 from feathide.metrics.statistics import Interval
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.table import COLUMNS, View, stored_table
 from feathide.pipeline.views import Attacked, Guarded, Head, Passed, attacked
 from feathide.plans.plan import Cell
-from feathide.report import render
+from feathide.report import Run, render
 
-__all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again"]
+__all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again", "run_again"]
 
 CHANGES = (
     *("attack", "objective", "eps_a", "eps_b", "detector", "metric"),
@@ -43,14 +44,21 @@ def render_again(run: str | Path) -> Path:
 
     Raises ``InputError`` for an unfinished audit, and if the images are no longer those that it
     saw."""
+    found = run_again(run)
+    page = near(run) / "report.html"
+    write_whole(page, render(found).encode())
+    return page
+
+
+def run_again(run: str | Path) -> Run:
+    """What the report of a finished audit is made from, read from its folder; raises as
+    ``render_again``.
+    """
     context = finished(run)
     folder = context.store.folder
     _same_images(context)
-    found = run_of(
-        context, _table(folder), sanity_checks=_sanity_checks(folder / "sanity_checks.json")
-    )
-    write_whole(folder / "report.html", render(found).encode())
-    return folder / "report.html"
+    checks = _sanity_checks(folder / "sanity_checks.json")
+    return run_of(context, _table(folder), sanity_checks=checks)
 
 
 def _same_images(context: Context) -> None:
@@ -129,7 +137,7 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     a, b = finished(run_a), finished(run_b)
     _same_images(a)
     _same_images(b)
-    one = len(a.budgets) == len(b.budgets) == 1
+    one = len(a.limits.budgets) == len(b.limits.budgets) == 1
     pairs = [
         (p, q)
         for p in cells(a)

@@ -10,7 +10,7 @@ from feathide.detectors.squeezing import SQUEEZERS
 from feathide.errors import expected
 from feathide.execution.engine import Task
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import encode
+from feathide.pipeline.stored_images import encode
 
 __all__ = ["bytes_ahead", "check_room"]
 
@@ -21,18 +21,18 @@ def bytes_ahead(context: Context, tasks: Sequence[Task]) -> int:
     """About how many bytes the tasks that are not done will store: weights, and for each batch
     its images as files hold them or its features.
     """
-    trained = context.trains and not context.store.done(context.classifier_key)
-    model = context.empty_network() if trained else context.classifier.model
-    x = context.images(context.rows("train")[:1])
-    out = context.shown(model, context.plan.network.layers).extract(x)
+    trained = context.recipe.trains and not context.store.done(context.steps.train.key)
+    model = context.recipe.empty_network() if trained else context.networks.classifier.model
+    x = context.data.images(context.data.rows("train")[:1])
+    out = context.networks.shown(model, context.plan.network.layers).extract(x)
     draws = (
         1
-        + context.plan.dropout_samples * context.needs("dropout")
-        + len(SQUEEZERS) * context.needs("squeezed")
+        + context.plan.dropout_samples * context.recipe.needs("dropout")
+        + len(SQUEEZERS) * context.recipe.needs("squeezed")
     )
-    read = len(NAMES) * context.needs("statistics")
+    read = len(NAMES) * context.recipe.needs("statistics")
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-    image = prod(x.shape) * encode(x, context.grid, context.cases.box).itemsize
+    image = prod(x.shape) * encode(x, context.limits.grid, context.cases.box).itemsize
     features = 4 * (
         sum(f.shape[1] for f in out.features.values()) + out.logits.shape[1] * draws + read
     )

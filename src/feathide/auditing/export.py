@@ -24,8 +24,9 @@ from feathide.execution.packing import change
 from feathide.execution.remote import near
 from feathide.execution.store import Store, check_version, refresh, write_whole
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import cells, decode, encode, observe
+from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import Found, found_in, scores_in, thresholds_of
+from feathide.pipeline.stored_images import decode, encode
 from feathide.plans.plan import Cell, load_plan, slug
 
 __all__ = [
@@ -106,7 +107,7 @@ def export_images(
     for cell in chosen:
         place = folder / (
             f"{slug(cell.name)}-{cell.eps:.4g}"
-            if len(context.budgets) > 1
+            if len(context.limits.budgets) > 1
             else slug(cell.name)
         )
         place.mkdir(parents=True, exist_ok=True)
@@ -164,11 +165,9 @@ def _cell(
     accepted = _accepted(context, cell, found)
     write = writer_of(context, place, how)
     where = {int(r): i for i, r in enumerate(found.rows)}
-    for index in range(context.batches("test", attacked=True)):
-        stored = context.store.load(
-            context.images_key(context.condition(cell), "test", index)
-        )
-        images = decode(stored["image"], context.grid, context.cases.box).numpy()
+    for index in range(context.data.batches("test", attacked=True)):
+        stored = context.store.load(context.steps.attack(cell, "test").keys[index])
+        images = decode(stored["image"], context.limits.grid, context.cases.box).numpy()
         at = [where[int(r)] for r in stored["rows"]]
         keep = [
             k
@@ -183,10 +182,9 @@ def _cell(
             write(int(r), images[k], n) for r, k, n in zip(rows, keep, names, strict=True)
         ]
         again = np.stack([read_back(f, box=context.plan.data.box) for f in files])
-        prediction = observe(
-            context.classifier, torch.from_numpy(again).to(context.device)
-        ).predicted.numpy()
-        linf = change(again, context.cases.images(rows), context.grid)
+        x = torch.from_numpy(again).to(context.data.device)
+        prediction = context.networks.classifier.observe(x).predicted.numpy()
+        linf = change(again, context.cases.images(rows), context.limits.grid)
         for j, k in enumerate(keep):
             i = at[k]
             yield {
@@ -209,7 +207,9 @@ def _accepted(context: Context, cell: Cell, found: Found) -> list[list[str]]:
     """The guards that accept each image at 10 % false alarms."""
     names = context.plan.detectors
     passes = {
-        d: scores_in(context, d, cell.eps, context.condition(cell), "test", found.rows)
+        d: scores_in(
+            context, d, cell.eps, context.steps.condition(cell), "test", found.rows
+        )
         <= thresholds_of(context, d, cell.eps)["fpr10"]
         for d in names
     }
@@ -290,7 +290,7 @@ def _like_source(
 def _png(context: Context) -> type[np.unsignedinteger] | None:
     """The type of a PNG that holds the stored numbers of an npz, or None where none does."""
     cases, given = context.cases, context.plan.data.box
-    if len(cases.shape) != 2 or context.grid is None:
+    if len(cases.shape) != 2 or context.limits.grid is None:
         return None
     if given is None:
         scaled = {1 / 255: np.uint8, 1 / 65535: np.uint16 if cases.channels == 1 else None}
@@ -327,11 +327,11 @@ def _nifti(context: Context, place: Path, row: int, image: np.ndarray, name: str
     intercept, or float32.
     """
     cases = context.cases
-    numbers = encode(torch.from_numpy(image), context.grid, cases.box)[0]
+    numbers = encode(torch.from_numpy(image), context.limits.grid, cases.box)[0]
     spacing = (*(cases.spacing or ()), *[1.0] * 3)[:3]
     volume = nib.Nifti1Image(numbers, np.diag([*spacing, 1.0]))
-    if context.grid is not None:
-        volume.header.set_slope_inter(context.grid.step, cases.box[0])
+    if context.limits.grid is not None:
+        volume.header.set_slope_inter(context.limits.grid.step, cases.box[0])
     file = place / f"{name}.nii.gz"
     nib.save(volume, file)
     return file

@@ -11,16 +11,19 @@ from feathide.execution.engine import Task
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations
 from feathide.pipeline.accuracy import has_network
+from feathide.pipeline.attacking import TUNE_CASES, attack_of
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import TUNE_CASES, attack_of, cells
+from feathide.pipeline.listing import cells
 from feathide.sanity.probes import CASES
 
-__all__ = ["FINISH", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
+__all__ = ["FINISH", "START_UP", "Pace", "by_stage", "classifier_of", "foreseen", "pace_of"]
 
 TRIED = 8  # images of the trial
 SMALL = 0.05  # seconds of a task that fits or scores
 TRAINING = 1.5  # a step of training, in steps of an attack
-FINISH = 5.0  # seconds of tables and the page
+BEGIN = 2.0  # seconds of what a training needs: Lightning, optimiser, data
+START_UP = 4.0  # seconds of the imports
+FINISH = 4.0  # seconds of tables and the page
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,21 @@ class Pace:
 def classifier_of(context: Context) -> FeatureClassifier:
     """The classifier; untrained, where its training is part of the audit."""
     if has_network(context):
-        return context.classifier
-    network = context.empty_network().eval().to(context.device)
-    return context.shown(network, context.plan.network.layers)
+        return context.networks.classifier
+    network = context.recipe.empty_network().eval().to(context.data.device)
+    return context.networks.shown(network, context.plan.network.layers)
 
 
 def pace_of(
     context: Context, classifier: FeatureClassifier, order: Sequence[Task] = ()
 ) -> Pace:
     """Measured on a few images; the reference network only where ``order`` trains one."""
-    rows = context.rows("test")[:TRIED]
-    x = context.images(rows)
+    rows = context.data.rows("test")[:TRIED]
+    x = context.data.images(rows)
     reference = 0.0
     if any(t.stage == "train the reference network" for t in order):
-        network = context.empty_reference_network().eval().to(context.device)
-        reference = _step_seconds(context, context.shown(network, "blocks"))
+        network = context.recipe.empty_reference_network().eval().to(context.data.device)
+        reference = _step_seconds(context, context.networks.shown(network, "blocks"))
     grown = activations(classifier.model, classifier.prepared(x[:1]))
     return Pace(
         _step_seconds(context, classifier), reference, grown * context.plan.batch_size
@@ -60,12 +63,12 @@ def pace_of(
 
 def _step_seconds(context: Context, classifier: FeatureClassifier) -> float:
     """Seconds of one step for one image."""
-    rows = context.rows("test")[:TRIED]
-    x, goal = context.images(rows), context.goal(rows)
-    attack = pgd(context.threat(context.budgets[0]), steps=3)
-    attack(classifier, x, goal, **context.terms(rows, x))
+    rows = context.data.rows("test")[:TRIED]
+    x, goal = context.data.images(rows), context.data.goal(rows)
+    attack = pgd(context.limits.threat(context.limits.budgets[0]), steps=3)
+    attack(classifier, x, goal, **context.limits.terms(rows, x))
     started = time.perf_counter()
-    attack(classifier, x, goal, **context.terms(rows, x))
+    attack(classifier, x, goal, **context.limits.terms(rows, x))
     # a last forward pass stands beside three steps
     return (time.perf_counter() - started) / 3.3 / len(rows)
 
@@ -91,14 +94,15 @@ def _seconds(context: Context, task: Task, pace: Pace) -> float:
     plan, step = context.plan, pace.step
     size, hit = (
         min(plan.batch_size, len(rows))
-        for rows in (context.rows("test"), context.attacked("test"))
+        for rows in (context.data.rows("test"), context.data.attacked("test"))
     )
     schedule = attack_of(context, cells(context)[-1], None).passes
     tuned = max((len(o.weights) + 1 for o in plan.objectives), default=1)
-    images = len(context.rows("train"))
-    training = 5 + TRAINING * step * plan.network.train.epochs * images
+    images = len(context.data.rows("train"))
+    training = BEGIN + TRAINING * step * plan.network.train.epochs * images
     guard = plan.reference_network
-    robust = pace.reference * guard.train.epochs * images * (TRAINING + guard.steps) + 5
+    robust = pace.reference * guard.train.epochs * images * (TRAINING + guard.steps)
+    robust += BEGIN
     each: Mapping[str, float] = {
         "train the classifier": training,
         "train the reference network": robust,

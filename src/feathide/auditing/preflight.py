@@ -2,17 +2,19 @@
 estimate of the time.
 """
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from feathide.auditing.disk_space import check_room
-from feathide.auditing.forecast import by_stage, classifier_of, pace_of
+from feathide.auditing.forecast import START_UP, Pace, by_stage, classifier_of, pace_of
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough
+from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import peak
 from feathide.models.packaged import ChannelsLast
 from feathide.pipeline.accuracy import has_network, learnt_of
@@ -43,83 +45,83 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     """What a plan that could run as it is will cost; raises ``InputError`` with what is wrong
     otherwise. Nothing is written.
     """
+    started = time.perf_counter()
     context = checked(plan, out)
+    begins = START_UP + time.perf_counter() - started
     classifier = classifier_of(context)
     order = audit_tasks(context)
     pace = pace_of(context, classifier, order)
     left = [t for t in order if not context.store.done(t.key)]
-    stages = by_stage(context, left, pace)
+    # an audit reads and checks the images, and makes the trial, as was just done
+    stages = {"start-up": begins, **by_stage(context, left, pace)} if left else {}
     mebibytes = peak() + pace.grown / 2**20
-    shown = ", ".join(
-        f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5
-    )
-    reads = classifier.read_outs(context.images(context.rows("train")[:1]))
-    ways = Counter(read.words for read in reads.values())
-    flat = without_slope(context, classifier)
-    layers, ends = len(reads), [*reads][:1] + [*reads][1:][-1:]
+    room = check_room(context, order)
     says = (
-        (
-            f"data: {len(context.cases)} images of {context.cases.channels} x "
-            f"{' x '.join(map(str, context.cases.shape))} in {context.cases.box}"
-        ),
-        *(f"assumed: {note}" for note in context.cases.notes),
-        "held out: "
-        + ", ".join(f"{part} {len(rows)}" for part, rows in context.parts.items())
-        + _attacked(context),
-        _thresholds(context),
-        (
-            f"classifier: {plan.network.arch}, {layers} feature layers; one attack step takes "
-            f"{pace.step * 1000:.1f} ms an image"
-        ),
-        *(
-            ["network: it expects channels last; the images are transposed for it"]
-            if isinstance(classifier.model, ChannelsLast)
-            else []
-        ),
-        *([f"weights: {taken.words}"] if (taken := context.taken()) else []),
-        *([f"labelled images: {learnt_of(context)}"] if has_network(context) else []),
-        *(
-            ["outputs: probabilities, taken as logits by their logarithm"]
-            if plan.network.output != "logits"
-            else []
-        ),
-        *(
-            [
-                (
-                    f"features: {' to '.join(ends)}; "
-                    f"{', '.join(f'{n} x {way}' for way, n in ways.items())}"
-                )
-            ]
-            if reads
-            else []
-        ),
-        *(
-            [
-                (
-                    f"no gradient: the scores of {', '.join(flat)} have none, so no attack "
-                    "aims at them"
-                )
-            ]
-            if flat
-            else []
-        ),
+        *_of_the_data(context),
+        *_of_the_network(context, classifier, pace),
         f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
-        (
-            f"time: about {_duration(sum(stages.values()))} with one process on this machine "
-            f"({shown or 'nothing is left to do'})"
-        ),
-        f"disk: about {check_room(context, order) / 2**20:.0f} MiB",
+        _time(stages),
+        f"disk: about {room / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
         *(f"caveat: {caveat}" for caveat in foreseen(context)),
     )
     return Forecast(says, stages, mebibytes)
 
 
+def _of_the_data(context: Context) -> Iterator[str]:
+    """The images, what is assumed of them, and what each split is good for."""
+    cases = context.cases
+    shape = " x ".join(map(str, cases.shape))
+    yield f"data: {len(cases)} images of {cases.channels} x {shape} in {cases.box}"
+    yield from (f"assumed: {note}" for note in cases.notes)
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in context.data.parts.items())
+    yield f"held out: {sizes}{_attacked(context)}"
+    yield _thresholds(context)
+
+
+def _of_the_network(
+    context: Context, classifier: FeatureClassifier, pace: Pace
+) -> Iterator[str]:
+    """The classifier, its weights, and what is read from it."""
+    network = context.plan.network
+    x = context.data.images(context.data.rows("train")[:1])
+    reads = classifier.read_outs(x)
+    yield (
+        f"classifier: {network.arch}, {len(reads)} feature layers; one attack step takes "
+        f"{pace.step * 1000:.1f} ms an image"
+    )
+    if isinstance(classifier.model, ChannelsLast):
+        yield "network: it expects channels last; the images are transposed for it"
+    if taken := context.recipe.taken():
+        yield f"weights: {taken.words}"
+    if has_network(context):
+        yield f"labelled images: {learnt_of(context)}"
+    if network.output != "logits":
+        yield "outputs: probabilities, taken as logits by their logarithm"
+    if reads:
+        layers, ways = list(reads), Counter(read.words for read in reads.values())
+        ends = " to ".join([layers[0], *layers[1:][-1:]])
+        yield f"features: {ends}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"
+    if flat := without_slope(context, classifier):
+        yield (
+            f"no gradient: the scores of {', '.join(flat)} have none, so no attack aims at them"
+        )
+
+
+def _time(stages: Mapping[str, float]) -> str:
+    """How long it will take in all, and what takes long."""
+    long = [f"{name} {seconds:.0f} s" for name, seconds in stages.items() if seconds >= 0.5]
+    return (
+        f"time: about {_duration(sum(stages.values()))} with one process on this machine "
+        f"({', '.join(long) or 'nothing is left to do'})"
+    )
+
+
 def _attacked(context: Context) -> str:
     """How many images are attacked, where the plan limits them."""
     limited = context.plan.split.most is not None
     told = ", ".join(
-        f"{len(context.attacked(part))} of the {part} split"
+        f"{len(context.data.attacked(part))} of the {part} split"
         for part in ("detector-training", "test")
     )
     return (

@@ -64,9 +64,14 @@ RUNGS = (
     Rung(400, 32, 15, 8),
     Rung(300, 24, 12, 6),
     Rung(200, 24, 8, 5),
-    # fewer attacked images leave a detector nothing to learn from, if the classifier is weak
     Rung(120, 20, 5, 4),
+    # large networks on large images. Fewer images would not tell whether a classifier has learnt
+    # anything, and fewer attacked ones leave a detector nothing to learn from
+    Rung(120, 14, 3, 2),
+    Rung(80, 12, 3, 2),
 )
+# what is tried first: the step is timed on it
+TRIAL = Rung(120, 12, 3, 2)
 
 
 def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
@@ -79,16 +84,16 @@ def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
         return begun
     store, mark = Store(near(out)), QuickPlan(whole=whole, command=command)
     started = time.perf_counter()
-    cut = _cut(plan, RUNGS[-1], None, mark)
+    cut = _cut(plan, TRIAL, None, mark)
     cases = context_of(cut.model_dump_json(), store).cases
     reading = (time.perf_counter() - started) / max(len(cases), 1)
     size = _side(plan, cases)
     if size is not None:
-        cut = _cut(plan, RUNGS[-1], size, mark)
+        cut = _cut(plan, TRIAL, size, mark)
     smallest = checked(cut, store.folder)
     classifier = classifier_of(smallest)
     step = pace_of(smallest, classifier).step
-    reads = [*classifier.read_outs(smallest.images(smallest.rows("train")[:1]))]
+    reads = [*classifier.read_outs(smallest.data.images(smallest.data.rows("train")[:1]))]
     costs = [_seconds(smallest, rung, step, reading) for rung in RUNGS]
     left = SECONDS - (time.perf_counter() - started)
     fitting = (r for r, cost in zip(RUNGS, costs, strict=True) if cost <= left)
@@ -217,9 +222,12 @@ def _seconds(smallest: Context, rung: Rung, step: float, reading: float) -> floa
     # a split that is not filled up now has no more images
     known = {s: len(smallest.cases.where(s)) for s in ("train", "val", "test")}
     least = plan.data.limit or 0
-    n = {s: rung.limit if held >= least else held for s, held in known.items()}
+    n = {
+        s: rung.limit if held >= least else min(held, rung.limit)
+        for s, held in known.items()
+    }
     passes = 0.5 * (n["train"] + PASSES * n["test"])
-    training = TRAINING * rung.epochs * n["train"] if smallest.trains else 0.0
+    training = TRAINING * rung.epochs * n["train"] if smallest.recipe.trains else 0.0
     cells = len(plan.objectives) + 1
     attacks = cells * rung.most * (rung.steps + 2)
     return step * (passes + training + attacks) + reading * sum(n.values())
@@ -250,7 +258,7 @@ def _said(plan: Plan, looked: Context, rung: Rung, least: float) -> Iterator[str
     yield "the evaluation itself was not checked"
     if cut.data.size != plan.data.size:
         yield f"the images were made smaller, {cut.data.size} pixels a side"
-    if looked.trains:
+    if looked.recipe.trains:
         yield f"the classifier was trained for at most {rung.epochs} epochs"
     if least > SECONDS:
         yield f"this network is slow: the look takes about {math.ceil(least / 60)} minutes"

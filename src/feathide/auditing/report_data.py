@@ -16,10 +16,12 @@ from feathide.auditing.tasks import audit_tasks
 from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.data.budgets import format_eps
 from feathide.metrics.statistics import proportion
-from feathide.pipeline.context import Context, noisy_at
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cells
 from feathide.pipeline.outliers import curves as outlier_curves
-from feathide.pipeline.steps import cells, decode
 from feathide.pipeline.stored import Found, found_in, scores_in, seconds_of, thresholds_of
+from feathide.pipeline.stored_images import decode
 from feathide.plans.plan import Cell
 from feathide.report import Case, Run
 from feathide.report.curves import stress_curve, transfer_curve
@@ -73,7 +75,7 @@ def run_of(
         versions=versions(),
         table=table,
         threat=_threat(context, eps),
-        class_names=context.class_names,
+        class_names=context.data.class_names,
         thresholds={d: thresholds_of(context, d, eps) for d in plan.detectors},
         scores=_scores(context, eps, shown),
         curves=_curves(context, table, eps),
@@ -83,7 +85,7 @@ def run_of(
         cost=_cost(context),
         seeds=_beside(context, "seeds.csv") if plan.network.seeds else None,
         held_out=_beside(context, "held_out.csv") if plan.held_out else None,
-        budgets=context.budgets,
+        budgets=context.limits.budgets,
         counts=counts(context),
         aims=effective_aims(context),
         reads={d: DETECTORS[d]().reads for d in plan.detectors},
@@ -97,7 +99,7 @@ def _worst_budget(context: Context, table: pd.DataFrame) -> float:
     """
     slips = table[table.metric == "slips_through_fpr10"]
     best = slips.groupby(["eps", "detector"]).value.max().groupby("eps").min()
-    return max(context.budgets, key=lambda eps: (best.get(eps, 0.0), eps))
+    return max(context.limits.budgets, key=lambda eps: (best.get(eps, 0.0), eps))
 
 
 def _cost(context: Context) -> pd.DataFrame:
@@ -117,11 +119,11 @@ def counts(context: Context) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for part in ("train", "detector-training", "calibration", "test"):
-        out, rows = context.outputs("clean", part)
-        right = int((out.predicted.numpy() == context.labels[rows]).sum())
+        out, rows = context.outputs.of("clean", part)
+        right = int((out.predicted.numpy() == context.data.labels[rows]).sum())
         patients = len(set(map(str, context.cases.patients[rows])))
         found[part] = {"images": len(rows), "patients": patients, "correct": right}
-    found["attacked"] = len(context.right("test"))
+    found["attacked"] = len(context.outputs.right("test"))
     found["skipped"] = len(context.cases.skipped)
     return found
 
@@ -173,7 +175,7 @@ def _scores(context: Context, eps: float, shown: list[tuple[Cell, Found]]) -> pd
             )
         for cell, found in shown:
             score = scores_in(
-                context, detector, eps, context.condition(cell), "test", found.rows
+                context, detector, eps, context.steps.condition(cell), "test", found.rows
             )
             frames.append(
                 pd.DataFrame(
@@ -191,14 +193,14 @@ def _scores(context: Context, eps: float, shown: list[tuple[Cell, Found]]) -> pd
 
 def _cases(context: Context, cell: Cell, found: Found) -> list[Case]:
     """A few attacked images of a cell, with what every detector said."""
-    condition = context.condition(cell)
+    condition = context.steps.condition(cell)
     adversarial: dict[int, np.ndarray] = {}
-    for key in context.images_keys(condition, "test"):
+    for key in context.steps.attack(cell, "test").keys:
         stored = context.store.load(key)
         adversarial |= dict(
             zip(
                 stored["rows"].tolist(),
-                decode(stored["image"], context.grid, context.cases.box).numpy(),
+                decode(stored["image"], context.limits.grid, context.cases.box).numpy(),
                 strict=True,
             )
         )
@@ -233,31 +235,35 @@ def _cases(context: Context, cell: Cell, found: Found) -> list[Case]:
 def _energies(
     context: Context, condition: str, found: Found, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    if not context.store.done(context.mixture_key):
+    if not context.store.done(context.steps.mixtures.key):
         return {}
-    out = context.at(condition, "test", rows)
+    out = context.outputs.at(condition, "test", rows)
     with torch.no_grad():
-        energy = context.bank().energy(out, torch.from_numpy(found.target[: len(rows)]))
-    return {layer: energy[:, i].numpy() for i, layer in enumerate(context.bank().layers)}
+        energy = context.fitted.bank().energy(
+            out, torch.from_numpy(found.target[: len(rows)])
+        )
+    return {
+        layer: energy[:, i].numpy() for i, layer in enumerate(context.fitted.bank().layers)
+    }
 
 
 def _curves(context: Context, table: pd.DataFrame, eps: float) -> dict[str, pd.DataFrame]:
     """The report's figures beyond the table: only those whose data this audit has, or an analysis
     has left beside it.
     """
-    curves = outlier_curves(context, eps) if context.train()[0].features else {}
+    curves = outlier_curves(context, eps) if context.outputs.train()[0].features else {}
     for file, name, curve in BESIDE:
         if (found := _beside(context, file)) is not None:
             curves[name] = curve(found)
-    if len(context.budgets) > 1:
+    if len(context.limits.budgets) > 1:
         curves["eps"] = table[table.metric.isin(["success", "slips_through_fpr10"])]
     tuned = _tuned(context)
     if tuned:
         curves["lambda"] = pd.DataFrame(
             tuned, columns=["weight", "metric", "value", "low", "high"]
         )
-    if context.store.done(context.mixture_key) and context.bank().curves:
-        curves["mixture"] = pd.DataFrame(list(context.bank().curves))
+    if context.store.done(context.steps.mixtures.key) and context.fitted.bank().curves:
+        curves["mixture"] = pd.DataFrame(list(context.fitted.bank().curves))
     return curves
 
 
@@ -277,7 +283,7 @@ def _tuned(context: Context) -> list[tuple[float, str, float, float, float]]:
     """Success at each lambda that was tried for HFC on the detector-training split."""
     for cell in cells(context):
         if cell.objective.kind == "hfc" and cell.objective.weight == "auto":
-            found = context.store.load(context.tune_key(cell))
+            found = context.store.load(context.steps.tune(cell).key)
             n = int(found["n"])
             shares = [proportion(np.arange(n) < round(s * n)) for s in found["success"]]
             return [

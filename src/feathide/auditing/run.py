@@ -20,7 +20,7 @@ from feathide.auditing.forecast import FINISH, foreseen
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
-from feathide.errors import InputError
+from feathide.errors import InputError, check_kind, expected
 from feathide.execution.digests import digest
 from feathide.execution.engine import Progress
 from feathide.execution.engine import run as work_off
@@ -32,6 +32,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.network_checks import check_classifier, check_untrained
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
@@ -73,22 +74,23 @@ def checked(plan: Plan, out: Path) -> Context:
     """
     context = context_of(plan.model_dump_json(), Store(Path(out)))
     _ = (
-        context.device,
-        context.budgets,
-        context.parts,
-        context.class_names,
-        context.region,
-        context.organ,
+        context.data.device,
+        context.limits.budgets,
+        context.data.parts,
+        context.data.class_names,
+        context.limits.region,
+        context.limits.organ,
     )
     check_archives(context)
     check_hiding(context)
     _check_head(context)
-    if context.trains:
-        context.taken()
-        check_fitness(context, context.check_untrained())
+    _check_units(context)
+    if context.recipe.trains:
+        context.recipe.taken()
+        check_fitness(context, check_untrained(context))
     else:
-        context.check_classifier()
-        check_fitness(context, context.classifier)
+        check_classifier(context)
+        check_fitness(context, context.networks.classifier)
     if not plan.batch_size:
         context = context_of(_with_batch(context).model_dump_json(), context.store)
     if has_network(context):
@@ -99,12 +101,12 @@ def checked(plan: Plan, out: Path) -> Context:
 def _with_batch(context: Context) -> Plan:
     """The plan with the batch size that suits its images and network."""
     model = (
-        context.empty_network().eval().to(context.device)
-        if context.trains
-        else context.classifier.model
+        context.recipe.empty_network().eval().to(context.data.device)
+        if context.recipe.trains
+        else context.networks.classifier.model
     )
     x = FeatureClassifier(model, (), box=context.cases.box).prepared(
-        context.images(context.rows("train")[:1])
+        context.data.images(context.data.rows("train")[:1])
     )
     return context.plan.model_copy(update={"batch_size": batch_for(activations(model, x))})
 
@@ -153,6 +155,7 @@ def audit(
         found.table.query("metric == 'slips_through_fpr10'")
         ```
     """
+    check_kind("the plan", plan, Plan, do='say load_plan("plan.yaml")')
     conditions = [Condition.parse(text) for text in fail_if]
     context = checked(plan, near(out))
     order = audit_tasks(context)
@@ -176,43 +179,44 @@ def audit(
             shard=shard,
             finish=finish,
         )
-    table = table_of(context)
-    folder = context.store.folder
-    write_whole(folder / "results.csv", table.to_csv(index=False).encode())
-    write_whole(
-        folder / "comparisons.csv", comparisons_of(context).to_csv(index=False).encode()
-    )
-    if plan.network.seeds:
-        write_whole(
-            folder / "seeds.csv", seeds_of(context, table).to_csv(index=False).encode()
-        )
-    if plan.held_out:
-        write_whole(
-            folder / "held_out.csv", held_out_of(context).to_csv(index=False).encode()
-        )
+    table = _write_tables(context)
+    return _write_judgements(context, table, conditions)
+
+
+def _write_tables(context: Context) -> pd.DataFrame:
+    """``results.csv`` and ``results.parquet``, which is given back, and the tables beside it."""
+    folder, table = context.store.folder, table_of(context)
+    frames = {"results": table, "comparisons": comparisons_of(context)}
+    if context.plan.network.seeds:
+        frames["seeds"] = seeds_of(context, table)
+    if context.plan.held_out:
+        frames["held_out"] = held_out_of(context)
+    for name, frame in frames.items():
+        write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
-    sanity_checks = sanity_checks_of(context)
-    write_whole(
-        folder / "sanity_checks.json",
-        json.dumps(sanity_checks, indent=1, ensure_ascii=False).encode() + b"\n",
-    )
+    return table
+
+
+def _write_judgements(
+    context: Context, table: pd.DataFrame, conditions: Sequence[Condition]
+) -> Audit:
+    """Sanity checks, the conditions of a build, the model card and the report."""
+    folder, sanity_checks = context.store.folder, sanity_checks_of(context)
+    _write_json(sanity_checks, folder / "sanity_checks.json")
     judged = tuple(condition.judge(table) for condition in conditions)
     write_junit(folder, judged)
     found = run_of(context, table, sanity_checks=sanity_checks)
-    write_whole(
-        folder / "model-card.json",
-        json.dumps(card(found), indent=1, ensure_ascii=False).encode() + b"\n",
-    )
-    write_whole(folder / "report.html", render(found).encode())
-    failed = tuple(g["name"] for g in sanity_checks if g["status"] == "fail")
+    _write_json(card(found), folder / "model-card.json")
+    report = folder / "report.html"
+    write_whole(report, render(found).encode())
     return Audit(
         folder,
         table,
-        folder / "report.html",
+        report,
         verdict(found),
-        failed,
-        judged,
-        plan.quick is not None,
+        failed=tuple(g["name"] for g in sanity_checks if g["status"] == "fail"),
+        judged=judged,
+        quick=context.plan.quick is not None,
     )
 
 
@@ -224,17 +228,20 @@ def write_plan(context: Context) -> None:
         "versions": versions(),
         "hardware": {
             "machine": platform.machine(),
-            "device": str(context.device),
+            "device": str(context.data.device),
             "threads": torch.get_num_threads(),
         },
-        "eps_in_box_units": list(context.budgets),
-        "eps_in_words": [format_eps(e, context.cases) for e in context.budgets],
+        "eps_in_box_units": list(context.limits.budgets),
+        "eps_in_words": [format_eps(e, context.cases) for e in context.limits.budgets],
         "data": {
             "digest": context.cases.digest,
             "images": len(context.cases),
             "skipped": [f"{s.path}: {s.reason}" for s in context.cases.skipped],
         },
-        "classifier": {"digest": context.network_digest, "trained_here": context.trains},
+        "classifier": {
+            "digest": context.steps.classifier.digest,
+            "trained_here": context.recipe.trains,
+        },
     }
     text = yaml.safe_dump(
         # a run may be looked at, or go on, where there is no such device
@@ -251,11 +258,29 @@ def _check_head(context: Context) -> None:
         raise InputError(
             f"head must be softmax, sigmoid or finding:NAME, got {head!r}; correct network.head"
         )
-    if head == "sigmoid" and len(context.class_names) != 2:
+    if head == "sigmoid" and len(context.data.class_names) != 2:
         raise InputError(
-            f"a sigmoid head decides between 2 classes, got {len(context.class_names)}; say "
+            f"a sigmoid head decides between 2 classes, got {len(context.data.class_names)}; say "
             "head: softmax"
         )
+
+
+def _check_units(context: Context) -> None:
+    """Refuse mean and std of images in [0, 1] for images that the network sees otherwise."""
+    n, (low, high) = context.plan.network, context.data.cases.box
+    width = high - low if context.recipe.window is None else 1.0
+    if n.std is None or max(n.std) > width / 500:
+        return
+    raise expected(
+        f"network.mean and std must be in the units that the network sees, [{low:g}, {high:g}]",
+        got=f"mean {list(n.mean or ())}, std {list(n.std)}",
+        do=f"say window: [{low:g}, {high:g}], which shows the images to the network as [0, 1]",
+    )
+
+
+def _write_json(content: object, path: Path) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_whole(path, text.encode() + b"\n")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -17,9 +17,11 @@ from feathide.errors import expected
 from feathide.execution.digests import digest
 from feathide.execution.engine import Progress, run
 from feathide.execution.store import open_folder, write_whole
+from feathide.pipeline.attacking import attack_rows
 from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cells, needed, tasks
 from feathide.pipeline.rows import with_needs
-from feathide.pipeline.steps import attack_rows, cells, decode, needed, observe, tasks
+from feathide.pipeline.stored_images import decode
 from feathide.plans.plan import Cell, Plan
 
 __all__ = ["COLUMNS", "attack_images"]
@@ -71,8 +73,10 @@ def attack_images(
         )
     check_format(context, Choice())
     open_folder(out, digest([plan, context.cases.digest]))
-    known = {context.classifier_key, *needed(context, chosen[0])} | (
-        {context.tune_key(chosen[0])} if chosen[0].objective.weight == "auto" else set()
+    known = {context.steps.train.key, *needed(context, chosen[0])} | (
+        {context.steps.tune(chosen[0]).key}
+        if chosen[0].objective.weight == "auto"
+        else set()
     )
     audit = tasks(context)
     run(
@@ -95,26 +99,27 @@ def _attacked(
     for batch in np.split(
         rows, range(context.plan.batch_size, len(rows), context.plan.batch_size)
     ):
-        before = observe(context.classifier, context.images(batch)).predicted.numpy()
-        right = before == context.labels[batch]
+        before = context.networks.classifier.observe(
+            context.data.images(batch)
+        ).predicted.numpy()
+        right = before == context.data.labels[batch]
         for row, guess in zip(batch[~right], before[~right], strict=True):
             yield {
                 "id": str(context.cases.ids[row]),
-                "label": int(context.labels[row]),
+                "label": int(context.data.labels[row]),
                 "before": int(guess),
             }
         if not right.any():
             continue
         found = attack_rows(context, cell, batch[right])
-        images = decode(found["image"], context.grid, context.cases.box).numpy()
+        images = decode(found["image"], context.limits.grid, context.cases.box).numpy()
         files = [
             write(int(r), x, file_name(str(i), False))
             for r, x, i in zip(found["rows"], images, found["id"], strict=True)
         ]
         again = np.stack([read_back(f, box=context.plan.data.box) for f in files])
-        prediction = observe(
-            context.classifier, torch.from_numpy(again).to(context.device)
-        ).predicted.numpy()
+        x = torch.from_numpy(again).to(context.data.device)
+        prediction = context.networks.classifier.observe(x).predicted.numpy()
         for i, file in enumerate(files):
             yield {
                 "id": str(found["id"][i]),

@@ -10,7 +10,7 @@ import numpy as np
 from feathide.execution.engine import Task
 from feathide.execution.store import Store
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import tasks
+from feathide.pipeline.listing import tasks
 from feathide.pipeline.survival import survival_tasks
 from feathide.pipeline.variants import variant_tasks
 from feathide.sanity.probes import probe_tasks

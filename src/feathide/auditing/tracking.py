@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from feathide.auditing.compare import flat
+from feathide.auditing.compare import flat, run_again
+from feathide.auditing.plots import drawing, plot
 from feathide.auditing.run import Audit
 from feathide.errors import choose, expected
+from feathide.report.drawing import Figure
+from feathide.report.figures import figures
 
 __all__ = ["TRACKERS", "track", "tracker"]
 
@@ -45,13 +48,13 @@ def track(found: Audit, to: str) -> None:
 
     TensorBoard: events in ``<run>/tensorboard``, one scalar ``metric/attack+objective/detector``
     for each number (the step counts the budgets from 0 up), the plan, the verdict and the table
-    as text, an attacked image of each attack.
+    as text, an attacked image of each attack, and the report's figures, drawn by matplotlib.
     MLflow: a run at the tracking server that MLFLOW_TRACKING_URI names, with the plan as
-    parameters, the numbers as metrics, and the report, table, plan, sanity checks, model card and
-    images as artifacts. Where no server is named and MLflow is the small package, which has no
-    database, the run lies in ``<run>/mlruns``.
+    parameters, the numbers as metrics, and the report, table, plan, sanity checks, model card,
+    images and plotly figures as artifacts. Where no server is named and MLflow is the small
+    package, which has no database, the run lies in ``<run>/mlruns``.
     W&B: a run of the project that WANDB_PROJECT names (else "feathide"), with the plan as its
-    configuration, numbers, table and images, and the files as an artifact. With
+    configuration, numbers, table, images and plotly figures, and the files as an artifact. With
     ``WANDB_MODE=offline`` nothing is sent: it lies in ``<run>/wandb``."""
     tracker(to)(found)
 
@@ -89,6 +92,11 @@ def _pictures(found: Audit) -> Iterator[tuple[str, np.ndarray]]:
         yield path.parent.name, np.moveaxis(shown, 0, -1)
 
 
+def _figures(found: Audit) -> list[Figure]:
+    """The figures of the report."""
+    return list(figures(run_again(found.folder)))
+
+
 def _tensorboard(module: ModuleType, found: Audit) -> None:
     with module.SummaryWriter(log_dir=str(found.folder / "tensorboard")) as writer:
         for name, value, step in _numbers(found):
@@ -100,6 +108,8 @@ def _tensorboard(module: ModuleType, found: Audit) -> None:
         writer.add_text("results", f"```\n{found.table.to_csv(index=False)}```")
         for name, image in _pictures(found):
             writer.add_image(name, image, dataformats="HWC")
+        for figure in _figures(found) if find_spec("matplotlib") else ():
+            writer.add_figure(f"figures/{figure.id}", drawing(figure))
 
 
 def _mlflow(module: ModuleType, found: Audit) -> None:
@@ -117,6 +127,9 @@ def _mlflow(module: ModuleType, found: Audit) -> None:
             module.log_image(
                 image[..., 0] if image.shape[-1] == 1 else image, f"{name}.png"
             )
+        for figure in _figures(found):
+            module.log_figure(plot(figure), f"figures/{figure.id}.html")
+        module.log_table(found.table, "results.json")
 
 
 @contextmanager
@@ -156,7 +169,8 @@ def _wandb(module: ModuleType, found: Audit) -> None:
         for step, values in sorted(rows.items()):
             run.log(values, step=step)
         images = {name: module.Image(image) for name, image in _pictures(found)}
-        run.log({"results": module.Table(dataframe=found.table), **images})
+        plots = {f"figures/{f.id}": module.Plotly(plot(f)) for f in _figures(found)}
+        run.log({"results": module.Table(dataframe=found.table), **images, **plots})
         run.summary["verdict"] = found.verdict.headline
         files = module.Artifact(f"audit-{_plain(found.folder.name)}", type="audit")
         for name in FILES:

@@ -22,8 +22,9 @@ from feathide.execution.packing import change
 from feathide.execution.remote import home_of, near
 from feathide.execution.store import Store, held_plan
 from feathide.pipeline.context import Context
-from feathide.pipeline.images import cases_of
-from feathide.pipeline.steps import cells, decode, observe
+from feathide.pipeline.listing import cells
+from feathide.pipeline.moved import loaded
+from feathide.pipeline.stored_images import decode
 from feathide.pipeline.table import comparisons_of, stored_table, table_of
 from feathide.plans.plan import Cell
 from feathide.report import render
@@ -91,7 +92,7 @@ def _at_hand(folder: Path) -> Iterator[Path]:
 
 def _verified(run: Path, sample: int) -> Verified:
     found = finished(run)
-    cases_of.cache_clear()
+    loaded.cache_clear()
     context = Context(found.plan, found.store)  # nothing that this process remembers
     files, damaged = _files(context.store)
     try:
@@ -146,7 +147,7 @@ def _record(context: Context) -> Iterator[Difference]:
     ).get("record", {})
     for name, now in (
         ("data", context.cases.digest),
-        ("classifier", context.network_digest),
+        ("classifier", context.steps.classifier.digest),
     ):
         seen = record.get(name, {}).get("digest")
         if seen != now:
@@ -179,7 +180,7 @@ def _predicted(context: Context, sample: int) -> tuple[int, list[Difference]]:
     places = [
         (cell, i)
         for cell in cells(context)
-        for i in range(context.batches("test", attacked=True))
+        for i in range(context.data.batches("test", attacked=True))
     ]
     draw = np.random.default_rng(context.plan.seed)
     share = -(-sample // max(len(places), 1))
@@ -203,18 +204,20 @@ def _predicted(context: Context, sample: int) -> tuple[int, list[Difference]]:
 def _batch(
     context: Context, cell: Cell, index: int, draw: np.random.Generator, most: int
 ) -> tuple[int, list[Difference]]:
-    condition = context.condition(cell)
-    key = context.images_key(condition, "test", index)
+    condition = context.steps.condition(cell)
+    key = context.steps.attack(cell, "test").keys[index]
     stored, out = (
         context.store.load(key),
-        context.store.load(context.outputs_key(condition, "test", index)),
+        context.store.load(context.steps.extract(condition, "test").keys[index]),
     )
     some = np.sort(draw.permutation(len(stored["rows"]))[:most])
     if len(some) == 0:
         return 0, []
-    x = decode(stored["image"][some], context.grid, context.cases.box)
-    now = observe(context.classifier, x.to(context.device))
-    linf = change(x.numpy(), context.cases.images(stored["rows"][some]), context.grid)
+    x = decode(stored["image"][some], context.limits.grid, context.cases.box)
+    now = context.networks.classifier.observe(x.to(context.data.device))
+    linf = change(
+        x.numpy(), context.cases.images(stored["rows"][some]), context.limits.grid
+    )
     wrong = []
     for j, i in enumerate(some):
         old, new = out["logits"][i], now.logits[j].numpy()

@@ -2,7 +2,7 @@
 raise. A conformance check takes what makes the detector.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import wraps
@@ -10,39 +10,34 @@ from functools import wraps
 import torch
 from torch import Tensor
 
+from feathide.checks.detector_faults import (
+    constant_channel,
+    constant_layer,
+    missing_layer,
+    not_a_number,
+    one_class,
+)
+from feathide.checks.detector_scores import (
+    IMAGE,
+    PARTS,
+    Make,
+    apart,
+    area,
+    close,
+    exchanged,
+    raises,
+    says,
+    score,
+)
 from feathide.checks.verdicts import Broken, NotApplicable, require, untouched_random_state
 from feathide.checks.worlds import evidence, mixed, sample, with_reference_network
-from feathide.detectors import Detector
 from feathide.detectors.base import unguarded
 from feathide.errors import InputError
-from feathide.metrics.statistics import auc
-from feathide.types import Evidence, Outputs, Space
+from feathide.types import Outputs, Space
 
-__all__ = ["DETECTOR_LAWS"]
-
-Make = Callable[[], Detector]
-IMAGE = ("statistics", "squeezed")
-PARTS = ("train", "clean", "noisy", "adversarial")
-
-
-def score(make: Make, e: Evidence | None = None, out: Outputs | None = None) -> Tensor:
-    """The scores of ``out`` (60 rows, the first half clean) after fitting on ``e``: finite
-    numbers, one per row.
-    """
-    out = mixed() if out is None else out
-    found = make().fit(e or evidence()).score(out)
-    shaped = isinstance(found, Tensor) and found.shape == (len(out),)
-    require(
-        shaped,
-        f"scores ({len(out)},)",
-        got=tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__,
-    )
-    return found.detach()
-
-
-def area(scores: Tensor) -> float:
-    half = len(scores) // 2
-    return float(auc(scores[:half].numpy(), scores[half:].numpy()))
+__all__ = [
+    "DETECTOR_LAWS",
+]
 
 
 def separates(make: Make) -> None:
@@ -273,68 +268,6 @@ def says_where_it_looks(make: Make) -> None:
         )
 
 
-def one_class(make: Make) -> None:
-    """Training images of one class only: a message, or scores that are finite."""
-    e = evidence()
-    raises_or_scores(
-        make, replace(e, train_labels=torch.zeros_like(e.train_labels)), mixed(), "class"
-    )
-
-
-def constant_layer(make: Make) -> None:
-    """A layer that is the same for all images: a message, or scores that are finite."""
-    raises_or_scores(
-        make, every(torch.ones_like), changed(torch.ones_like, mixed()), "late", "constant"
-    )
-
-
-def constant_channel(make: Make) -> None:
-    """A channel that is the same for all images, such as a dead ReLU, does no harm."""
-
-    def flat(f: Tensor) -> Tensor:
-        return torch.cat([f[:, :-1], torch.full_like(f[:, :1], 0.7)], 1)
-
-    found = score(make, every(flat), changed(flat, mixed()))
-    require(
-        found.isfinite().all(), "finite scores beside a dead channel", got="NaN or infinity"
-    )
-
-
-def not_a_number(make: Make) -> None:
-    """NaN in the evidence or in the outputs: a message, or scores that are finite because they
-    are not read.
-    """
-    e = evidence()
-    for part in ("train", "clean", "adversarial"):
-        spoilt = changed(lambda f: f * torch.nan, getattr(e, part))
-        bad = replace(e, **{part: spoilt})  # type: ignore[arg-type]
-        raises_or_scores(make, bad, mixed(), "finite", "nan")
-    for out in (
-        changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()),
-        *(replace(mixed(), **{name: getattr(mixed(), name) * torch.nan}) for name in IMAGE),
-    ):
-        raises_or_scores(make, e, out, "finite", "nan")
-
-
-def missing_layer(make: Make) -> None:
-    """A layer that the detector learnt from and that is not there is missed by name."""
-    out = mixed()
-    out = replace(
-        out, features={"early": out.features["early"], "late_": out.features["late"]}
-    )
-    detector = make().fit(evidence())
-    try:
-        found = detector.score(out)
-    except InputError as error:
-        says(error, "late")
-        return
-    require(
-        torch.equal(found, detector.score(mixed())),
-        "an InputError that names the missing layer",
-        got="other scores",
-    )
-
-
 def own(check: Callable[[Make], None]) -> Callable[[Make], None]:
     """The check for the detector's own code, not for the border that stands before it."""
 
@@ -365,62 +298,3 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "missing layer": missing_layer,
 }
 DETECTOR_LAWS = {name: own(check) for name, check in CHECKS.items()}
-
-
-def close(what: str, found: Tensor, wanted: Tensor, tolerance: float = 1e-6) -> None:
-    ok = torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)
-    require(ok, what, got=f"scores that differ by up to {apart(found, wanted):.2g}")
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
-
-
-def every(change: Callable[[Tensor], Tensor]) -> Evidence:
-    """The evidence with the late layer of all its parts changed."""
-    e = evidence()
-    train, clean, noisy, adversarial = (changed(change, getattr(e, n)) for n in PARTS)
-    return Evidence(train, e.train_labels, clean, noisy, adversarial)
-
-
-def changed(
-    change: Callable[[Tensor], Tensor], out: Outputs, layer: str = "late"
-) -> Outputs:
-    return replace(out, features={**out.features, layer: change(out.features[layer])})
-
-
-def exchanged(out: Outputs, other: Outputs, fields: Iterable[str]) -> Outputs:
-    """``out`` and its reference network with ``fields`` of another."""
-    moved = {name: getattr(other, name) for name in fields}
-    reference_network = None
-    if out.reference_network is not None and other.reference_network is not None:
-        reference_network = replace(
-            out.reference_network,
-            **{name: getattr(other.reference_network, name) for name in moved},
-        )
-    return replace(out, **moved, reference_network=reference_network)
-
-
-def raises_or_scores(make: Make, e: Evidence, out: Outputs, *words: str) -> None:
-    try:
-        found = score(make, e, out)
-    except InputError as error:
-        says(error, *words)
-    else:
-        require(
-            found.isfinite().all(), "an InputError or finite scores", got="NaN or infinity"
-        )
-
-
-def raises(act: Callable[[], object], word: str) -> None:
-    try:
-        act()
-    except InputError as error:
-        says(error, word)
-    else:
-        raise Broken(f"expected an InputError that says {word!r}, got scores")
-
-
-def says(error: InputError, *words: str) -> None:
-    named = any(word in str(error).lower() for word in words)
-    require(named, f"a message that says {' or '.join(map(repr, words))}", got=str(error))

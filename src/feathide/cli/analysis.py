@@ -199,7 +199,7 @@ def _working(workers: int) -> "Iterator[Work]":
 
 
 def _write(out: Path, verb: str, table: "pd.DataFrame", page: "Sheet") -> None:
-    from feathide.execution.store import write_whole
+    from feathide.execution.whole_files import write_whole
     from feathide.report.sheet import sheet
 
     files: dict[str, Callable[[], str]] = {

@@ -17,7 +17,7 @@ from feathide.execution.remote import near
 if TYPE_CHECKING:
     import pandas as pd
 
-    from feathide.execution.engine import Task
+    from feathide.execution.graph import Task
 
 __all__ = ["arms_race"]
 
@@ -49,9 +49,10 @@ def arms_race(
         from feathide.auditing.run import checked
         from feathide.execution.digests import digest
         from feathide.execution.engine import run
-        from feathide.execution.store import open_folder, write_whole
+        from feathide.execution.store import open_folder
+        from feathide.execution.whole_files import write_whole
+        from feathide.pipeline.listing import tasks
         from feathide.pipeline.rows import with_needs
-        from feathide.pipeline.steps import tasks
         from feathide.studies.arms_race import arms_race as fight
 
         context = checked(plan_of(plan), out)

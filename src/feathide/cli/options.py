@@ -109,7 +109,7 @@ Run = Annotated[
 def plan_of(source: Path | None, **changes: Any) -> "Plan":
     """The plan of a file with flags in the place of its fields."""
     from feathide.errors import InputError
-    from feathide.plans.plan import load_plan, merged
+    from feathide.plans.plan import load_merged
 
     given = {k: v for k, v in changes.items() if v is not None}
     if now().device is not None:
@@ -118,7 +118,7 @@ def plan_of(source: Path | None, **changes: Any) -> "Plan":
         raise InputError(
             "an audit needs images, got neither a plan nor --data; give one of them"
         )
-    return load_plan(merged(source or {}, given))
+    return load_merged(source, given)
 
 
 def changes_of(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from feathide.execution.engine import RichProgress
+    from feathide.execution.progress import RichProgress
 
 __all__ = ["Running", "now", "progress_display", "working"]
 
@@ -78,6 +78,6 @@ def working(verb: Verb) -> Verb:
 
 def progress_display() -> "RichProgress":
     """The display of a long run, as loud as the verb was told to be."""
-    from feathide.execution.engine import RichProgress
+    from feathide.execution.progress import RichProgress
 
     return RichProgress(quiet=now().quiet, verbose=now().verbose)

@@ -40,7 +40,7 @@ from feathide.cli.training_options import (
 
 if TYPE_CHECKING:
     from feathide.data import Cases
-    from feathide.execution.engine import Progress
+    from feathide.execution.progress import Progress
     from feathide.training.trainer import TrainResult
 
 __all__ = ["datasets", "train"]
@@ -174,7 +174,7 @@ def _tell_test(
 
 def _told(display: "Progress") -> Callable[[int, int, str], None]:
     """Steps of a training, on a display: epochs, rate, time left."""
-    from feathide.execution.engine import Status, paced
+    from feathide.execution.progress import Status, paced
 
     started = time.monotonic()
 

@@ -3,7 +3,6 @@ for.
 """
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,36 +10,27 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from feathide.data.cases import SPLITS, Cases, Skipped, check_rows
 from feathide.data.columns import Reading, may_be_image, unknown_patients
+from feathide.data.pictures import is_picture, read_picture
 from feathide.data.split import by_hash, check_classes, check_patients, thin
-from feathide.errors import InputError, expected, few, first_line
+from feathide.errors import InputError, expected, few
 from feathide.formats.dicom import is_dicom, patient_of, read_dicom, read_series
 from feathide.formats.nifti import is_nifti, read_nifti
 from feathide.formats.safety import guarded
-from feathide.formats.stored import StoredImage, box_of, content_hash, grid_of
+from feathide.formats.stored import StoredImage, box_of, content_hash
 from feathide.types import Box
 
-__all__ = ["PICTURES", "Entry", "Files", "cases_of_files", "is_image", "load", "read_image"]
-
-PICTURES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".jpe",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".webp",
-    ".pgm",
-    ".ppm",
-)
-# whatever the name says: no format that starts programs
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+__all__ = [
+    "Entry",
+    "Files",
+    "cases_of_files",
+    "is_image",
+    "is_picture",
+    "load",
+    "read_image",
+]
 
 OFF_GRID = 0.02  # of a step: float32 cannot place large values of small steps more exactly
 
@@ -82,11 +72,6 @@ class Facts:
     kind: tuple[int, tuple[int, ...], float, str, str]
     legal: Box | None
     spacing: tuple[float, ...] | None
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file's name says that it is a PNG, JPEG, TIFF, ..."""
-    return path.suffix.lower() in PICTURES
 
 
 def is_image(path: Path) -> bool:
@@ -137,95 +122,6 @@ def _read(path: Path, box: Box | None) -> StoredImage:
     return image if box is None else replace(image, legal=box)
 
 
-def read_picture(path: Path, box: Box | None = None) -> StoredImage:
-    """A PNG, JPEG, TIFF, ... as it is stored: grey (1, H, W) or colour (3, H, W) of 8 or 16 bits,
-    shown in [0, 1].
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
-            # of large pictures; Pillow refuses too large ones
-            warnings.simplefilter("ignore")
-            _check_picture(path, file)
-            file.load()
-            if file.mode in ("I;16", "I;16B", "I;16L", "I"):
-                pixels = np.array(file)
-            elif file.mode in ("1", "L", "LA"):
-                pixels = np.array(file.convert("L"))
-            else:
-                pixels = np.array(file.convert("RGB"))
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever they happen to meet
-        raise expected(
-            f"{path} must be a readable picture",
-            got=first_line(error),
-            do="replace it or pass skip_bad=True",
-        ) from error
-    if pixels.dtype.kind == "i":  # 16-bit grey that Pillow widened
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise expected(
-                f"{path} must have 8 or 16 bits",
-                got=f"values {pixels.min()}..{pixels.max()}",
-                do="convert it",
-            )
-        pixels = pixels.astype(np.uint16)
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-    stored = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)  # (C, H, W)
-    slope, legal, unit = grid_of(stored.dtype, box)
-    return StoredImage(stored, slope, 0.0, legal, unit)
-
-
-def _check_picture(path: Path, file: Image.Image) -> None:
-    """Refuse, before it is decoded, what Pillow would cut, turn or guess: pages, floats, 16-bit
-    colour, signed bytes, inks.
-    """
-    # the others of an MPO are previews
-    pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
-    if pages > 1:
-        raise expected(
-            f"{path} must hold one picture",
-            got=f"{pages} pages or frames",
-            do="save each as its own file",
-        )
-    raw, got = str([tile[3] for tile in getattr(file, "tile", ())]), ""
-    tags = getattr(file, "tag_v2", {})
-    # BitsPerSample, SampleFormat
-    bits, signs = max(tags.get(258, (1,))), max(tags.get(339, (1,)))
-    deep = (
-        ";16" in raw
-        or bits > 8
-        or (file.format == "PPM" and file.mode == "RGB" and _top(file) > 255)
-    )
-    if file.mode == "F" or signs == 3:
-        got = f"{bits if bits > 8 else 32}-bit floats"
-    elif deep and file.mode not in ("I;16", "I;16B", "I;16L", "I"):
-        got = (
-            f"16 bits of {'grey with alpha' if 'LA' in raw else 'colour'}, of which 8 would be "
-            "read"
-        )
-    elif signs == 2 and bits <= 8:
-        got = "signed bytes"
-    # PhotometricInterpretation: Pillow turns these for 8 bits only
-    elif bits > 8 and tags.get(262) == 0:
-        got = "16 bits in which 0 is white"
-    elif file.mode in ("CMYK", "LAB", "HSV"):
-        got = f"{file.mode} colours"
-    if got:
-        what = f"{path} must be 8 or 16-bit grey or 8-bit RGB colour"
-        raise expected(what, got=got, do="convert it, or store the numbers in npz or NIfTI")
-
-
-def _top(file: Image.Image) -> int:
-    """The largest number that a PPM's header allows."""
-    numbers = [
-        n
-        for tile in getattr(file, "tile", ())
-        if isinstance(tile[3], tuple)
-        for n in tile[3]
-    ]
-    return max([n for n in numbers if isinstance(n, int)], default=255)
-
-
 def load(path: Path, how: Reading) -> StoredImage:
     """One file with the channels and size that were asked for."""
     return guarded(path, lambda: _read(path, how.box).on(how.size, how.channels))
@@ -239,30 +135,8 @@ def cases_of_files(
 
     With ``how.skip_bad``, files that cannot be read and those whose shape or grey scale differs
     from most others are left out and listed in ``skipped``."""
-    if not how.skip_bad:
-        # a wrong format or size is told before all headers are read
-        load(entries[0].path, how)
-    entries = _with_patients(entries, how)
-    notes = unknown_patients([e.patient for e in entries])
-    if not any(e.split for e in entries):
-        shares = ", ".join(
-            f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True)
-        )
-        notes += (f"splits: drawn by patient with seed {how.seed}, {shares}",)
-    entries = _with_splits(entries, name, how)
-    labels, splits = (
-        np.array([e.label for e in entries], dtype=np.int64),
-        np.array([e.split for e in entries]),
-    )
-    ids = np.array([e.id for e in entries])
-    check_rows(ids, labels, splits, class_names)
-    check_classes(labels, class_names, name)
-    check_patients(
-        np.array([e.patient or e.id for e in entries]), ids=ids, splits=splits, name=name
-    )
-    found, skipped = _scan(
-        [entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)], how
-    )
+    entries, notes = _checked(entries, name, class_names, how)
+    found, skipped = _scan(_chosen(entries, how), how)
     if not found:
         raise expected(
             f"{name} must hold readable images",
@@ -274,6 +148,9 @@ def cases_of_files(
     box = box_of(np.array([f.range for f in facts]), facts[0].legal, name)
     _check_grid(found, box, step)
     spacings = [f.spacing for f in facts if f.spacing is not None]
+    spacing = None
+    if len(spacings) == len(facts):
+        spacing = tuple(np.median(spacings, axis=0).tolist())
     return Cases(
         name=name,
         ids=np.array([e.id for e in kept]),
@@ -289,13 +166,45 @@ def cases_of_files(
         hashes=np.array([f.hash for f in facts]),
         pixels=Files(tuple(e.path for e in kept), how),
         paths=tuple(str(e.path) for e in kept),
-        spacing=tuple(np.median(spacings, axis=0).tolist())
-        if len(spacings) == len(facts)
-        else None,
+        spacing=spacing,
         skipped=tuple(skipped),
         orientation=orientation,
         notes=notes,
     )
+
+
+def _checked(
+    entries: Sequence[Entry], name: str, class_names: Sequence[str], how: Reading
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """The entries with patients and splits, and what is to be noted of these; refuses a table
+    that is no study.
+    """
+    if not how.skip_bad:
+        # a wrong format or size is told before all headers are read
+        load(entries[0].path, how)
+    entries = _with_patients(entries, how)
+    notes = unknown_patients([e.patient for e in entries])
+    if not any(e.split for e in entries):
+        shares = ", ".join(
+            f"{part} {share:g}" for part, share in zip(SPLITS, how.fractions, strict=True)
+        )
+        notes += (f"splits: drawn by patient with seed {how.seed}, {shares}",)
+    entries = _with_splits(entries, name, how)
+    labels = np.array([e.label for e in entries], dtype=np.int64)
+    splits = np.array([e.split for e in entries])
+    ids = np.array([e.id for e in entries])
+    patients = np.array([e.patient or e.id for e in entries])
+    check_rows(ids, labels, splits, class_names)
+    check_classes(labels, class_names, name)
+    check_patients(patients, ids=ids, splits=splits, name=name)
+    return entries, notes
+
+
+def _chosen(entries: Sequence[Entry], how: Reading) -> list[Entry]:
+    """At most ``how.limit`` entries of each split."""
+    labels = np.array([e.label for e in entries], dtype=np.int64)
+    splits = np.array([e.split for e in entries])
+    return [entries[row] for row in thin(labels, splits, limit=how.limit, seed=how.seed)]
 
 
 def _with_patients(entries: Sequence[Entry], how: Reading) -> list[Entry]:

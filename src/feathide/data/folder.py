@@ -15,7 +15,8 @@ from feathide.data.columns import (
     patients_of,
     read_table,
 )
-from feathide.data.files import Entry, cases_of_files, is_image, is_picture, load
+from feathide.data.files import Entry, cases_of_files, is_image, load
+from feathide.data.pictures import is_picture
 from feathide.errors import expected, few, unknown
 from feathide.formats.dicom import is_series
 from feathide.formats.nifti import is_nifti
@@ -34,27 +35,8 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
     it is when others are added. The patient comes from ``how.patients`` (CSV with the columns id,
     patient), from ``how.patient_pattern``, from the file's header, or is the case itself."""
     tops = _folders(root)
-    split_of = {
-        top: SPLIT_NAMES[top.name.lower()]
-        for top in tops
-        if top.name.lower() in SPLIT_NAMES
-    }
-    if split_of and len(split_of) < len(tops):
-        got = ", ".join(t.name for t in tops)
-        raise expected(
-            f"{root} must hold either split folders or class folders",
-            got=got,
-            do="move or rename the others",
-        )
-    classes = sorted(
-        {c.name for top in tops for c in _folders(top)}
-        if split_of
-        else {top.name for top in tops}
-    )
-    names = list(how.class_names) if how.class_names else classes
-    for found in classes:
-        if found not in names:
-            raise unknown("class folder", found, names)
+    split_of = _splits_of(root, tops)
+    names = _class_names(tops, split_of, how)
     table = read_table(how.patients, needs=("id", "patient")) if how.patients else []
     entries: list[Entry] = []
     above = [root, *tops] if split_of else [root]  # the folders of folders
@@ -65,6 +47,7 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         if e.is_file() and may_be_image(Path(e.path))
     ]
     for top in tops:
+        split = split_of.get(top, "")
         for folder in _folders(top) if split_of else [top]:
             for path in _images(folder, others):
                 if not entries and not how.skip_bad:
@@ -72,28 +55,8 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
                     load(path, how)
                 id = path.relative_to(root).as_posix()
                 patient = patient_in(id, how.patient_pattern) if how.patient_pattern else ""
-                entries.append(
-                    Entry(
-                        path, id, names.index(folder.name), patient, split_of.get(top, "")
-                    )
-                )
-    if others and not how.skip_bad:
-        kinds = Counter(path.suffix.lower() or "no ending" for path in others)
-        named = few([path.relative_to(root).as_posix() for path in sorted(others)])
-        raise expected(
-            (f"{root} must hold readable images in class folders, and none beside slices"),
-            got=(
-                f"{len(others)} other files "
-                f"({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(6))}): {named}"
-            ),
-            do="convert, move or remove them, or pass skip_bad=True to leave them out",
-        )
-    if not entries:
-        raise expected(
-            f"{root} must hold one folder of images per class",
-            got="no image",
-            do="check the path and the file types",
-        )
+                entries.append(Entry(path, id, names.index(folder.name), patient, split))
+    _check_found(root, entries, others, how)
     if how.patients:
         unread = [path.relative_to(root).as_posix() for path in others]
         pairs = [(row["id"], row["patient"]) for row in table]
@@ -114,6 +77,57 @@ def read_folder(root: Path, name: str, how: Reading) -> Cases:
         for path in others
     )
     return replace(cases, skipped=cases.skipped + left_out) if left_out else cases
+
+
+def _splits_of(root: Path, tops: list[Path]) -> dict[Path, str]:
+    """The split of each folder that is named after one: of all, or of none."""
+    found = {
+        top: SPLIT_NAMES[top.name.lower()]
+        for top in tops
+        if top.name.lower() in SPLIT_NAMES
+    }
+    if found and len(found) < len(tops):
+        got = ", ".join(t.name for t in tops)
+        raise expected(
+            f"{root} must hold either split folders or class folders",
+            got=got,
+            do="move or rename the others",
+        )
+    return found
+
+
+def _class_names(tops: list[Path], split_of: dict[Path, str], how: Reading) -> list[str]:
+    """The names of the classes: those that are asked for, else those of the folders."""
+    if split_of:
+        classes = sorted({c.name for top in tops for c in _folders(top)})
+    else:
+        classes = sorted({top.name for top in tops})
+    names = list(how.class_names) if how.class_names else classes
+    for found in classes:
+        if found not in names:
+            raise unknown("class folder", found, names)
+    return names
+
+
+def _check_found(
+    root: Path, entries: list[Entry], others: list[Path], how: Reading
+) -> None:
+    """Refuse a folder without images, and one with files of other kinds."""
+    if others and not how.skip_bad:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in others)
+        named = few([path.relative_to(root).as_posix() for path in sorted(others)])
+        counts = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(6))
+        raise expected(
+            f"{root} must hold readable images in class folders, and none beside slices",
+            got=f"{len(others)} other files ({counts}): {named}",
+            do="convert, move or remove them, or pass skip_bad=True to leave them out",
+        )
+    if not entries:
+        raise expected(
+            f"{root} must hold one folder of images per class",
+            got="no image",
+            do="check the path and the file types",
+        )
 
 
 def _put_aside(path: Path, others: list[Path]) -> bool:

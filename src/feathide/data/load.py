@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from feathide.data.arrays import read_npz
 from feathide.data.cases import Cases
 from feathide.data.columns import Reading
 from feathide.data.folder import read_folder
 from feathide.data.manifest import read_manifest
+from feathide.data.npz import read_npz
 from feathide.data.phantoms import phantoms
 from feathide.data.public import ORIGINALS
 from feathide.data.select import of_classes, slices
@@ -95,6 +95,12 @@ def load_cases(
         >>> cases.class_names, cases.images([0]).dtype.name
         (('clear', 'opacity'), 'float32')
     """
+    if not isinstance(path, str | Path):
+        raise expected(
+            "the images must be named by a path",
+            got=f"a {type(path).__name__}",
+            do="give a file or folder; arrays of your own are read from an npz",
+        )
     how = Reading(
         patients=None if patients is None else Path(patients),
         patient_pattern=patient_pattern,

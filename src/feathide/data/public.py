@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from feathide.data.arrays import read_npz
 from feathide.data.cases import Cases
 from feathide.data.columns import Reading, patient_in, read_table
 from feathide.data.files import Entry, cases_of_files, is_image
+from feathide.data.npz import read_npz
 from feathide.data.split import by_hash, thin
 from feathide.errors import choose, expected, few
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from feathide.data import Cases
-from feathide.data.files import FORMATS, PICTURES, read_image
+from feathide.data.files import read_image
+from feathide.data.pictures import FORMATS, PICTURES
 from feathide.errors import expected, first_line
 from feathide.formats.safety import load_arrays
 from feathide.registry.user_code import load_callable

@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from feathide.data.derive import deidentified, derived
-from feathide.data.files import is_picture, read_image, read_picture
+from feathide.data.files import read_image
+from feathide.data.pictures import is_picture, read_picture
 from feathide.errors import expected
-from feathide.formats.dicom import levels, open_dicom, read_dicom, read_series, slice_order
+from feathide.formats.dicom import open_dicom, read_dicom, read_series, slice_order
+from feathide.formats.dicom_pixels import levels
 from feathide.formats.nifti import is_nifti, open_nifti, read_nifti
 from feathide.formats.stored import StoredImage
 from feathide.types import Box

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from feathide.errors import InputError, expected, first_line, unknown
+from feathide.errors import InputError, check_kind, expected, first_line, unknown
 from feathide.models.memory import lacks_memory
 from feathide.models.regions import AT
 from feathide.types import Evidence, Outputs, Space
@@ -124,6 +124,8 @@ def _fitting(fit: Callable[[Any, Evidence], Any]) -> Callable[[Any, Evidence], A
     def behind(self: Detector, evidence: Evidence) -> Any:
         if OPEN.get():
             return fit(self, evidence)
+        do = "say Evidence(train, train_labels, clean, noisy, adversarial)"
+        check_kind("what a detector learns from", evidence, Evidence, do=do)
         parts = ("train", "clean", "noisy", "adversarial")
         return _behind(
             self,

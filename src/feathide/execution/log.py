@@ -3,7 +3,7 @@
 from datetime import datetime
 from pathlib import Path
 
-from feathide.execution.engine import Progress, Status, lines_of
+from feathide.execution.progress import Progress, Status, lines_of
 
 __all__ = ["Logged"]
 

@@ -11,18 +11,9 @@ from typing import Any
 import torch
 
 from feathide.errors import InputError, expected
-from feathide.execution.engine import (
-    POLL,
-    Clock,
-    Frontier,
-    Progress,
-    Silent,
-    Task,
-    attempt,
-    interrupted,
-    missing_of,
-    ordered,
-)
+from feathide.execution.engine import POLL, attempt, interrupted, missing_of
+from feathide.execution.graph import Frontier, Task, ordered
+from feathide.execution.progress import Clock, Progress, Silent
 from feathide.execution.remote import home_of, near
 from feathide.execution.store import Store
 from feathide.models.heap import keep_freed_memory

@@ -1,20 +1,17 @@
-"""Files that appear whole or not at all.
+"""The results store: a folder of files that appear whole or not at all.
 
 Every file carries the SHA-256 of its own content, so a damaged file is noticed and computed anew
 instead of being believed."""
 
-import errno
 import hashlib
 import io
 import json
 import os
 import re
-import socket
 import threading
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +20,21 @@ from typing import Any
 import numpy as np
 
 from feathide.errors import InputError, expected, first_line
+from feathide.execution.claims import keep_alive, take_claim
 from feathide.execution.digests import FORMAT, dumped
 from feathide.execution.remote import home_of, near
+from feathide.execution.whole_files import here, place, write_whole
 from feathide.formats.safety import load_arrays
 
-__all__ = ["Store", "check_version", "held_plan", "open_folder", "refresh", "write_whole"]
+__all__ = [
+    "Store",
+    "check_version",
+    "held_plan",
+    "open_folder",
+    "refresh",
+    "write_whole",
+]
 
-BEAT = 10.0  # seconds between two signs of life of a claim
-STALE = 60.0  # a claim without a sign of life for so long is free to take
-# so long may a claim be empty: its process was killed between making and signing it
-BIRTH = 2.0
 HEX = 64  # length of a SHA-256 in hexadecimal
 PART = re.compile(r"[a-z0-9_+-][a-z0-9._+-]{0,179}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+/-]{0,179}")
@@ -84,7 +86,7 @@ class Store:
         reads all).
         """
         try:
-            with open(_here(self.path(key)), "rb") as file:
+            with open(here(self.path(key)), "rb") as file:
                 file.seek(-HEX - 2, os.SEEK_END)
                 tail = file.read()
         except OSError:
@@ -97,7 +99,7 @@ class Store:
     def sound(self, key: str) -> bool:
         """True if the arrays of ``key`` are there and match their checksum."""
         try:
-            return _intact(_here(self.path(key)).read_bytes())
+            return _intact(here(self.path(key)).read_bytes())
         except FileNotFoundError:
             return False
 
@@ -175,11 +177,11 @@ class Store:
         saves double work: two processes that save the same key write equal bytes and rename them
         into place, so no result ever rests on a claim."""
         path = self._own(key, ".claim")
-        if not _take(path):
+        if not take_claim(path):
             yield False
             return
         stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        beat = threading.Thread(target=keep_alive, args=(path, stop), daemon=True)
         beat.start()
         try:
             yield True
@@ -269,7 +271,7 @@ def refresh(folder: Path) -> None:
         else:
             path.unlink()  # of a run that was deleted at home
     for name in (n for n in names if "/" not in n):
-        _place(folder / name, home.get(folder / name) or b"")
+        place(folder / name, home.get(folder / name) or b"")
 
 
 def held_plan(folder: Path) -> str:
@@ -316,67 +318,6 @@ def _other_writer(folder: Path) -> str:
     )
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes ``data`` under a temporary name, flushes it to the disk and renames it: a reader
-    sees all or nothing.
-
-    In the near copy of a run elsewhere it is then sent home. Raises ``InputError`` if the disk is
-    full or the folder cannot be written to; what was at ``path`` before is then still there."""
-    _place(path, data)
-    if home := home_of(path):
-        home.put(path, data)
-
-
-def _here(path: Path) -> Path:
-    """The file, fetched from its home if it is not here."""
-    home = None if path.exists() else home_of(path)
-    if home and (data := home.get(path)) is not None:
-        _place(path, data)
-    return path
-
-
-def _place(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{_me()}-{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritten(path, len(data), error) from error
-        raise
-
-
-def _unwritten(path: Path, size: int, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return expected(
-            f"the disk must have room for {path} ({size / 2**20:.1f} MiB)",
-            got="a full disk",
-            do="make room and run the same command again: finished work is kept",
-        )
-    return expected(
-        f"{path} must be writable",
-        got=error.strerror or str(error),
-        do="choose another output folder or change its rights",
-    )
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":  # only there can a folder be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _packed(
     key: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None
 ) -> bytes:
@@ -413,7 +354,7 @@ def _intact(raw: bytes) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return _here(path).read_bytes()
+        return here(path).read_bytes()
     except FileNotFoundError:
         raise expected(
             f"{path} must exist",
@@ -428,71 +369,3 @@ def _damaged(path: Path) -> InputError:
         got="a damaged file",
         do="run the same command again: it is computed again",
     )
-
-
-def _me() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _take(path: Path) -> bool:
-    """Creates the claim, at the place of a stale one if need be; False if another process holds
-    it.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritten(path.parent, 0, error) from error
-    for _ in range(2):
-        try:
-            with open(path, "x") as file:
-                file.write(_me())
-            return True
-        except FileExistsError:
-            if not _abandoned(path):
-                return False
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise _unwritten(path, 0, error) from error
-    return False
-
-
-def _abandoned(path: Path) -> bool:
-    """Removes a claim whose holder is gone, with the temporary files that it left; False if the
-    holder may live.
-    """
-    try:
-        holder, age = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return True
-    host, _, pid = holder.rpartition("-")
-    gone = host == socket.gethostname() and pid.isdigit() and not _lives(int(pid))
-    if not gone and age < (STALE if holder else BIRTH):
-        return False
-    if holder and "/" not in holder:  # else it would name files in other folders
-        for leftover in path.parent.glob(f".{path.stem}.*.{holder}-*.tmp"):
-            leftover.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-    return True
-
-
-def _lives(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is a real signal; the sign of life decides
-        return True
-    # no process asks for a key that it holds: the number was given out anew
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(BEAT):
-        try:
-            os.utime(path)
-        except OSError:  # taken over, or the folder is gone: the work itself will say so
-            return

@@ -60,6 +60,10 @@ class LandmarkGoal(Aim):
         return torch.zeros(len(self), dtype=torch.long, device=self.source.device)
 
     @property
+    def clean_class(self) -> Tensor:
+        return self.normal_class
+
+    @property
     def in_logits(self) -> bool:
         return False
 

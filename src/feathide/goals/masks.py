@@ -49,6 +49,10 @@ class MaskGoal(LabelAim):
         return torch.zeros(len(self), dtype=torch.long, device=self.source.device)
 
     @property
+    def clean_class(self) -> Tensor:
+        return self.normal_class
+
+    @property
     def in_logits(self) -> bool:
         return True
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feathide.data.noise import Noise
-from feathide.errors import InputError, expected, first_line
+from feathide.errors import InputError, check_kind, expected, first_line
 from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
 from feathide.mixtures import MixtureBank
 from feathide.models.memory import lacks_memory
@@ -26,11 +26,16 @@ class HFC(Objective):
     """The hierarchical feature constraint (Yao et al. 2023): features close to the target class.
 
         S = sum_l max(E_l(x, t) - floor_l, 0),
-        E_l(x, t) = || (f_l(x) - mu_k*) P_k* ||^2 / C_l,
-        k* = argmax_k log w_k + sum log diag P_k - 1/2 || (f_l(x) - mu_k) P_k ||^2,
+        E_l(x, t) = || (f_l(x) - keep d_l - mu_k*) P_k* ||^2 / C_l,
+        k* = argmax_k log w_k + sum log diag P_k - 1/2 || (f_l(x) - keep d_l - mu_k) P_k ||^2,
 
     with f_l the feature of layer l, and mixtures with weights w, means mu and Cholesky factors P of
     the precision, fitted to clean images of the target class t. k* is chosen without gradient.
+
+    With ``keep`` 0, as in the paper, all images are pulled to the mean of the target class, where
+    no clean image lies. With ``keep`` 1 each is pulled to a point of its own that is as far from
+    the mean as the clean image was from the mean of its class, and in the same direction: d_l is
+    :meth:`MixtureBank.deviation` of the clean image.
 
     Args:
         bank: The mixtures of every layer and class.
@@ -40,6 +45,8 @@ class HFC(Objective):
         floor: The energy below which a layer is not pushed, so that images do not look more normal
             than clean ones: "median" of the clean images that the mixture was fitted to, another
             quantile in [0, 1], or "none" as in the paper.
+        keep: The share, in [0, 1], of its own deviation that an image keeps; more than 0 goes
+            with floor "none" and without ``soft``.
 
     References:
         Yao et al.: Adversarial medical image with hierarchical feature hiding. IEEE TMI 2023.
@@ -55,14 +62,29 @@ class HFC(Objective):
     weights: Sequence[float] | None = None
     soft: bool = False
     floor: Literal["median", "none"] | float = "median"
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
-        floor_of(self.floor)
+        do = "fit one: MixtureBank.fit(classifier.extract(images), labels)"
+        check_kind("the bank", self.bank, MixtureBank, do=do)
+        unfloored = floor_of(self.floor) is None
+        if not 0 <= self.keep <= 1:
+            raise expected(
+                "keep must lie in [0, 1]",
+                got=self.keep,
+                do="give the share of its own deviation that an image keeps",
+            )
+        if self.keep and not (unfloored and not self.soft):
+            raise expected(
+                "keep needs floor='none' and soft=False",
+                got=f"floor={self.floor!r}, soft={self.soft}",
+                do="leave out one of them: both keep images from looking too normal",
+            )
 
     @property
     def reads(self) -> Reads:
         return Reads(
-            clean=False,
+            clean=self.keep > 0,
             layers=self.bank.layers if self.layers is None else tuple(self.layers),
         )
 
@@ -89,10 +111,20 @@ class HFC(Objective):
                 goal.normal_class, quantile, layers=names, soft=self.soft
             ).to(clean.features[names[0]])
 
+        shift: Tensor | None = None
+        if self.keep:
+            shift = self.keep * self.bank.deviation(
+                clean, goal.clean_class, goal.normal_class, layers=names
+            )
+
         def hide(out: Outputs, rows: Rows) -> Tensor:
             # (N, L)
             energy = self.bank.energy(
-                out, goal.normal_class[rows], layers=names, soft=self.soft
+                out,
+                goal.normal_class[rows],
+                layers=names,
+                soft=self.soft,
+                shift=None if shift is None else shift[rows],
             )
             if least is not None:
                 energy = F.relu(energy - least[rows].to(energy))
@@ -134,6 +166,14 @@ class Evade(Objective):
     assume_target: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.detectors, tuple | list) or not all(
+            callable(getattr(d, "score", None)) for d in self.detectors
+        ):
+            raise expected(
+                "Evade takes a tuple of fitted detectors",
+                got=repr(self.detectors)[:200],
+                do="say Evade((detector,))",
+            )
         if not self.detectors:
             raise expected(
                 "detectors to evade", got="none", do="name at least one fitted detector"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from feathide.metrics.statistics import Cut
+from feathide.metrics.uncertain_threshold import Cut
 
 __all__ = ["Answers", "AttackView", "DetectorView", "PastView", "RunView"]
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feathide.data.valid_range import check_tensor
-from feathide.errors import choose, expected
+from feathide.errors import check_kind, choose, expected
+from feathide.mixtures.components import CANDIDATES, best_of, components_of, curve_of
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
 from feathide.mixtures.mixture import Covariance, Mixture
 from feathide.models.regions import AT
 from feathide.types import Outputs
 
-__all__ = ["MixtureBank"]
+__all__ = [
+    "MixtureBank",
+]
 
-CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
 FORMAT = "feathide mixtures 2"
 # quantiles of clean energies that are kept: the least, each percentile, the largest
 PERCENT = 101
@@ -95,20 +97,10 @@ class MixtureBank:
             InputError: Features that are not finite, labels that do not fit, arguments out of
                 range.
         """
-        check_tensor("labels", labels)
-        if len(labels) != len(outputs) or not len(labels):
-            raise expected(
-                "labels must be one class for each sample",
-                got=f"{len(labels)} for {len(outputs)}",
-                do="align",
-            )
-        if not 0 <= holdout < 1:
-            raise expected(
-                "holdout must lie in [0, 1)",
-                got=holdout,
-                do="give a share, or 0 to choose by BIC",
-            )
-        candidates = sorted(CANDIDATES if components == "auto" else _listed(components))
+        _check_fit(outputs, labels, holdout)
+        candidates = sorted(
+            CANDIDATES if components == "auto" else components_of(components)
+        )
 
         def fit(x: Tensor, m: int) -> Mixture:
             return fit_mixture(
@@ -131,17 +123,13 @@ class MixtureBank:
                 if AT in name:  # images without the region say nothing of it
                     x = x[~x.isnan().any(1)]
                     check_region(name, len(x))
-                curve = (
-                    _curve(x, candidates, fit, holdout=holdout, seed=seed)
-                    if len(candidates) > 1
-                    else []
-                )
+                curve = []
+                if len(candidates) > 1:
+                    curve = curve_of(x, candidates, fit, holdout=holdout, seed=seed)
                 curves += [{"layer": name, "class": label, **row} for row in curve]
-                mixture = fit(x, _best(curve) if curve else candidates[0])
-                mixtures[name][label], quantiles[name][label] = (
-                    mixture,
-                    _quantiles(mixture, x),
-                )
+                mixture = fit(x, best_of(curve) if curve else candidates[0])
+                mixtures[name][label] = mixture
+                quantiles[name][label] = _quantiles(mixture, x)
         return cls(mixtures, tuple(curves), quantiles)
 
     @property
@@ -163,6 +151,7 @@ class MixtureBank:
         *,
         layers: Sequence[str] | None = None,
         soft: bool = False,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """The energy of every sample under the mixtures of its own class; differentiable.
 
@@ -171,6 +160,8 @@ class MixtureBank:
             classes: The class of each sample (N,).
             layers: The layers to use; all of the bank's by default.
             soft: Use all components in place of the nearest one.
+            shift: What is subtracted from the features first: (N, D), the layers side by side;
+                see :meth:`deviation`. Not with ``soft``.
 
         Returns:
             The energies (N, L): squared Mahalanobis distances to the nearest component, per
@@ -189,8 +180,60 @@ class MixtureBank:
             features,
             {label: self._fields(label, names, features[0]) for label in groups.labels},
             groups,
+            shift,
         )
         return found if absent is None else torch.where(absent, 0.0, found)
+
+    def deviation(
+        self,
+        out: Outputs,
+        classes: Tensor,
+        targets: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+    ) -> Tensor:
+        """How every sample deviates from its own class, as a deviation from another class.
+
+            d_l = f_l - m_c,    r_l^2 = E_l(f_l, c) / E_l(m_t + d_l, t)
+
+        with m_c and m_t the means of the components of both classes that are nearest to f_l. A
+        sample at m_t + r_l d_l is as far from its target as it was from its own class, in the same
+        direction: not unusual, and not too usual either.
+
+        Args:
+            out: Outputs of N samples.
+            classes: The class of each sample (N,).
+            targets: The other class (N,).
+            layers: The layers to use; all of the bank's by default.
+
+        Returns:
+            r_l d_l, the layers side by side (N, D), without gradient.
+        """
+        names = self._layers(layers)
+        with torch.no_grad():
+            own, other = (self._means(out, c, names) for c in (classes, targets))
+            away = {n: out.features[n] - own[n] for n in names}
+            moved = replace(out, features={n: other[n] + away[n] for n in names})
+            before = self.energy(out, classes, layers=names)
+            after = self.energy(moved, targets, layers=names)
+            longer = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).sqrt()
+            longer = torch.where(after > 0, longer, torch.zeros_like(longer))
+            found = [away[n] * longer[:, i : i + 1] for i, n in enumerate(names)]
+            # an image that lacks a region deviates nowhere in it
+            return torch.where(torch.cat(found, 1).isnan(), 0.0, torch.cat(found, 1))
+
+    def _means(
+        self, out: Outputs, classes: Tensor, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The mean nearest to each sample among the components of its class, for each layer."""
+        groups = self._groups(classes)
+        found = {}
+        for name in names:
+            parts = choose("layer", name, out.features)[groups.order].split(groups.sizes)
+            mixtures = [self.mixtures[name][label] for label in groups.labels]
+            means = [m.mean(part) for m, part in zip(mixtures, parts, strict=True)]
+            found[name] = torch.cat(means)[groups.back]
+        return found
 
     def usual(
         self,
@@ -390,6 +433,24 @@ def check_region(name: str, images: int) -> None:
         )
 
 
+def _check_fit(outputs: Outputs, labels: Tensor, holdout: float) -> None:
+    """Refuse labels that do not belong to the outputs, and a share that is none."""
+    check_kind("outputs", outputs, Outputs, do="give classifier.extract(images)")
+    check_tensor("labels", labels)
+    if len(labels) != len(outputs) or not len(labels):
+        raise expected(
+            "labels must be one class for each sample",
+            got=f"{len(labels)} for {len(outputs)}",
+            do="align",
+        )
+    if not 0 <= holdout < 1:
+        raise expected(
+            "holdout must lie in [0, 1)",
+            got=holdout,
+            do="give a share, or 0 to choose by BIC",
+        )
+
+
 def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
     """The percentiles of the energy of the samples ``x`` (N, C), and of the soft one, (2,
     101).
@@ -401,51 +462,3 @@ def _quantiles(mixture: Mixture, x: Tensor) -> Tensor:
         for soft in (False, True)
     ]
     return torch.stack([energy.quantile(at) for energy in kinds]).cpu()
-
-
-def _listed(components: int | Sequence[int] | str) -> Sequence[int]:
-    if isinstance(components, int):
-        return (components,)
-    if isinstance(components, str) or not components:
-        raise expected(
-            'components must be a number, numbers or "auto"',
-            got=components,
-            do="give one of these",
-        )
-    return components
-
-
-def _curve(
-    x: Tensor,
-    candidates: Sequence[int],
-    fit: Callable[[Tensor, int], Mixture],
-    *,
-    holdout: float,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """One row for each candidate: its held-out log-likelihood a sample and its BIC."""
-    n = len(x) - round(len(x) * holdout)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(
-        x.device
-    )
-    inside, outside = x[order[:n]], x[order[n:]].double()
-    rows: list[dict[str, Any]] = []
-    for m in candidates:
-        mixture = fit(inside, m)
-        heldout = float(mixture.log_prob(outside).mean()) if len(outside) else None
-        rows.append({"components": m, "heldout": heldout, "bic": mixture.bic})
-        if mixture.components < m or _best(rows) not in [
-            row["components"] for row in rows[-2:]
-        ]:
-            break
-    return rows
-
-
-def _best(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The number of components with the largest held-out log-likelihood, or the smallest BIC
-    where nothing was held out.
-    """
-    best = max(
-        rows, key=lambda row: -row["bic"] if row["heldout"] is None else row["heldout"]
-    )
-    return int(best["components"])

@@ -101,12 +101,17 @@ class Groups(NamedTuple):
 
 
 def energies(
-    features: Sequence[Tensor], fields: Mapping[int, Fields], groups: Groups
+    features: Sequence[Tensor],
+    fields: Mapping[int, Fields],
+    groups: Groups,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The energies (N, L) of L features (N, C_l), each row under the mixtures of its class;
-    differentiable once.
+    differentiable once. ``shift`` (N, D) is subtracted from the features, which lie side by side.
     """
-    return _Energies.apply(_joint(features), [f.shape[1] for f in features], fields, groups)
+    f = _joint(features)
+    f = f if shift is None else f - shift
+    return _Energies.apply(f, [g.shape[1] for g in features], fields, groups)
 
 
 def _joint(features: Sequence[Tensor]) -> Tensor:

@@ -129,6 +129,15 @@ class Mixture:
             field = self._in(f)
             return likeliest(field.shape, _whiten(f, field), field.bias)
 
+    def mean(self, f: Tensor) -> Tensor:
+        """The mean (N, C) of the component that is nearest to each of the rows f (N, C); without
+        gradient.
+        """
+        with torch.no_grad():
+            stored = _as_it_is(self)
+            means = torch.stack([_unwhitened(z, stored) for z in self.means]) + self.centre
+            return means.to(f)[self.nearest(f)]
+
     def energy(self, f: Tensor, *, soft: bool = False) -> Tensor:
         """Squared Mahalanobis distance to the nearest component, a mean over channels, (N,);
         differentiable in ``f`` (N, C).

@@ -2,7 +2,8 @@
 in one forward pass.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feathide.data.valid_range import check_images, check_tensor
-from feathide.errors import expected, unknown
+from feathide.errors import check_kind, expected, first_line, unknown
 from feathide.models.decision import as_decision
 from feathide.models.dropout import (
     DropoutDraws,
@@ -142,6 +143,8 @@ class FeatureClassifier:
     _modules: list[nn.Module] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        do = "give the network itself, in evaluation mode: network.eval()"
+        check_kind("the model", self.model, nn.Module, do=do)
         self._modules.extend(self.model.modules())
         self._refuse_training()
         if self.head not in ("softmax", "sigmoid", "landmarks") and not (
@@ -160,6 +163,12 @@ class FeatureClassifier:
                 "box must be (lo, hi) with lo < hi",
                 got=self.box,
                 do="give the least and greatest image value",
+            )
+        if isinstance(self.mean, int | float) or isinstance(self.std, int | float):
+            raise expected(
+                "mean and std must have one number a channel",
+                got=f"{self.mean}, {self.std}",
+                do="say mean=[0.5], std=[0.25] for grey images",
             )
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise expected(
@@ -370,6 +379,9 @@ class FeatureClassifier:
         Returns:
             The outputs of all images, in order.
         """
+        if batch_size < 1:
+            do = "raise it"
+            raise expected("batch_size must be 1 or more", got=batch_size, do=do)
         batches = images.split(batch_size) if isinstance(images, Tensor) else images
         with torch.no_grad():
             return Outputs.cat([self.observe(b) for b in batches])
@@ -379,10 +391,26 @@ class FeatureClassifier:
         suffice.
         """
         self._check_axes(x)
-        with torch.no_grad():
+        with torch.no_grad(), self._shapes_said(x):
             return in_halves(
                 lambda part: self(part.to(self.device)).to("cpu"), x, join=Outputs.cat
             )
+
+    @contextmanager
+    def _shapes_said(self, x: Tensor) -> Iterator[None]:
+        """What torch says where the images do not suit the network, as one sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            first = entrance(self.model)
+            channels = x.shape[1] if x.ndim > 1 else 0
+            if first is None or channels == first.in_channels:
+                raise
+            raise expected(
+                f"the network must be given images of {first.in_channels} channels",
+                got=f"shape {tuple(x.shape)} ({first_line(error)})",
+                do="convert the images, or say mean and std once for each channel",
+            ) from error
 
     def check(self, x: Tensor) -> None:
         """Refuse images that are not finite or outside the box, and one without its axis N."""
@@ -444,6 +472,13 @@ class FeatureClassifier:
         if x.shape[1] == 1 and _input_channels(self.model) == 3:
             z = z.repeat(1, 3, *[1] * (x.ndim - 2))
         if self.mean:
+            takes = _input_channels(self.model)
+            if takes == z.shape[1] and len(self.mean) not in (1, takes):
+                raise expected(
+                    "mean and std must have one number a channel",
+                    got=f"{len(self.mean)} for {takes} channels",
+                    do="declare both per channel",
+                )
             shape = (1, -1, *[1] * (x.ndim - 2))
             z = (z - z.new_tensor(self.mean).reshape(shape)) / z.new_tensor(
                 self.std

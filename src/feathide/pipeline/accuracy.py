@@ -2,29 +2,28 @@
 anything is attacked.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from feathide.errors import InputError
-from feathide.execution.digests import digest
-from feathide.execution.engine import Task
-from feathide.execution.store import Store
 from feathide.metrics.statistics import auc
-from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.step import Arrays
+
+if TYPE_CHECKING:
+    from feathide.pipeline.context import Context
 
 __all__ = [
     "Learnt",
     "check_learnt",
     "has_network",
-    "learnt_key",
     "learnt_of",
     "learnt_rows",
     "learnt_stored",
-    "learnt_task",
+    "look",
 ]
 
 MOST = 256  # labelled images that are looked at
@@ -89,50 +88,55 @@ def learnt(logits: np.ndarray, labels: np.ndarray) -> Learnt:
     )
 
 
-def learnt_rows(context: Context) -> np.ndarray:
+def learnt_rows(context: "Context") -> np.ndarray:
     """Labelled images that the classifier never saw, of the fit and the calibration split; never
     of the test split.
     """
-    return context.some(
-        np.concatenate([context.rows("detector-training"), context.rows("calibration")]),
+    return context.data.some(
+        np.concatenate(
+            [context.data.rows("detector-training"), context.data.rows("calibration")]
+        ),
         MOST,
     )
 
 
 @lru_cache(maxsize=2)
-def learnt_of(context: Context) -> Learnt:
+def learnt_of(context: "Context") -> Learnt:
     """How the context's classifier does."""
     rows = learnt_rows(context)
     size = context.plan.batch_size or 16
-    plain = replace(context.classifier.narrowed((), context.images(rows[:1])), compile=None)
-    batches = (context.images(rows[i : i + size]) for i in range(0, len(rows), size))
-    return learnt(plain.extract(batches).logits.numpy(), context.labels[rows])
+    plain = replace(
+        context.networks.classifier.narrowed((), context.data.images(rows[:1])),
+        compile=None,
+    )
+    batches = (context.data.images(rows[i : i + size]) for i in range(0, len(rows), size))
+    return learnt(plain.extract(batches).logits.numpy(), context.data.labels[rows])
 
 
-def learnt_stored(context: Context) -> Learnt:
+def learnt_stored(context: "Context") -> Learnt:
     """The same from the stored outputs of a finished run."""
     rows, parts = learnt_rows(context), ("detector-training", "calibration")
-    chosen = [rows[np.isin(rows, context.rows(part))] for part in parts]
+    chosen = [rows[np.isin(rows, context.data.rows(part))] for part in parts]
     logits = [
-        context.at("clean", part, r).logits.numpy()
+        context.outputs.at("clean", part, r).logits.numpy()
         for part, r in zip(parts, chosen, strict=True)
     ]
-    return learnt(np.concatenate(logits), context.labels[np.concatenate(chosen)])
+    return learnt(np.concatenate(logits), context.data.labels[np.concatenate(chosen)])
 
 
-def has_network(context: Context) -> bool:
+def has_network(context: "Context") -> bool:
     """Whether the classifier exists: it was not to be trained here, or is trained."""
-    return not context.trains or context.store.done(context.classifier_key)
+    return not context.recipe.trains or context.store.done(context.steps.train.key)
 
 
-def check_learnt(context: Context, found: Learnt) -> None:
+def check_learnt(context: "Context", found: Learnt) -> None:
     """Refuse a classifier that is near chance, unless the plan says ``even_so``; and one that is
     never right, which leaves nothing to attack.
     """
     if found.right and (found.enough or context.plan.even_so):
         return
     do = "check class_names, mean, std, window, weights" + (
-        ", and how long it is trained" if context.trains else ""
+        ", and how long it is trained" if context.recipe.trains else ""
     )
     on = "; --even-so goes on" if found.right else ""
     raise InputError(
@@ -140,27 +144,10 @@ def check_learnt(context: Context, found: Learnt) -> None:
     )
 
 
-def learnt_key(context: Context) -> str:
-    """Where the look at a classifier that is trained in the run is stored."""
-    p = context.plan
-    return f"learnt/{digest([context.base, p.split, p.even_so, MOST, MARGIN])}"
-
-
-def learnt_task(context: Context) -> Task:
-    """The look, as the first thing after the training."""
-    work = partial(_look, context.plan.model_dump_json())
-    return Task(
-        learnt_key(context),
-        (context.classifier_key,),
-        work,
-        "check whether it has learnt",
-        context.plan.network.arch,
-        2,
-    )
-
-
-def _look(json: str, store: Store) -> Mapping[str, np.ndarray]:
-    context = context_of(json, store)
+def look(context: "Context") -> Arrays:
+    """The look at a classifier that is trained in the run, as the first thing after its
+    training.
+    """
     found = learnt_of(context)
     check_learnt(context, found)
     return {

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from feathide.catalog import OBJECTIVES
 from feathide.errors import InputError
-from feathide.pipeline.context import Attacker, Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.attacker import Attacker
+from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cells
 from feathide.plans.sections import ObjectivePlan
 
 __all__ = ["coverage_of", "left_out", "share_constrained"]
@@ -22,12 +23,12 @@ def left_out(context: Context, objective: ObjectivePlan) -> tuple[str, ...]:
     make = OBJECTIVES[objective.kind].make
     assert make is not None
     constrained = make(
-        Attacker(context, context.budgets[0]), dict(objective.options)
+        Attacker(context, context.limits.budgets[0]), dict(objective.options)
     ).reads.layers
     return (
         ()
         if constrained is None
-        else tuple(n for n in context.train()[0].features if n not in constrained)
+        else tuple(n for n in context.outputs.train()[0].features if n not in constrained)
     )
 
 
@@ -35,7 +36,7 @@ def share_constrained(context: Context, objective: ObjectivePlan) -> tuple[float
     """The share of the layers that the guards can read which the objective constrains, and how
     many these are.
     """
-    n = len(context.train()[0].features)
+    n = len(context.outputs.train()[0].features)
     return 1 - len(left_out(context, objective)) / n, n
 
 
@@ -46,7 +47,7 @@ def coverage_of(context: Context) -> list[str]:
         for c in cells(context)
         if OBJECTIVES[c.objective.kind].needs == "bank"
     }
-    found, read = [], tuple(context.train()[0].features)
+    found, read = [], tuple(context.outputs.train()[0].features)
     for name, objective in hiding.items():
         if left := left_out(context, objective):
             more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
@@ -69,9 +70,12 @@ def coverage_of(context: Context) -> list[str]:
 def _units(context: Context) -> tuple[str, ...]:
     """Every conv-norm-activation unit of the network; none where it has no such units."""
     whole = replace(
-        context.classifier, layers="conv", dropout_samples=0, reference_network=None
+        context.networks.classifier,
+        layers="conv",
+        dropout_samples=0,
+        reference_network=None,
     )
     try:
-        return whole.names(context.images(context.rows("test")[:1]))
+        return whole.names(context.data.images(context.data.rows("test")[:1]))
     except InputError:
         return ()

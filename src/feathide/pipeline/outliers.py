@@ -32,9 +32,10 @@ from feathide.metrics.statistics import (
     share_at,
 )
 from feathide.mixtures import MixtureBank
-from feathide.pipeline.context import Context, noisy_at
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cells, tasks
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.steps import cells, tasks
 from feathide.pipeline.stored import found_in
 from feathide.plans.plan import Cell
 from feathide.types import Outputs
@@ -140,15 +141,19 @@ def outlier_tasks(context: Context) -> list[Task]:
     """The audit's own tasks whose files are looked at; nothing is computed that an audit does not
     compute.
     """
-    eps, parts = context.budgets[0], ("train", "calibration", "test")
-    keys = {key for part in parts for key in context.outputs_keys("clean", part)}
-    keys |= {key for part in parts[1:] for key in context.outputs_keys(noisy_at(eps), part)}
+    eps, parts = context.limits.budgets[0], ("train", "calibration", "test")
+    keys = {key for part in parts for key in context.steps.extract("clean", part).keys}
+    keys |= {
+        key for part in parts[1:] for key in context.steps.extract(noisy_at(eps), part).keys
+    }
     keys |= {
         key
         for c in first_cells(context)
-        for key in context.outputs_keys(context.condition(c), "test")
+        for key in context.steps.extract(context.steps.condition(c), "test").keys
     }
-    return [task for task in tasks(context) if task.key in keys | {context.mixture_key}]
+    return [
+        task for task in tasks(context) if task.key in keys | {context.steps.mixtures.key}
+    ]
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,10 @@ class Seen:
 
 def normal_of(context: Context) -> Normal:
     """The mixtures of the audit, or plain Gaussians where it has none."""
-    train, labels = context.train()
+    train, labels = context.outputs.train()
     bank = (
-        context.bank()
-        if context.store.done(context.mixture_key)
+        context.fitted.bank()
+        if context.store.done(context.steps.mixtures.key)
         else MixtureBank.fit(train, labels)
     )
     return Normal.of(bank, train, labels)
@@ -185,13 +190,13 @@ def conditions(context: Context, normal: Normal, eps: float) -> dict[str, Seen]:
     ]
     wanted.append(("noisy", noisy_at(eps), rows, None))
     wanted += [
-        (c.name, context.condition(c), f.rows[f.fooled], c)
+        (c.name, context.steps.condition(c), f.rows[f.fooled], c)
         for c, f in found
         if f.fooled.any()
     ]
     seen = {}
     for name, condition, at, cell in wanted:
-        out = context.at(condition, "test", at)
+        out = context.outputs.at(condition, "test", at)
         seen[name] = Seen(
             at, {k: v.numpy() for k, v in normal.measure(out).items()}, out.last, cell
         )
@@ -208,7 +213,7 @@ def curves(
     finished audit, from what it stored, at a budget (its first unless said).
     """
     normal = normal_of(context)
-    seen = conditions(context, normal, context.budgets[0] if eps is None else eps)
+    seen = conditions(context, normal, context.limits.budgets[0] if eps is None else eps)
     rows = []
     for name, s in seen.items():
         for i, layer in enumerate(normal.bank.layers):
@@ -234,12 +239,12 @@ def outlier_frame(context: Context) -> pd.DataFrame:
     normal = normal_of(context)
     held = Outputs.cat(
         [
-            context.outputs(c, "calibration")[0]
-            for c in ("clean", noisy_at(context.budgets[0]))
+            context.outputs.of(c, "calibration")[0]
+            for c in ("clean", noisy_at(context.limits.budgets[0]))
         ]
     )
     calibrate = -normal.measure(held)["log_density"].numpy()
-    seen = conditions(context, normal, context.budgets[0])
+    seen = conditions(context, normal, context.limits.budgets[0])
     entries = []
     for name, s in seen.items():
         named: dict[str, Any] = {"cell": s.cell} if s.cell is not None else {"attack": name}
@@ -296,7 +301,7 @@ def _caught(
                 ),
             )
         held, suspicion = (
-            np.tile(context.cases.patients[context.rows("calibration")], 2),
+            np.tile(context.cases.patients[context.data.rows("calibration")], 2),
             -s.measures["log_density"][:, i],
         )
         limit = cut(calibrate[:, i], 0.10, groups=held, seed=context.plan.seed)

@@ -11,7 +11,7 @@ from feathide.catalog import OBJECTIVES
 from feathide.execution.engine import Task
 from feathide.metrics.statistics import Interval
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.table import COLUMNS
 from feathide.plans.plan import Cell
 
@@ -35,7 +35,7 @@ def with_needs(own: Sequence[Task], audit: Iterable[Task]) -> list[Task]:
 
 def first_cells(context: Context) -> list[Cell]:
     """The attacks and objectives of the plan at its first budget."""
-    return [cell for cell in cells(context) if cell.eps == context.budgets[0]]
+    return [cell for cell in cells(context) if cell.eps == context.limits.budgets[0]]
 
 
 def entry(
@@ -49,7 +49,12 @@ def entry(
     """One row of the table. ``more`` fills or replaces columns: layer, versus, detector,
     knowledge, ...
     """
-    named = {"attack": "", "objective": "", "knowledge": "none", "eps": context.budgets[0]}
+    named = {
+        "attack": "",
+        "objective": "",
+        "knowledge": "none",
+        "eps": context.limits.budgets[0],
+    }
     if cell is not None:
         knowledge = OBJECTIVES[cell.objective.kind].knowledge
         named = {

@@ -8,7 +8,8 @@ import numpy as np
 from feathide.errors import InputError
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import Cut, cut, threshold
-from feathide.pipeline.context import Context, noisy_at
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context
 from feathide.plans.plan import Cell
 
 __all__ = [
@@ -54,7 +55,7 @@ ARRAYS = tuple(f.name for f in fields(Found) if f.name not in ("cell", "seconds"
 
 def found_in(context: Context, cell: Cell, part: str = "test") -> Found:
     """The stored results of a cell, all batches."""
-    keys = context.images_keys(context.condition(cell), part)
+    keys = context.steps.attack(cell, part).keys
     loaded = [context.store.load(key) for key in keys]
     arrays = {name: np.concatenate([a[name] for a in loaded]) for name in ARRAYS}
     return Found(cell, **arrays, seconds=sum(seconds_of(context, key) for key in keys))
@@ -77,7 +78,7 @@ def scores_in(
     rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Stored scores of a condition, of all its rows or of ``rows`` in their order."""
-    arrays = context.store.load(context.scores_key(detector, eps, condition, part))
+    arrays = context.store.load(context.steps.score(detector, eps, condition, part).key)
     if rows is None:
         return arrays["score"]
     place = {int(r): i for i, r in enumerate(arrays["rows"])}
@@ -102,7 +103,7 @@ def cuts_of(
     """
     scores, patients = (
         negatives_in(context, detector, eps),
-        np.tile(context.cases.patients[context.rows("calibration")], 2),
+        np.tile(context.cases.patients[context.data.rows("calibration")], 2),
     )
     seed = context.plan.seed if seed is None else seed
     return {
@@ -126,6 +127,6 @@ def slips_in(
     """Which attacked images fool the classifier and pass the detector, (n,)."""
     eps = found.cell.eps
     score = scores_in(
-        context, detector, eps, context.condition(found.cell), "test", found.rows
+        context, detector, eps, context.steps.condition(found.cell), "test", found.rows
     )
     return found.fooled & (score <= thresholds_of(context, detector, eps)[level])

@@ -2,29 +2,23 @@
 an archive that compresses with loss.
 """
 
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from feathide.errors import expected
 from feathide.execution.engine import Task
-from feathide.execution.packing import packed
-from feathide.execution.store import Store
 from feathide.formats.archive import Codec
-from feathide.pipeline.context import PLAIN, Context, context_of
-from feathide.pipeline.steps import (
-    Arrays,
-    attack_of,
-    cells,
-    decode,
-    encode,
-    observe,
-    score_tasks,
-)
+from feathide.pipeline.attacking import attack_of
+from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cells, score_tasks, tasks_of
+from feathide.pipeline.step import Arrays, Step
+from feathide.pipeline.stored_images import decode, encode
+from feathide.pipeline.work import observed
 from feathide.plans.plan import Cell
 
-__all__ = ["archived", "archives", "check_archives", "rounding_key", "survival_tasks"]
+__all__ = ["archived", "archives", "check_archives", "rounding", "survival_tasks"]
 
 TRIED = 32  # images of the detector-training split
 
@@ -33,41 +27,61 @@ def survival_tasks(context: Context) -> list[Task]:
     """One attack a budget without a storage grid, rounded afterwards; and every stored test image
     through each archive of the plan.
     """
-    json, found = context.plan.model_dump_json(), []
-    for eps in context.budgets if context.grid is not None else ():
-        cell = Cell(context.plan.learnt_from, PLAIN, eps)
-        needs = context.outputs_keys("clean", "detector-training")
-        passes = attack_of(context, cell, None).passes
-        found.append(
-            Task(
-                rounding_key(context, cell),
-                needs,
-                partial(_round, json, cell),
-                "round afterwards",
-                cell.name,
-                passes,
-            )
-        )
-    conditions = ["clean", *(context.condition(c) for c in cells(context))]
+    found: list[Task] = []
+    for eps in context.limits.budgets if context.limits.grid is not None else ():
+        cell = context.steps.taught_by(eps)
+        cost = attack_of(context, cell, None).passes
+        step = rounding(context, cell)
+        found += tasks_of(context, step, "round afterwards", cell.name, cost=cost)
+    sources: list[Cell | None] = [None, *cells(context)]
     for codec in archives(context):
-        for source in conditions:
-            for i in range(context.batches("test", attacked=source != "clean")):
-                before = (context.outputs_key if source == "clean" else context.images_key)(
-                    source, "test", i
-                )
-                key = context.outputs_key(archived(source, codec), "test", i)
-                work = partial(_archive, json, source, codec, i)
-                found.append(
-                    Task(key, (before,), work, "archive", f"{source}, {codec.name}")
-                )
-    for eps in context.budgets if context.plan.archive else ():
-        judged = ["clean", *(context.condition(c) for c in cells(context) if c.eps == eps)]
-        found += score_tasks(
-            context,
-            eps,
-            [(archived(c, codec), "test") for c in judged for codec in archives(context)],
-        )
+        for source in sources:
+            title = f"{_condition(context, source)}, {codec.name}"
+            found += tasks_of(context, _kept(context, source, codec), "archive", title)
+    for eps in context.limits.budgets if context.plan.archive else ():
+        found += score_tasks(context, eps, _scored(context, eps))
     return found
+
+
+def rounding(context: Context, cell: Cell) -> Step:
+    """An attack that knows of no grid, on the detector-training split, rounded afterwards."""
+    return Step(
+        "rounding",
+        _round,
+        label=context.steps.condition(cell),
+        needs=lambda: (context.steps.extract("clean", "detector-training"),),
+        arguments=(cell,),
+    )
+
+
+def _kept(context: Context, source: Cell | None, codec: Codec) -> Step:
+    """The outputs on the test images, clean or of an attack, that an archive gives back."""
+    steps = context.steps
+    condition = archived(_condition(context, source), codec)
+
+    def before() -> tuple[Step, ...]:
+        if source is None:
+            return (steps.extract("clean", "test"),)
+        return (steps.attack(source, "test"),)
+
+    return replace(
+        steps.extract(condition, "test"),
+        work=_archive,
+        needs=tuple,
+        follows=before,
+        arguments=(source, codec),
+    )
+
+
+def _condition(context: Context, source: Cell | None) -> str:
+    return "clean" if source is None else context.steps.condition(source)
+
+
+def _scored(context: Context, eps: float) -> list[tuple[str, str]]:
+    """What the detectors of a budget judge of the archives."""
+    own = [context.steps.condition(c) for c in cells(context) if c.eps == eps]
+    conditions = ["clean", *own]
+    return [(archived(c, codec), "test") for c in conditions for codec in archives(context)]
 
 
 def archives(context: Context) -> list[Codec]:
@@ -77,7 +91,7 @@ def archives(context: Context) -> list[Codec]:
 
 def check_archives(context: Context) -> None:
     """Refuse images that the archives of the plan cannot hold."""
-    if context.plan.archive and context.grid is None:
+    if context.plan.archive and context.limits.grid is None:
         raise expected(
             "an archive holds whole grey levels",
             got=f"floats in {context.cases.name}",
@@ -86,7 +100,9 @@ def check_archives(context: Context) -> None:
     for codec in archives(context):
         codec(
             encode(
-                torch.from_numpy(context.cases.images([0])), context.grid, context.cases.box
+                torch.from_numpy(context.cases.images([0])),
+                context.limits.grid,
+                context.cases.box,
             )
         )
 
@@ -96,46 +112,36 @@ def archived(condition: str, codec: Codec) -> str:
     return f"{condition}-{codec.name}"
 
 
-def rounding_key(context: Context, cell: Cell) -> str:
-    return f"rounding/{context.condition(cell)}"
-
-
-def _round(json: str, cell: Cell, store: Store) -> Arrays:
+def _round(context: Context, cell: Cell) -> Arrays:
     """Who is fooled by the floating-point images of an attack that knows of no grid, and who
     still is once they are rounded to it.
     """
-    context = context_of(json, store)
-    rows = context.right("detector-training")[:TRIED]
+    rows = context.outputs.right("detector-training")[:TRIED]
     if not len(rows):
         return {"before": np.zeros(0, bool), "after": np.zeros(0, bool), "rows": rows}
-    x, goal = context.images(rows), context.goal(rows)
-    loose = attack_of(context, cell, None)(
-        context.classifier, x, goal, **{**context.terms(rows, x), "grid": None}
-    ).adversarial
-    rounded = decode(
-        encode(loose, context.grid, context.cases.box), context.grid, context.cases.box
-    ).to(x)
+    x, goal = context.data.images(rows), context.data.goal(rows)
+    classifier, attack = context.networks.classifier, attack_of(context, cell, None)
+    terms = {**context.limits.terms(rows, x), "grid": None}
+    loose = attack(classifier, x, goal, **terms).adversarial
+    grid, box = context.limits.grid, context.cases.box
+    rounded = decode(encode(loose, grid, box), grid, box).to(x)
     wanted = goal.target.cpu()
     before, after = (
-        (observe(context.classifier, image).predicted == wanted).numpy()
+        (classifier.observe(image).predicted == wanted).numpy()
         for image in (loose, rounded)
     )
     return {"before": before, "after": after, "rows": rows}
 
 
-def _archive(json: str, source: str, codec: Codec, index: int, store: Store) -> Arrays:
-    """The outputs on the images of a condition after compression."""
-    context = context_of(json, store)
-    box, rows = context.cases.box, context.batch("test", index)
-    if source == "clean":
-        image = encode(torch.from_numpy(context.cases.images(rows)), context.grid, box)
+def _archive(context: Context, source: Cell | None, codec: Codec, index: int) -> Arrays:
+    """The outputs on clean images, or on those of an attack, after compression."""
+    grid, box = context.limits.grid, context.cases.box
+    if source is None:
+        rows = context.data.batch("test", index)
+        image = encode(torch.from_numpy(context.cases.images(rows)), grid, box)
     else:
-        stored = store.load(context.images_key(source, "test", index))
+        stored = context.store.load(context.steps.attack(source, "test").keys[index])
         image, rows = stored["image"], stored["rows"]
     top = round((box[1] - box[0]) / context.cases.step)
-    x = decode(codec(image).clip(max=top), context.grid, box)
-    if len(x) == 0:
-        return packed(
-            observe(context.observer, context.images(context.rows("test")[:1]))[:0], rows
-        )
-    return packed(observe(context.observer, x.to(context.device)), rows)
+    x = decode(codec(image).clip(max=top), grid, box)
+    return observed(context, x, rows)

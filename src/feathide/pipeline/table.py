@@ -14,7 +14,7 @@ from feathide.catalog import OBJECTIVES
 from feathide.formats.safety import guarded
 from feathide.metrics.registry import METRICS, Metric
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import cells
+from feathide.pipeline.listing import cells
 from feathide.pipeline.survival import archives
 from feathide.pipeline.views import Attacked, Classified, Guarded, Passed, Worst, attacked
 from feathide.plans.plan import Cell
@@ -48,7 +48,7 @@ def table_of(context: Context) -> pd.DataFrame:
     attacks past each of them, and the worst attack on each image.
     """
     rows = list(rows_of(Classified(context)))
-    for eps in context.budgets:
+    for eps in context.limits.budgets:
         guards = _guards(context, eps)
         attacks = _attacks(context, eps)
         for guard in guards:
@@ -123,7 +123,7 @@ def comparisons_of(context: Context) -> pd.DataFrame:
     metric = METRICS["slips_through_fpr10"]
     assert metric.difference is not None
     rows = []
-    for eps in context.budgets:
+    for eps in context.limits.budgets:
         attacks, guards = _attacks(context, eps), _guards(context, eps)
         for ours, other in product(attacks, attacks):
             if not _rivals(ours.cell, other.cell):

@@ -8,8 +8,9 @@ import pandas as pd
 
 from feathide.catalog import OBJECTIVES
 from feathide.execution.engine import Task
-from feathide.pipeline.context import PLAIN, Context, noisy_at
-from feathide.pipeline.steps import cell_tasks, cells, score_tasks, tasks
+from feathide.pipeline.conditions import PLAIN, noisy_at
+from feathide.pipeline.context import Context
+from feathide.pipeline.listing import cell_tasks, cells, score_tasks, tasks
 from feathide.pipeline.survival import survival_tasks
 from feathide.pipeline.table import COLUMNS, framed, past_rows, table_of
 from feathide.pipeline.views import attacked
@@ -29,8 +30,8 @@ def variant_tasks(context: Context) -> list[Task]:
         for task in (*tasks(other), *survival_tasks(other))
     ]
     for other in _taught(context):
-        for eps in other.budgets:
-            own = [context.condition(c) for c in _unknowing(context) if c.eps == eps]
+        for eps in other.limits.budgets:
+            own = [context.steps.condition(c) for c in _unknowing(context) if c.eps == eps]
             negatives = [
                 (c, part)
                 for c in ("clean", noisy_at(eps))
@@ -77,7 +78,7 @@ def _seeded(context: Context) -> list[Context]:
     return [
         Context(plan.model_copy(update={"network": n}), context.store)
         for n in networks
-        if n.seed != context.network_seed
+        if n.seed != context.recipe.network_seed
     ]
 
 

@@ -15,10 +15,11 @@ from feathide.formats.archive import Codec
 from feathide.metrics.registry import Scope
 from feathide.metrics.statistics import Cut, slipping
 from feathide.metrics.views import Answers
-from feathide.pipeline.context import PLAIN, Context, noisy_at
+from feathide.pipeline.conditions import PLAIN, noisy_at
+from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import share_constrained
 from feathide.pipeline.stored import Found, cuts_of, found_in, scores_in
-from feathide.pipeline.survival import archived, rounding_key
+from feathide.pipeline.survival import archived, rounding
 from feathide.plans.plan import Cell
 
 __all__ = ["Attacked", "Classified", "Guarded", "Head", "Passed", "Worst", "attacked"]
@@ -64,8 +65,8 @@ class Classified:
         return replace(self, archive=archive)
 
     def _answers(self, condition: str, part: str) -> Answers:
-        out, rows = self.context.outputs(condition, part)
-        labels = self.context.labels[rows]
+        out, rows = self.context.outputs.of(condition, part)
+        labels = self.context.data.labels[rows]
         return Answers(
             probabilities=out.logits.double().softmax(1).numpy(),
             labels=labels,
@@ -97,7 +98,7 @@ class Guarded:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        return self.context.outputs("clean", "test")[1]
+        return self.context.outputs.of("clean", "test")[1]
 
     @property
     def groups(self) -> np.ndarray:
@@ -105,8 +106,8 @@ class Guarded:
 
     @cached_property
     def right(self) -> np.ndarray:
-        out, rows = self.context.outputs("clean", "test")
-        return out.predicted.numpy() == self.context.labels[rows]
+        out, rows = self.context.outputs.of("clean", "test")
+        return out.predicted.numpy() == self.context.data.labels[rows]
 
     @cached_property
     def clean(self) -> np.ndarray:
@@ -126,13 +127,13 @@ class Guarded:
     @cached_property
     def chosen(self) -> np.ndarray:
         """The rows of the test images that were chosen for attack, misclassified ones, too."""
-        return self.context.attacked("test")
+        return self.context.data.attacked("test")
 
     @cached_property
     def unattacked(self) -> tuple[np.ndarray, np.ndarray]:
         """Of these, as they are: whether the classifier is wrong, and the scores."""
-        out = self.context.at("clean", "test", self.chosen)
-        wrong = out.predicted.numpy() != self.context.labels[self.chosen]
+        out = self.context.outputs.at("clean", "test", self.chosen)
+        wrong = out.predicted.numpy() != self.context.data.labels[self.chosen]
         return wrong, self.scores("clean", self.chosen)
 
     def missed(self, limit: float) -> np.ndarray:
@@ -176,7 +177,7 @@ class Attacked:
     @property
     def condition(self) -> str:
         """The condition of the images."""
-        return _kept_by(self.archive, self.context.condition(self.cell))
+        return _kept_by(self.archive, self.context.steps.condition(self.cell))
 
     @property
     def groups(self) -> np.ndarray:
@@ -186,7 +187,7 @@ class Attacked:
     def fooled(self) -> np.ndarray:
         if self.archive is None:
             return self.found.fooled
-        out = self.context.at(self.condition, "test", self.rows)
+        out = self.context.outputs.at(self.condition, "test", self.rows)
         return out.predicted.numpy() == self.found.target
 
     @property
@@ -219,9 +220,9 @@ class Attacked:
     def rounded(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Of the attack that the detectors learn from only: the others were not rounded."""
         tried = Cell(self.context.plan.learnt_from, PLAIN, self.cell.eps)
-        if self.context.grid is None or self.cell.name != tried.name:
+        if self.context.limits.grid is None or self.cell.name != tried.name:
             return None
-        stored = self.context.store.load(rounding_key(self.context, tried))
+        stored = self.context.store.load(rounding(self.context, tried).key)
         before = stored["before"]
         return ~stored["after"][before], self.context.cases.patients[stored["rows"][before]]
 

@@ -4,7 +4,7 @@ error names the field.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from feathide.errors import InputError, expected, first_line, unknown
+from feathide.errors import InputError, about, expected, first_line, unknown
+from feathide.plans.places import place_of
 from feathide.plans.renamed import unknown_detector
 from feathide.plans.sections import (
     AttackPlan,
@@ -42,7 +43,7 @@ from feathide.registry.specs import parsed
 DEEPEST = 30  # levels of a plan
 LONGEST = 4096  # characters of a value, as of a path
 
-__all__ = ["Cell", "Plan", "load_plan", "merged", "slug"]
+__all__ = ["Cell", "Plan", "load_merged", "load_plan", "merged", "slug"]
 
 
 P = TypeVar("P", AttackPlan, ObjectivePlan)
@@ -80,7 +81,7 @@ class Plan(Part):
         archive: Lossy archives, such as "jpeg 90" or "jpeg2000 10", whose effect on the attacks is
             reported.
         attacks: The attacks, by name, each with optional steps and options.
-        objectives: What each attack hides by: "plain", "hfc", ...
+        objectives: What each attack hides by: "plain", "hfc", "hfc-typical", ...
         schedule: The step schedule that all attacks share.
         mixture: How the Gaussian mixtures of HFC are fitted.
         detectors: The detectors, by name.
@@ -116,7 +117,7 @@ class Plan(Part):
         default_factory=lambda: _of(AttackPlan, "fgsm", "bim", "pgd", "cw")
     )
     objectives: Objectives = Field(
-        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc")
+        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc", "hfc-typical")
     )
     schedule: SchedulePlan = SchedulePlan()
     mixture: MixturePlan = MixturePlan()
@@ -154,11 +155,11 @@ class Plan(Part):
     def _whole(self) -> "Plan":
         from feathide.catalog import ATTACKS, DETECTORS
 
-        for name in self.detectors:
+        for i, name in enumerate(self.detectors):
             if name not in DETECTORS:
-                raise unknown_detector(name, DETECTORS)
+                raise about(unknown_detector(name, DETECTORS), "detectors", i)
         if self.train_attack not in ATTACKS:
-            raise unknown("attack", self.train_attack, ATTACKS)
+            raise about(unknown("attack", self.train_attack, ATTACKS), "train_attack")
         self._check_trust()
         for what, values in (
             ("attacks", self.attacks),
@@ -168,14 +169,16 @@ class Plan(Part):
             ("archive", self.archive),
         ):
             if not values and what != "archive":
-                raise expected(f"{what} must name at least one", got="none", do="add one")
+                empty = expected(f"{what} must name at least one", got="none", do="add one")
+                raise about(empty, what)
             keys = [str(getattr(v, "name", v)) for v in values]
             if len(set(keys)) < len(keys):
-                raise expected(
+                equal = expected(
                     f"{what} must differ",
                     got=", ".join(keys),
                     do="leave out the repeated one",
                 )
+                raise about(equal, what)
         return self
 
     def _check_trust(self) -> None:
@@ -250,14 +253,40 @@ def load_plan(source: Path | str | Mapping[str, Any], **changes: Any) -> Plan:
         >>> plan.eps, plan.attacks[0].name
         (('4/255',), 'pgd')
     """
-    where = "the plan"
-    if isinstance(source, Path | str):
-        where = str(source)
-        source = _read(Path(source))
+    return _plan_of(source, changes, {**_fields(source), **changes})
+
+
+def load_merged(
+    source: Path | str | Mapping[str, Any] | None, given: Mapping[str, Any]
+) -> Plan:
+    """The plan of ``source`` with ``given`` in its place, as ``merged`` does; raises as
+    ``load_plan``.
+    """
+    return _plan_of(source or {}, given, merged(source or {}, given))
+
+
+def _plan_of(
+    source: Path | str | Mapping[str, Any],
+    given: Mapping[str, Any],
+    fields: Mapping[str, Any],
+) -> Plan:
+    """The plan of ``fields``, which are those of ``source`` but for what was ``given``: a mistake
+    is said with its line, if it stands in a file.
+    """
     try:
-        return Plan.model_validate({**source, **changes})
+        return Plan.model_validate(fields)
     except ValidationError as error:
-        raise _explained(error, where) from None
+        raise _explained(error, source, given) from None
+
+
+def _fields(source: Path | str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(source, Path | str | Mapping):
+        raise expected(
+            "a plan must be the path of a YAML file, or a mapping of its fields",
+            got=f"a {type(source).__name__}",
+            do='say load_plan("plan.yaml")',
+        )
+    return _read(Path(source)) if isinstance(source, Path | str) else source
 
 
 def merged(
@@ -266,7 +295,7 @@ def merged(
     """A plan's fields with ``given`` in their place; parts of a plan are merged field by
     field.
     """
-    fields = dict(_read(Path(source)) if isinstance(source, Path | str) else source)
+    fields = dict(_fields(source))
     for name, value in given.items():
         old = fields.get(name)
         if isinstance(value, Mapping) and old is not None:
@@ -372,19 +401,49 @@ def _check_growth(path: Path, text: str) -> None:
             )
 
 
-def _explained(error: ValidationError, where: str) -> InputError:
+def _explained(
+    error: ValidationError,
+    source: Path | str | Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> InputError:
     first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    path = [*first["loc"], *(cause.field if isinstance(cause, InputError) else ())]
+    unknown_field = isinstance(cause, InputError) and cause.unknown_field
+    where = _where(source, given, path, unknown_field)
     field = ".".join(str(part) for part in first["loc"]) or "the plan"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return InputError(
-            f"{where}: {message}" if field == where else f"{where}: {field}: {message}"
-        )
+        told = message if not first["loc"] else f"{field}: {message}"
+        return InputError(f"{where}: {told}")
     got = repr(first["input"])
     return InputError(
         f"{where}: {field}: {message}, got {got[:200]}{'...' * (len(got) > 200)}; correct "
         "this field"
     )
+
+
+def _where(
+    source: Path | str | Mapping[str, Any],
+    given: Mapping[str, Any],
+    path: Sequence[Any],
+    unknown_field: bool,
+) -> str:
+    """The file, line and column of a field; ``the plan`` for what no file says."""
+    if not isinstance(source, Path | str):
+        return "the plan"
+    inner: Any = given
+    for part in path:
+        if not isinstance(inner, Mapping) or part not in inner:
+            break
+        inner = inner[part]
+    else:
+        inner = None
+    # of what was given beside the file, the file has another value or none
+    replaced = inner is None or not isinstance(inner, Mapping)
+    text = Path(source).read_text(encoding="utf-8")
+    place = "" if replaced else place_of(text, path, unknown=unknown_field)
+    return f"{source}, {place}" if place else str(source)
 
 
 def _of(kind: type[P], *names: str) -> tuple[P, ...]:

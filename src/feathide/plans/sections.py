@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from feathide.errors import expected, unknown
+from feathide.errors import about, expected, unknown
 from feathide.plans.renamed import unknown_detector, unknown_field
 from feathide.registry.specs import (
     BUILT_FOR,
@@ -72,16 +72,18 @@ def check_fields(part: type[Part], value: Any, within: str = "") -> None:
     """
     for name, inner in value.items() if isinstance(value, Mapping) else ():
         if name not in part.model_fields:
-            raise unknown_field(
+            wrong = unknown_field(
                 f"{within}{name}", [within + known for known in part.model_fields]
             )
+            raise about(wrong, *f"{within}{name}".split("."), unknown=True)
         for number in inner if isinstance(inner, list | tuple) else (inner,):
             if isinstance(number, int) and abs(number) >= 2**63:
-                raise expected(
+                wrong = expected(
                     f"{within}{name} must lie below 2^63",
                     got=f"{number:.3g}",
                     do="correct it",
                 )
+                raise about(wrong, *f"{within}{name}".split("."))
         kind = part.model_fields[name].annotation
         if isinstance(kind, type) and issubclass(kind, Part):
             check_fields(kind, inner, f"{within}{name}.")
@@ -249,11 +251,8 @@ class NetworkPlan(Part):
         from feathide.models.zoo import MODELS
 
         if not self.own and self.arch not in MODELS:
-            raise unknown(
-                "architecture",
-                self.arch,
-                [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"],
-            )
+            known = [*MODELS, *(f"{z}:NAME" for z in ZOOS), "package.module:callable"]
+            raise about(unknown("architecture", self.arch, known), "arch")
         if (self.mean is None) != (self.std is None):
             raise expected(
                 "mean and std must be given together",

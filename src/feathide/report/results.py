@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
-from feathide.metrics.statistics import independent
+from feathide.metrics.rates import independent
 
 __all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
 

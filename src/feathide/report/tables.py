@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from feathide.metrics.registry import METRICS, Metric, in_order, metric_of, title_of
+from feathide.metrics.metric import Metric
+from feathide.metrics.registry import METRICS, in_order, metric_of, title_of
 from feathide.report.results import Run
 from feathide.report.verdict import at_budget, label
 

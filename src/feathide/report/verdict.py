@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected
-from feathide.metrics.registry import RATES, per_cent
-from feathide.metrics.statistics import cases_needed, enough
+from feathide.metrics.metric import RATES, per_cent
+from feathide.metrics.rates import cases_needed, enough
 from feathide.registry.specs import aimed_at
 from feathide.report.results import Run
 

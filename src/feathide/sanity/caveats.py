@@ -7,11 +7,12 @@ import torch
 
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
-from feathide.metrics.registry import RATES
-from feathide.metrics.statistics import cases_needed, enough, independent
+from feathide.metrics.metric import RATES
+from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
-from feathide.pipeline.steps import cells, plain_only
+from feathide.pipeline.listing import cells, plain_only
+from feathide.pipeline.network_checks import check_classifier
 
 __all__ = ["calibrated", "caveats_of", "foreseen"]
 
@@ -20,7 +21,7 @@ def caveats_of(context: Context, table: pd.DataFrame) -> list[str]:
     """The caveats that stand beside the numbers of a finished run."""
     found = foreseen(context) + _unmoved(context) + coverage_of(context)
     success = table[table.metric == "success"]
-    for eps in context.budgets:
+    for eps in context.limits.budgets:
         found += _weak(success[success.eps == eps])
     found.append(
         f"the supervised detectors learnt from {context.plan.train_attack}+plain at the "
@@ -31,7 +32,7 @@ def caveats_of(context: Context, table: pd.DataFrame) -> list[str]:
 
 def calibrated(context: Context) -> tuple[int, str]:
     """How many independent cases the thresholds come from, and what to call them."""
-    rows = context.rows("calibration")
+    rows = context.data.rows("calibration")
     return independent(
         "calibration", len(rows), len(set(map(str, context.cases.patients[rows])))
     )
@@ -39,7 +40,7 @@ def calibrated(context: Context) -> tuple[int, str]:
 
 def foreseen(context: Context) -> list[str]:
     """The caveats that are known before anything is attacked."""
-    found = [] if context.trains else context.check_classifier()
+    found = [] if context.recipe.trains else check_classifier(context)
     n, said = calibrated(context)
     for name, rate in RATES.items():
         if not enough(n, rate):
@@ -62,7 +63,7 @@ def _budgets(context: Context) -> list[str]:
     units.
     """
     found, (low, high) = [], context.cases.box
-    for given, eps in zip(context.plan.eps, context.budgets, strict=True):
+    for given, eps in zip(context.plan.eps, context.limits.budgets, strict=True):
         said = format_eps(eps, context.cases)
         if eps < context.cases.step:
             found.append(
@@ -113,7 +114,8 @@ def _unmoved(context: Context) -> list[str]:
         if plain is None or OBJECTIVES[cell.objective.kind].make is None:
             continue
         seen, unhidden = (
-            context.outputs(context.condition(c), "test")[0].logits for c in (cell, plain)
+            context.outputs.of(context.steps.condition(c), "test")[0].logits
+            for c in (cell, plain)
         )
         if len(seen) and torch.equal(seen, unhidden):
             found[attack, by] = (

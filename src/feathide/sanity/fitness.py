@@ -16,7 +16,8 @@ from feathide.losses.hiding import score_of, without_gradient
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import lacks_memory
 from feathide.pipeline.context import Context
-from feathide.pipeline.steps import plain_only
+from feathide.pipeline.listing import plain_only
+from feathide.pipeline.network_checks import check_classifier
 from feathide.plans.sections import ObjectivePlan
 from feathide.types import Evidence, Outputs
 
@@ -56,8 +57,8 @@ def check_fitness(context: Context, classifier: FeatureClassifier) -> None:
     or not yet, does not show. Raises ``InputError`` with the reason.
     """
     out = _shown(context, classifier)
-    stuck = not context.trains and any(
-        "no gradient" in caveat for caveat in context.check_classifier()
+    stuck = not context.recipe.trains and any(
+        "no gradient" in caveat for caveat in check_classifier(context)
     )
     if not out.logits.requires_grad or stuck:
         _without_gradients(context)
@@ -144,14 +145,16 @@ def _check_draws(context: Context, classifier: FeatureClassifier) -> None:
     """Refuse detectors that read dropout draws of a network that gives none, or one and the
     same.
     """
-    names = [name for name in context.plan.detectors if context.needs("dropout", [name])]
+    names = [
+        name for name in context.plan.detectors if context.recipe.needs("dropout", [name])
+    ]
     if not names:
         return
     leave = (
         f"leave out {', '.join(names)}, or use a network that has a dropout or ends in a linear "
         "layer"
     )
-    x = context.images(context.rows("train")[:2])
+    x = context.data.images(context.data.rows("train")[:2])
     try:
         with torch.no_grad():
             out = replace(classifier, dropout_samples=context.plan.dropout_samples)(x)
@@ -191,7 +194,7 @@ def _shown(context: Context, classifier: FeatureClassifier) -> Outputs:
     """Outputs of two images that carry a gradient to these, where the classifier lets one
     through.
     """
-    x = context.images(context.rows("train")[:2]).requires_grad_()
+    x = context.data.images(context.data.rows("train")[:2]).requires_grad_()
     with torch.enable_grad():
         return classifier(x)
 

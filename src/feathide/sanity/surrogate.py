@@ -8,12 +8,14 @@ from functools import partial
 import numpy as np
 
 from feathide.execution.digests import FORMAT, digest
-from feathide.execution.engine import Task, tell
+from feathide.execution.graph import Task
+from feathide.execution.progress import tell
 from feathide.execution.store import Store
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.zoo import build
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.steps import Arrays, packed_network
+from feathide.pipeline.step import Arrays
+from feathide.pipeline.work import packed_network
 
 __all__ = ["surrogate_key", "surrogate_of", "surrogate_task"]
 
@@ -26,9 +28,9 @@ def surrogate_key(context: Context) -> str:
     """Where its weights are stored."""
     recipe = [
         context.cases.digest,
-        context.finding,
-        context.small_arch,
-        context.window,
+        context.data.finding,
+        context.recipe.small_arch,
+        context.recipe.window,
         context.plan.seed,
         MOST,
         LEAST,
@@ -42,55 +44,58 @@ def surrogate_task(context: Context) -> Task:
     """The one task that trains it."""
     work = partial(_train, context.plan.model_dump_json())
     return Task(
-        surrogate_key(context), (), work, "train a surrogate", context.small_arch, 20
+        surrogate_key(context), (), work, "train a surrogate", context.recipe.small_arch, 20
     )
 
 
 def surrogate_of(context: Context) -> FeatureClassifier:
     """The trained network, of the decision's classes, in the classifier's box."""
     model = build(
-        context.small_arch,
+        context.recipe.small_arch,
         channels=context.cases.channels,
-        outputs=len(context.class_names),
+        outputs=len(context.data.class_names),
         size=context.cases.shape,
     )
-    mean, std = context.restored(model, surrogate_key(context))
+    mean, std = context.networks.restored(model, surrogate_key(context))
     return FeatureClassifier(
-        model.to(context.device).eval(),
+        model.to(context.data.device).eval(),
         "last",
         box=context.cases.box,
         mean=mean,
         std=std,
-        window=context.window,
+        window=context.recipe.window,
     )
 
 
 def _train(json: str, store: Store) -> Arrays:
     context = context_of(json, store)
-    rows, labels = context.rows("train"), context.labels
+    rows, labels = context.data.rows("train"), context.data.labels
     most = max(
         LEAST,
         min(MOST, PIXELS // (context.cases.channels * int(np.prod(context.cases.shape)))),
     )
-    classes = range(len(context.class_names))
+    classes = range(len(context.data.class_names))
     rows = np.concatenate(
-        [context.some(rows[labels[rows] == c], -(-most // len(classes))) for c in classes]
+        [
+            context.data.some(rows[labels[rows] == c], -(-most // len(classes)))
+            for c in classes
+        ]
     )
-    decision = replace(context.cases, labels=labels, class_names=context.class_names).take(
-        rows
-    )
+    decision = replace(
+        context.cases, labels=labels, class_names=context.data.class_names
+    ).take(rows)
     held = np.where(np.arange(len(rows)) % 5 == 4, "val", "train")
     # Lightning, which this imports, is slow to load
     from feathide.training.trainer import train_classifier
 
     result = train_classifier(
         replace(decision, splits=held),
-        context.small_arch,
+        context.recipe.small_arch,
         epochs=EPOCHS,
         lr=RATE,
         patience=EPOCHS,
         augment=False,
-        window=context.window,
+        window=context.recipe.window,
         seed=context.plan.seed + 1,
         progress=tell,
     )

@@ -13,13 +13,17 @@ from feathide.attacks.loop import Attack
 from feathide.catalog import OBJECTIVES
 from feathide.errors import expected
 from feathide.execution.digests import digest
-from feathide.execution.engine import Task
+from feathide.execution.graph import Task
 from feathide.execution.packing import packed, scored, taught, unpacked
 from feathide.execution.store import Store
 from feathide.losses import HFC, Evade, Objective
-from feathide.metrics.statistics import cut, share_at, slipping, threshold
-from feathide.pipeline.context import Context, context_of, noisy_at
-from feathide.pipeline.steps import Arrays, attack_of, needed, observe
+from feathide.metrics.rates import slipping, threshold
+from feathide.metrics.uncertain_threshold import cut, share_at
+from feathide.pipeline.attacking import attack_of
+from feathide.pipeline.conditions import noisy_at
+from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import needed
+from feathide.pipeline.step import Arrays
 from feathide.plans.plan import Cell
 from feathide.plans.sections import ObjectivePlan
 from feathide.sanity.probes import probe_cell
@@ -82,7 +86,7 @@ def arms_race(
                 for o in ("hfc", "evade")
             }
             slips["worst"] = partial(_any, tuple(slips.values()))
-            held = np.tile(context.cases.patients[context.rows("calibration")], 2)
+            held = np.tile(context.cases.patients[context.data.rows("calibration")], 2)
             limit = cut(found["negatives"], 0.10, groups=held, seed=context.plan.seed)
             now[name] = np.stack([hit(limit.value) for hit in slips.values()])
             for objective, hit in slips.items():
@@ -128,8 +132,8 @@ def _oblivious_key(context: Context, part: str) -> str:
 
 def _folder(context: Context) -> str:
     p = context.plan
-    hiding = context.condition(_cell(context, "hfc"))
-    evading = context.condition(_cell(context, "evade"))
+    hiding = context.steps.condition(_cell(context, "hfc"))
+    evading = context.steps.condition(_cell(context, "evade"))
     return f"arms_race/{digest([hiding, evading, p.learnt_from, p.mixture, 'scores'])}"
 
 
@@ -139,7 +143,7 @@ def _cell(context: Context, objective: str) -> Cell:
 
 
 def _needs(context: Context) -> tuple[str, ...]:
-    both = (*needed(context, _cell(context, "evade")), context.mixture_key)
+    both = (*needed(context, _cell(context, "evade")), context.steps.mixtures.key)
     return tuple(dict.fromkeys(both))
 
 
@@ -155,15 +159,15 @@ def _attacked(
     """The guard's view of the attacked images of a part, their rows, and which of them fool; only
     what the classifier gets right.
     """
-    rows = context.right(part)
+    rows = context.outputs.right(part)
     seen, fooled = [], []
     for batch in np.split(
         rows, range(context.plan.batch_size, len(rows), context.plan.batch_size)
     ):
-        goal = context.goal(batch)
-        x = context.images(batch)
-        found = attack(context.observer, x, goal, **context.terms(batch, x))
-        seen.append(observe(context.observer, found.adversarial))
+        goal = context.data.goal(batch)
+        x = context.data.images(batch)
+        found = attack(context.networks.observer, x, goal, **context.limits.terms(batch, x))
+        seen.append(context.networks.observer.observe(found.adversarial))
         fooled.append((seen[-1].predicted == goal.target.cpu()).numpy())
     return Outputs.cat(seen), rows, np.concatenate(fooled)
 
@@ -171,7 +175,7 @@ def _attacked(
 def _oblivious(json: str, part: str, store: Store) -> Arrays:
     context = context_of(json, store)
     out, rows, fooled = _attacked(
-        context, _attack(context, "hfc", HFC(context.bank())), part
+        context, _attack(context, "hfc", HFC(context.fitted.bank())), part
     )
     return {**packed(out, rows), "fooled": fooled}
 
@@ -181,11 +185,11 @@ def _round(json: str, detector: str, number: int, store: Store) -> Arrays:
     next round) and on the test split (for the table).
     """
     context = context_of(json, store)
-    eps = context.budgets[0]
+    eps = context.limits.budgets[0]
     guard = taught(detector, _evidence(context, detector, number))
     negatives = np.concatenate(
         [
-            scored(guard, context.outputs(c, "calibration")[0])
+            scored(guard, context.outputs.of(c, "calibration")[0])
             for c in ("clean", noisy_at(eps))
         ]
     )
@@ -209,7 +213,10 @@ def _evidence(context: Context, detector: str, number: int) -> Evidence:
     """What the detectors of the audit learn from and, from round 1 on, the attacker's images of
     the detector-training split of all earlier rounds.
     """
-    base, eps = context.evidence(context.budgets[0]), context.budgets[0]
+    base, eps = (
+        context.fitted.evidence(context.limits.budgets[0]),
+        context.limits.budgets[0],
+    )
     keys = (
         [
             _oblivious_key(context, "detector-training"),
@@ -221,7 +228,7 @@ def _evidence(context: Context, detector: str, number: int) -> Evidence:
     stored = [context.store.load(key) for key in keys]
     adversarial = [base.adversarial, *map(unpacked, stored)]
     parts = {
-        c: [context.at(c, "detector-training", a["rows"]) for a in stored]
+        c: [context.outputs.at(c, "detector-training", a["rows"]) for a in stored]
         for c in ("clean", noisy_at(eps))
     }
     return replace(

@@ -2,9 +2,10 @@
 expected of the answer.
 
 A folder holds ``questions.yaml`` and a file for each scale (``small.yaml``, ``full.yaml``) with
-the plans; a plan that is ``like`` one above it takes over the fields that it does not give. All
-questions share one store, so that what two of them need is computed once and a run that was
-stopped goes on."""
+the plans; a plan that is ``like`` one above it takes over the fields that it does not give, and
+``only`` names the questions that are asked at that scale, all where it is left out. All questions
+share one store, so that what two of them need is computed once and a run that was stopped goes
+on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
 from feathide.errors import expected, unknown
 from feathide.execution.digests import digest
-from feathide.execution.store import open_folder, write_whole
+from feathide.execution.store import open_folder
+from feathide.execution.whole_files import write_whole
 from feathide.pipeline.context import Context
 from feathide.pipeline.table import table_of
 from feathide.plans.plan import load_plan, merged
@@ -171,6 +173,10 @@ def load_programme(source: str | Path, *, scale: str, data: Path) -> Programme:
         if name not in questions:
             raise unknown("question", name, questions)
         questions[name] = {**questions[name], **change}
+    for name in (only := sized.pop("only", list(questions))):
+        if name not in questions:
+            raise unknown("question", name, questions)
+    questions = asked["questions"] = {name: questions[name] for name in only}
     for question in questions.values():
         options = question.get("options", {})
         options |= {

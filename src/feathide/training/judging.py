@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from feathide.data.cases import Cases
-from feathide.metrics.statistics import calibration_error
+from feathide.metrics.calibration import calibration_error
 from feathide.models.logits import logits_of
 from feathide.training.data import normaliser, reader, windowed
 from feathide.types import Box

@@ -21,6 +21,8 @@ from feathide.models.logits import logits_of
 from feathide.training.fine_tuning import still
 from feathide.training.judging import Head, accuracy_of, area_of, calibration_of
 
+STOPPED = "training stopped; no weights were written, and the same command starts it again"
+
 __all__ = ["Progress", "Schedule", "StopOn", "Training", "cosine", "fit"]
 
 Schedule = Literal["one-cycle", "cosine", "constant"]
@@ -208,7 +210,7 @@ def fit(
         try:
             trainer.fit(training, batches, held_out)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from stop
+            raise KeyboardInterrupt(STOPPED) from stop
 
 
 @contextmanager

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from feathide.data.cases import Cases
-from feathide.errors import expected, unknown
+from feathide.errors import expected
 from feathide.models.device import device_of
 from feathide.models.loading import check_network
 from feathide.models.logits import logits_of
@@ -33,8 +33,15 @@ from feathide.models.weights import (
 )
 from feathide.models.zoo import Stem, build
 from feathide.training.adversarial import Adversary
+from feathide.training.arguments import (
+    check_numbers,
+    check_recipe,
+    checked_head,
+    checked_rows,
+)
 from feathide.training.augmentation import Augment
 from feathide.training.data import (
+    Change,
     Images,
     changer,
     loader,
@@ -44,14 +51,10 @@ from feathide.training.data import (
     sampling_weights,
     windowed,
 )
-from feathide.training.fine_tuning import (
-    fixed,
-    frozen_names,
-    head_names,
-    learning_rates,
-)
+from feathide.training.fine_tuning import fixed, frozen_names, head_names, learning_rates
 from feathide.training.judging import Head
 from feathide.training.loop import Progress, Schedule, StopOn, Training, fit
+from feathide.training.losses import Balance, losses_of
 from feathide.types import Box
 
 __all__ = [
@@ -66,8 +69,6 @@ __all__ = [
     "load_trained",
     "train_classifier",
 ]
-
-Balance = Literal["weights", "sampling", "none"]
 
 
 @dataclass(frozen=True)
@@ -189,55 +190,31 @@ def train_classifier(
         ```
     """
     started = time.perf_counter()
-    head = _checked_head(cases, head)
-    train, val = _checked_rows(cases)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0:
-            raise expected(
-                f"{name} must be positive", got=value, do="leave it out for the default"
-            )
-    _check_recipe(cases, balance, schedule, stop_on)
-    if lr_backbone is not None and not lr_backbone > 0:
-        raise expected(
-            "lr_backbone must be positive",
-            got=lr_backbone,
-            do="say freeze: backbone for one that does not learn",
-        )
+    head = checked_head(cases, head)
+    train, val = checked_rows(cases)
+    check_recipe(cases, balance, schedule, stop_on)
+    check_numbers(lr_backbone, epochs=epochs, batch_size=batch_size, lr=lr)
     network = _network(cases, arch, head=head, stem=stem, seed=seed, window=window)
     begun = None
     if weights is not None:
         begun = start_from(network, weights, rename=rename)
     own_head = head_names(network, () if begun is None else begun.fresh)
     frozen = frozen_names(network, freeze, own_head)
-    read = windowed(reader(cases, train), window)
-    mean, std = measure(read, len(train))
-    normalise = normaliser(mean, std)
-    change = changer(Augment() if augment is True else augment or None, seed)
-    labels = cases.labels[train]
-    batches = loader(
-        Images(read, labels, normalise, change),
-        batch_size,
-        seed,
-        weights=sampling_weights(labels) if balance == "sampling" else None,
-    )
-    held_out = loader(
-        Images(windowed(reader(cases, val), window), cases.labels[val], normalise),
-        batch_size,
-        None,
+    batches, held_out, (mean, std) = _batches(
+        cases,
+        train,
+        val,
+        change=changer(Augment() if augment is True else augment or None, seed),
+        sampling=balance == "sampling",
+        batch_size=batch_size,
+        window=window,
+        seed=seed,
     )
     k = len(cases.class_names)
-    # drawn as often, all classes weigh the same without weights
-    loss = _loss(labels, k, head) if balance == "weights" else _plain_loss(head)
-    # the validation images are not drawn
-    val_loss = _loss(labels, k, head) if balance == "sampling" else loss
+    outputs = 1 if head == "sigmoid" else k
+    loss, val_loss = losses_of(cases.labels[train], k, head, balance)
     # (C,): a unit of the normalised images in the box
     unit = torch.tensor(std) * (1.0 if window is None else window[1] - window[0])
-    outputs = 1 if head == "sigmoid" else k
-
-    def told(answer: object, y: Tensor) -> Tensor:
-        return loss(logits_of(answer, len(y), outputs), y)
-
-    harder = None if adversary is None else partial(adversary, loss=told, scale=unit)
     training = Training(
         network,
         loss,
@@ -250,7 +227,7 @@ def train_classifier(
         frozen=frozen,
         steps=epochs * len(batches),
         progress=progress,
-        harder=harder,
+        harder=_harder(adversary, loss, outputs, unit),
     )
     with (
         fixed(network, frozen),
@@ -282,10 +259,54 @@ def train_classifier(
         frozen=sum(p.numel() for n, p in network.named_parameters() if n in frozen),
     )
     if out is not None:
-        save_weights(
-            network, out, about=_about(cases, arch, stem, result) | {"window": window}
-        )
+        about = _about(cases, arch, stem, result) | {"window": window}
+        save_weights(network, out, about=about)
     return result
+
+
+def _batches(
+    cases: Cases,
+    train: np.ndarray,
+    val: np.ndarray,
+    *,
+    change: Change | None,
+    sampling: bool,
+    batch_size: int,
+    window: Box | None,
+    seed: int,
+) -> tuple[DataLoader[Any], DataLoader[Any], tuple[tuple[float, ...], tuple[float, ...]]]:
+    """The batches of both splits, normalised by the mean and the standard deviation of the
+    training split, which come with them.
+    """
+    read = windowed(reader(cases, train), window)
+    mean, std = measure(read, len(train))
+    normalise = normaliser(mean, std)
+    labels = cases.labels[train]
+    batches = loader(
+        Images(read, labels, normalise, change),
+        batch_size,
+        seed,
+        weights=sampling_weights(labels) if sampling else None,
+    )
+    read = windowed(reader(cases, val), window)
+    held_out = loader(Images(read, cases.labels[val], normalise), batch_size, None)
+    return batches, held_out, (mean, std)
+
+
+def _harder(
+    adversary: Adversary | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    outputs: int,
+    unit: Tensor,
+) -> Callable[..., Tensor] | None:
+    """What makes a batch harder, if anything does; ``unit``: (C,), of the normalised images."""
+    if adversary is None:
+        return None
+
+    def told(answer: object, y: Tensor) -> Tensor:
+        return loss(logits_of(answer, len(y), outputs), y)
+
+    return partial(adversary, loss=told, scale=unit)
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -338,48 +359,6 @@ def _about(
     }
 
 
-# --- what is trained on what --------------------------------------------------------------------
-
-
-def _checked_head(cases: Cases, head: Head | None) -> Head:
-    if cases.multi_label:
-        fitting: tuple[Head, ...] = ("findings",)
-    else:
-        fitting = ("softmax", "sigmoid") if len(cases.class_names) == 2 else ("softmax",)
-    if head is not None and head not in ("softmax", "sigmoid", "findings"):
-        raise unknown("head", head, ("softmax", "sigmoid", "findings"))
-    if head is not None and head not in fitting:
-        raise expected(
-            f"head for these labels must be {' or '.join(fitting)}",
-            got=head,
-            do="leave it out",
-        )
-    return head or fitting[0]
-
-
-def _checked_rows(cases: Cases) -> tuple[np.ndarray, np.ndarray]:
-    train, val = cases.where("train"), cases.where("val")
-    for split, rows in (("train", train), ("val", val)):
-        if len(rows) == 0:
-            raise expected(
-                f"the {split} split must hold images",
-                got="none",
-                do=f"mark some cases as {split}",
-            )
-    labels = cases.labels[train]
-    columns = labels.T if cases.multi_label else [labels]
-    for column in columns:
-        present = set(column.tolist())
-        wanted = 2 if cases.multi_label else len(cases.class_names)
-        if len(present) < wanted or wanted < 2:
-            raise expected(
-                "the train split must hold images of every class (of both values of a finding)",
-                got=f"only {sorted(present)}",
-                do="add such images or name only the classes that occur",
-            )
-    return train, val
-
-
 def _network(
     cases: Cases,
     arch: str | nn.Module,
@@ -408,61 +387,3 @@ def _network(
         head,
     )
     return network.train()
-
-
-def _loss(labels: np.ndarray, k: int, head: Head) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy in which all classes, or both values of a finding, weigh the same, however
-    rare.
-    """
-    y = torch.from_numpy(labels)
-    if head == "softmax":
-        weight = len(y) / (k * torch.bincount(y, minlength=k).float())  # (K,)
-        return lambda z, t: F.cross_entropy(z.float(), t, weight.to(z.device))
-    share = y.reshape(len(y), -1).float().mean(0)  # (F,) of positives
-
-    def loss(z: Tensor, t: Tensor) -> Tensor:
-        truth = t.reshape(len(t), -1).float()
-        p = share.to(z.device)
-        weight = truth / (2 * p) + (1 - truth) / (2 * (1 - p))
-        return F.binary_cross_entropy_with_logits(
-            z.float().reshape(truth.shape), truth, weight
-        )
-
-    return loss
-
-
-def _plain_loss(head: Head) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy in which all images weigh the same."""
-    if head == "softmax":
-        return lambda z, t: F.cross_entropy(z.float(), t)
-
-    def loss(z: Tensor, t: Tensor) -> Tensor:
-        truth = t.reshape(len(t), -1).float()
-        return F.binary_cross_entropy_with_logits(z.float().reshape(truth.shape), truth)
-
-    return loss
-
-
-def _check_recipe(
-    cases: Cases, balance: Balance, schedule: Schedule, stop_on: StopOn
-) -> None:
-    for what, value, known in (
-        ("balance", balance, get_args(Balance)),
-        ("schedule", schedule, get_args(Schedule)),
-        ("stop_on", stop_on, get_args(StopOn)),
-    ):
-        if value not in known:
-            raise unknown(what, value, known)
-    if balance == "sampling" and cases.multi_label:
-        raise expected(
-            "balance: sampling is for images of one class each",
-            got="images with several findings",
-            do="say balance: weights",
-        )
-    columns = cases.labels[cases.where("val")].reshape(len(cases.where("val")), -1).T
-    if stop_on == "auc" and not any(len(set(column.tolist())) > 1 for column in columns):
-        raise expected(
-            "stop_on: auc needs validation images of two classes",
-            got="images of one",
-            do="say stop_on: loss, or add images",
-        )

@@ -1,39 +1,36 @@
-"""The subjects of a plan: its images, their parts, what is to become of them, and within which
-limits.
+"""The data of a plan: its images and labels, the splits and batches that they stand in, and the
+class that each is to be taken for.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feathide.attacks.grid import Grid
-from feathide.attacks.threats import L2, Linf, ThreatModel
-from feathide.data import Cases, load_cases, three_way
-from feathide.data.budgets import parse_eps
+from feathide.data import Cases, three_way
 from feathide.data.noise import Noise
-from feathide.data.region import Region, load_region
 from feathide.errors import expected
 from feathide.models.device import device_of
+from feathide.pipeline.moved import cases_of, file_near
 from feathide.plans.plan import Plan
-from feathide.plans.sections import DataPlan
 from feathide.types import Goal
 
-__all__ = ["PARTS", "Subjects", "cases_of"]
+__all__ = ["PARTS", "Data"]
 
 PARTS = ("detector-training", "calibration", "test")
 
 
-@dataclass(frozen=True)
-class Subjects:
-    """The images of one plan, on the device that computes."""
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The images of one plan, on the device that computes; ``run`` is the folder of its run."""
 
     plan: Plan
+    run: Path
 
     @cached_property
     def device(self) -> torch.device:
@@ -42,7 +39,17 @@ class Subjects:
     @cached_property
     def cases(self) -> Cases:
         """The images, checked: no patient and no image stands in two splits."""
-        return cases_of(self.plan.data, self.plan.seed)
+        return cases_of(self.plan.data, self.plan.seed, self.run)
+
+    @cached_property
+    def weights(self) -> str | None:
+        """The file of the classifier's weights, wherever it is now."""
+        return file_near(self.plan.network.weights, self.run)
+
+    @cached_property
+    def begins_with(self) -> str | None:
+        """The file of weights that a training starts from, wherever it is now."""
+        return file_near(self.plan.network.start_from, self.run)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -122,12 +129,6 @@ class Subjects:
         """
         return self.rows(part)[: self.plan.split.most]
 
-    @property
-    def division(self) -> list[Any]:
-        """What decides which images stand where, and in which order: a part of the keys."""
-        split = self.plan.split
-        return [split] if split.most is None else [split, "most limits the attacked"]
-
     def batches(self, part: str, *, attacked: bool = False) -> int:
         """How many batches a part has; of what is attacked in it with ``attacked``."""
         return -(
@@ -160,111 +161,3 @@ class Subjects:
         u = Noise(self.plan.seed, self.ids(rows)).uniform((), draw="target")
         shift = 1 + (u * (k - 1)).long().clamp_max(k - 2)
         return Goal(source.to(self.device), ((source + shift) % k).to(self.device))
-
-    @cached_property
-    def region(self) -> Region | None:
-        """Where pixels may change; None for everywhere."""
-        plan = self.plan
-        return (
-            None
-            if plan.mask is None
-            else load_region(plan.mask, self.cases, trust=plan.network.trust)
-        )
-
-    @cached_property
-    def organ(self) -> Region | None:
-        """Where generated lesions may lie; None for everywhere."""
-        plan = self.plan
-        return (
-            None
-            if plan.organ is None
-            else load_region(plan.organ, self.cases, trust=plan.network.trust)
-        )
-
-    def mask(self, x: Tensor) -> Tensor | None:
-        """Which pixels of the images ``x`` may change, (N or 1, C or 1, *S); None for all of
-        them.
-        """
-        return None if self.region is None else self.region.of(x)
-
-    def terms(self, rows: np.ndarray, x: Tensor) -> dict[str, Any]:
-        """What every attack on the images ``x`` of ``rows`` is bound to: ids, seed, what a file
-        can hold, where it may change.
-        """
-        return {
-            "ids": self.ids(rows),
-            "seed": self.plan.seed,
-            "grid": self.grid,
-            "mask": self.mask(x),
-        }
-
-    @cached_property
-    def grid(self) -> Grid | None:
-        """What a file of this data can hold; None for floating-point files."""
-        return Grid(self.cases.step) if self.cases.step > 0 else None
-
-    def _check_large(self, given: float | str, eps: float) -> None:
-        """Refuse a budget beyond a quarter of the range of values, which is mostly a number in
-        other units.
-        """
-        low, high = self.cases.box
-        if (
-            self.plan.norm != "linf"
-            or self.plan.large_eps
-            or eps <= (high - low) / 4 * (1 + 1e-6)
-        ):
-            return
-        plain = (
-            isinstance(given, int | float) or given.strip().replace(".", "", 1).isdigit()
-        )
-        meant = (
-            f"did you mean {float(given):g}/255? "
-            if plain and (low, high) == (0.0, 1.0) and eps >= 1
-            else ""
-        )
-        raise expected(
-            f"eps must be at most a quarter of the range of values [{low:g}, {high:g}]",
-            got=f"eps: {given}",
-            do=f"{meant}say large_eps: true if you mean it",
-        )
-
-    @cached_property
-    def budgets(self) -> tuple[float, ...]:
-        """The eps of the plan, in box units."""
-        found = tuple(float(parse_eps(e, self.cases)) for e in self.plan.eps)
-        for given, eps in zip(self.plan.eps, found, strict=True):
-            if not eps > 0:
-                raise expected(
-                    "eps must be positive", got=given, do="give a budget such as 4/255"
-                )
-            self._check_large(given, eps)
-            if (
-                self.grid is not None
-                and self.plan.norm == "linf"
-                and eps < self.grid.step * 0.999
-            ):
-                unit = self.cases.unit if self.cases.unit != "grey level" else "grey levels"
-                do = "a smaller change cannot be written to a file of this format"
-                if self.cases.box != (0.0, 1.0):
-                    do += (
-                        f"; a plain number is in units of the box {self.cases.box}: say for "
-                        f"example '{4 * self.grid.step:g} {unit}'"
-                    )
-                raise expected(
-                    (
-                        f"eps must be at least one stored grey level ({self.grid.step:g} in box "
-                        "units)"
-                    ),
-                    got=given,
-                    do=do,
-                )
-        return found
-
-    def threat(self, eps: float) -> ThreatModel:
-        return Linf(eps) if self.plan.norm == "linf" else L2(eps)
-
-
-@lru_cache(maxsize=8)  # a programme asks several plans in turn
-def cases_of(data: DataPlan, seed: int) -> Cases:
-    """The cases of a plan; plans that differ in other things share them."""
-    return load_cases(**data.model_dump(), seed=seed)
