@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--eps", type=float, default=4.0, help="in 255ths")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--patients", type=int, default=33, help="attacked in either half")
+    parser.add_argument("--draws", type=int, default=5, help="of dropout")
     parser.add_argument("--hiding", type=float, default=0.1, help="the weight of HFC")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -118,7 +120,7 @@ def main() -> None:
         scores = overlap(plain, data["test_images"], data["test_masks"])
     print(f"Dice on test: head {scores[0]:.3f}, body {scores[1]:.3f}\n", flush=True)
     seen = FeatureClassifier(
-        net, "conv", regions=Structures(LABELS, rim=2), dropout_samples=5
+        net, "conv", regions=Structures(LABELS, rim=2), dropout_samples=options.draws
     )
 
     def extract(x: Tensor):  # type: ignore[no-untyped-def]
@@ -127,7 +129,8 @@ def main() -> None:
     reference = extract(data["train_images"])
     bank = MixtureBank.fit(reference, reference.normal_class)
     x, spacing = data["test_images"], data["test_spacing"]
-    half = len(x) // 2
+    half = min(len(x) // 2, options.patients)
+    x, spacing = x[: 2 * half], spacing[: 2 * half]
     names = [f"test-{i}" for i in range(len(x))]
     threat = Linf(options.eps / 255)
     walk = {"steps": options.steps, "decay": "cosine", "step_size": 0.25}
@@ -156,7 +159,7 @@ def main() -> None:
         images, hits, (before, after) = attacked(
             plain, attack, x[rest], spacing[rest], names[rest]
         )
-        out, true = extract(images), data["test_masks"][rest] == 1
+        out, true = extract(images), data["test_masks"][half : 2 * half] == 1
         ml = [volume_ml(m == 1, spacing[rest]).mean() for m in (before, after)]
         overlaps = [dice(m == 1, true).nanmean() for m in (before, after)]
         share = proportion(hits.numpy())

@@ -69,6 +69,11 @@ def test_regions_that_the_network_lacks_are_refused() -> None:
     net = dense.small((14, 12)).model
     with pytest.raises(InputError, match="labels of structures must be 0 to 2"):
         FeatureClassifier(net, ["first"], regions=Structures({"c": 3}))(x)
+    with pytest.raises(InputError, match="regions need a network that labels every voxel"):
+        flat = nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ).eval()
+        FeatureClassifier(flat.double(), ["0"], regions=Structures({"a": 1}))(x)
     with pytest.raises(InputError, match="whole outputs of layers, got a compiled network"):
         FeatureClassifier(net, ["first"], regions=Structures({"a": 1}), compile="eager")
 

@@ -111,19 +111,20 @@ def keepers(
     which regions they are pooled.
     """
     calls: dict[str, int] = {}
-    wanted: dict[str, dict[int, str]] = {}
+    wanted: dict[str, dict[tuple[int, bool], str]] = {}
     for name in names:
-        module, _, call = name.partition("#")
-        wanted.setdefault(module, {})[int(call or 0)] = name
+        module, _, call = name.removesuffix(INPUT).partition("#")
+        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
 
-    def keep(module: str, kept: dict[int, str]) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: object) -> None:
+    def keep(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
             call = calls.get(module, 0)
             calls[module] = call + 1
-            name, h = kept.get(call), first_tensor(output)
-            if name is not None and h is not None:
-                # a following activation may work in place
-                found[name] = reads.get(name, FIRST).upright(h).clone()
+            for read, shown in ((False, output), (True, args)):
+                name, h = kept.get((call, read)), first_tensor(shown)
+                if name is not None and h is not None:
+                    # a following activation may work in place
+                    found[name] = reads.get(name, FIRST).upright(h).clone()
 
         return hook
 

@@ -74,6 +74,12 @@ class Structures(Regions):
         return (*self.labels, *(f"{name}-rim" for name in self.labels), "rest")
 
     def masks(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        if logits.ndim != len(size) + 2:
+            raise expected(
+                "regions need a network that labels every voxel, logits (N, K, *S)",
+                got=f"outputs of shape {tuple(logits.shape)}",
+                do="leave regions out",
+            )
         beyond = max(self.labels.values())
         if beyond >= logits.shape[1]:
             raise expected(
