@@ -15,8 +15,16 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from feathide import DETECTORS, HFC, CrossEntropy, Evidence, FeatureClassifier, Grid, Linf
-from feathide import MixtureBank, pgd
+from feathide import (
+    DETECTORS,
+    HFC,
+    Evidence,
+    FeatureClassifier,
+    Grid,
+    Linf,
+    MixtureBank,
+    pgd,
+)
 from feathide.attacks import noise
 from feathide.detectors import Detector
 from feathide.detectors.regions import PerRegion
