@@ -105,6 +105,7 @@ RUN = (
             "how far, on average over 15 bins, the largest probability lies from the share of "
             "right answers; less is better"
         ),
+        unit="score",
     ),
     Metric(
         "brier_score",
@@ -112,6 +113,7 @@ RUN = (
         "Brier score",
         _of_probabilities(brier_score),
         says="mean squared error of the probabilities, 0 to 1; less is better",
+        unit="score",
     ),
     Metric(
         "accuracy_train", "run", "Accuracy in training", lambda run: _accuracy(run.train)
@@ -422,6 +424,7 @@ PAST = (
         ),
         best=1.0,
         worst=0.5,
+        unit="score",
         difference=_auc_difference,
     ),
     Metric(
