@@ -195,7 +195,7 @@ def test_what_makes_no_sense_of_voxels_is_refused() -> None:
         bim(Linf(0.1))(net, x, Goal(labels, labels + 1), ids=ids)
     places = MoveLandmark(0).goal(torch.zeros(4, 2, 2), size=SHAPE, spacing=(1.0, 1.0))
     with pytest.raises(InputError, match="CrossEntropy aims at labels, got a LandmarkGoal"):
-        bim(Linf(0.1))(dense.peaks(), x, places, ids=ids)
+        bim(Linf(0.1))(dense.peaks(), dense.pairs(), places, ids=ids)
     with pytest.raises(InputError, match="AdaptiveLandmarks aims at places"):
         bim(Linf(0.1), objective=AdaptiveLandmarks())(net, x, goal, ids=ids)
 

@@ -4,6 +4,7 @@ features of clean images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, Protocol
 
 import torch
@@ -331,6 +332,6 @@ class Guide(Objective):
                 _known((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
                 for n, g in guides.items()
             ]
-            return torch.stack(apart).sum(0)
+            return reduce(torch.add, apart)  # one by one, which keeps every digit
 
         return BoundLoss(hide=hide, name=f"{self.pick} guide")
