@@ -33,7 +33,7 @@ from feathide.plans.plan import load_plan
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 PAGES = {p.name: p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-RUNNABLE = ("README.md", "integrations.md", "own-model.md", "dense.md")
+RUNNABLE = ("README.md", "integrations.md", "own-model.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
