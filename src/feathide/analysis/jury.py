@@ -14,7 +14,7 @@ from feathide.attacks.iterate import Classifier
 from feathide.attacks.loop import Attack
 from feathide.data.noise import Noise
 from feathide.losses import BoundLoss, Loss, Objective, Weighted
-from feathide.types import Box, Goal, Outputs
+from feathide.types import Aim, Box, Outputs
 
 __all__ = [
     "Jury",
@@ -62,7 +62,7 @@ class Of(Objective):
     member: int
     objective: Objective
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         bound = self.objective.bind(heard(clean, self.member), goal, noise)
 
         def of(loss: Loss | None) -> Loss | None:

@@ -22,6 +22,7 @@ __getattr__, __dir__ = gathered(
             "pgd_smooth",
             "square",
             "standard",
+            "standard_dense",
             "tim",
         ),
         "threats": (

@@ -11,30 +11,26 @@ from feathide.attacks.threats import ThreatModel
 from feathide.data.valid_range import check_images, check_tensor
 from feathide.errors import check_kind, expected, few
 from feathide.models.classifier import FeatureClassifier
-from feathide.types import Goal
+from feathide.types import Aim, Goal
 
 
 def check_images_and_goal(
-    x: Tensor, goal: Goal, ids: Sequence[str], threat: ThreatModel
+    x: Tensor, goal: Aim, ids: Sequence[str], threat: ThreatModel
 ) -> None:
     """Refuse images, classes, ids and a budget that do not belong together."""
     check_tensor("images", x)
     check_goal(goal)
-    n = len(x)
-    _check_ids(ids, goal, n)
-    _check_eps(eps_of(threat), n)
-    same = (goal.source == goal.target.to(goal.source.device)).nonzero().flatten().tolist()
-    if same:
-        raise expected(
-            "targets must differ from the sources",
-            got=f"equal ones for {ids[same[0]]!r}",
-            do="choose another class as the target",
-        )
+    _check_ids(ids, goal, len(x))
+    _check_eps(eps_of(threat), len(x))
+    goal.check(x, ids)
 
 
-def _check_ids(ids: Sequence[str], goal: Goal, n: int) -> None:
-    if len(goal.source) != n or len(goal.target) != n or len(ids) != n:
-        got = f"{len(goal.source)} sources, {len(goal.target)} targets and {len(ids)} ids"
+def _check_ids(ids: Sequence[str], goal: Aim, n: int) -> None:
+    sizes = (len(goal), len(goal))
+    if isinstance(goal, Goal):
+        sizes = (len(goal.source), len(goal.target))
+    if sizes != (n, n) or len(ids) != n:
+        got = f"{sizes[0]} sources, {sizes[1]} targets and {len(ids)} ids"
         raise expected(
             f"a source, a target and an id for each of {n} images",
             got=got,
@@ -100,12 +96,14 @@ def check_values(classifier: Classifier, x: Tensor, grid: Grid | None) -> None:
 
 
 def check_goal(goal: object) -> None:
-    if not isinstance(goal, Goal):
+    if not isinstance(goal, Aim):
         raise expected(
             "the goal must say the classes before and after",
             got=f"a {type(goal).__name__}",
             do="give Goal(labels, targets)",
         )
+    if not isinstance(goal, Goal):
+        return
     for name, classes in (("source", goal.source), ("target", goal.target)):
         check_tensor(f"the {name} classes of the goal", classes)
         if classes.ndim != 1 or classes.is_floating_point():

@@ -13,7 +13,7 @@ from feathide.attacks.iterate import Classifier
 from feathide.attacks.leave import Leave, when_fooled
 from feathide.attacks.loop import Attack
 from feathide.attacks.result import AttackResult
-from feathide.types import Goal
+from feathide.types import Aim
 
 __all__ = ["Ensemble"]
 
@@ -40,7 +40,7 @@ class Ensemble:
         self,
         classifier: Classifier,
         x: Tensor,
-        goal: Goal,
+        goal: Aim,
         *,
         ids: Sequence[str],
         seed: int = 0,
@@ -64,7 +64,7 @@ class Ensemble:
                 found = replace(attack, threat=attack.threat.at(rows))(
                     classifier,
                     x[rows],
-                    goal[rows.to(goal.source.device)],
+                    goal.to(x.device)[rows.to(x.device)],
                     ids=[ids[i] for i in rows.tolist()],
                     seed=seed,
                     grid=grid,

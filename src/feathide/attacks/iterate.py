@@ -13,7 +13,7 @@ from feathide.attacks.grid import Grid
 from feathide.data.noise import Noise
 from feathide.errors import expected
 from feathide.losses import BoundLoss, Objective
-from feathide.types import Box, Goal, Outputs, Rows
+from feathide.types import Aim, Box, Outputs, Rows
 
 __all__ = [
     "Classifier",
@@ -37,6 +37,7 @@ class Case:
 
     classifier: Classifier
     x: Tensor
+    goal: Aim
     objective: "BoundObjective"
     grid: Grid | None
     mask: Tensor | None
@@ -55,7 +56,7 @@ class BoundObjective:
         objective: Objective,
         classifier: Classifier,
         x: Tensor,
-        goal: Goal,
+        goal: Aim,
         noise: Noise,
     ) -> None:
         self._objective, self._goal, self._noise = objective, goal, noise
@@ -77,31 +78,21 @@ class BoundObjective:
         again = reads and not torch.equal(shown, self._x)
         with torch.no_grad():
             clean = self._classifier(self._x) if again else out.detach()
-            _check_classes(self._goal, clean.logits.shape[1])
+            self._goal.check_outputs(clean)
             self._bound = self._objective.bind(clean, self._goal, self._noise)
         return self._bound, 1 + again
 
 
-def _check_classes(goal: Goal, classes: int) -> None:
-    both = torch.cat([goal.source, goal.target])
-    if int(both.amin()) < 0 or int(both.amax()) >= classes:
-        got = f"{int(both.amin())} to {int(both.amax())}"
-        raise expected(
-            f"sources and targets must be classes 0 to {classes - 1}",
-            got=got,
-            do="number them as the network's outputs",
-        )
-
-
 @dataclass(frozen=True)
 class Seen:
-    """What is known of the iterates of ``rows``: J, S, the lead, the gradient, and the passes
-    that it took.
+    """What is known of the iterates of ``rows``: J, S, the lead, what they are compared by before
+    they fool, the gradient, and the passes that it took.
     """
 
     fool: Tensor
     hide: Tensor | None
     margin: Tensor
+    rank: Tensor
     grad: Tensor | None
     gradients: int
     forwards: int
@@ -114,7 +105,13 @@ class Seen:
         hide = None if self.hide is None else self.hide[rows]
         grad = None if self.grad is None else self.grad[rows]
         return Seen(
-            self.fool[rows], hide, self.margin[rows], grad, self.gradients, self.forwards
+            self.fool[rows],
+            hide,
+            self.margin[rows],
+            self.rank[rows],
+            grad,
+            self.gradients,
+            self.forwards,
         )
 
 
@@ -140,10 +137,22 @@ def slope(loss: Tensor, leaf: Tensor, *, retain: bool) -> Tensor:
     return grad
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What the objective says of iterates, each (N,): J, what is differentiated in its place, S,
+    and the lead; all but S in ``Attack.unit``.
+    """
+
+    fool: Tensor
+    pushed: Tensor
+    hide: Tensor | None
+    margin: Tensor
+
+
 def terms(
-    bound: BoundLoss, out: Outputs, rows: Rows, unit: float
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """J, S and the lead, each (N,); J and the lead in ``unit``."""
+    bound: BoundLoss, out: Outputs, rows: Rows, unit: float, share: float = 0.0
+) -> Terms:
+    """The terms of ``bound``; ``share``: of the steps that are done, in [0, 1]."""
     hide = None if bound.hide is None else bound.hide(out, rows)
     if unit != 1.0:
         out = replace(
@@ -151,11 +160,10 @@ def terms(
             logits=out.logits / unit,
             others=None if out.others is None else out.others / unit,
         )
-    fool = (
-        torch.zeros_like(out.logits[:, 0]) if bound.fool is None else bound.fool(out, rows)
-    )
+    fool = out.logits.new_zeros(len(out)) if bound.fool is None else bound.fool(out, rows)
+    pushed = fool if bound.paced is None else bound.paced(out, rows, share)
     margin = torch.ones_like(fool) if bound.margin is None else bound.margin(out, rows)
-    return fool, hide, margin
+    return Terms(fool, pushed, hide, margin)
 
 
 def masked(value: Tensor, mask: Tensor | None, rows: Rows) -> Tensor:

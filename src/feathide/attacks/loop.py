@@ -40,7 +40,7 @@ from feathide.data.noise import Noise
 from feathide.errors import expected, unknown
 from feathide.losses import Objective
 from feathide.models.classifier import FeatureClassifier
-from feathide.types import ALL, Goal, Outputs, Rows, per_sample
+from feathide.types import ALL, Aim, Goal, Outputs, Rows, per_sample
 
 __all__ = [
     "Attack",
@@ -140,7 +140,7 @@ class Attack:
         self,
         classifier: Classifier,
         x: Tensor,
-        goal: Goal,
+        goal: Aim,
         *,
         ids: Sequence[str],
         seed: int = 0,
@@ -156,7 +156,8 @@ class Attack:
         Args:
             classifier: What is attacked; it must let gradients through if the rule needs them.
             x: Clean images (N, C, *S) with values in the classifier's box.
-            goal: The true and the wanted class of each image.
+            goal: The true and the wanted class of each image; of a dense network, what is to
+                happen to a structure or a landmark: see ``feathide.goals``.
             ids: The id of each image (N,), which names its random numbers.
             seed: The seed of all random numbers.
             grid: The values that a file can hold; every iterate is judged as it would be stored.
@@ -176,10 +177,11 @@ class Attack:
         if watch is None:
             classifier = self._narrowed(classifier, x)
         noise = Noise(seed, tuple(ids))
-        goal = Goal(goal.source.to(x.device), goal.target.to(x.device))
+        goal = goal.to(x.device)
         case = Case(
             classifier,
             x,
+            goal,
             BoundObjective(self.objective, classifier, x, goal, noise),
             grid,
             mask,
@@ -284,12 +286,15 @@ class Attack:
                 shown = self.view(leaf, noise[rows], k)
             out = case.classifier(shown)
             bound, forwards = case.objective.bound(out, shown)
-            fool, hide, margin = terms(bound, out, rows, self.unit)
-            fooled = margin.detach() > self.confidence
+            done = k / max(self.steps, 1)
+            term = terms(bound, out, rows, self.unit, done)
+            fooled = term.margin.detach() > self.confidence
             # where there is something to share, the blend says which losses are differentiated
-            shared = hide is not None and bound.fool is not None
-            single = fool if hide is None else hide
-            losses = share.losses(fool, single, fooled, rows) if shared else (single,)
+            shared = term.hide is not None and bound.fool is not None
+            single = term.pushed if term.hide is None else term.hide
+            losses = (
+                share.losses(term.pushed, single, fooled, rows) if shared else (single,)
+            )
             totals = [loss.sum() for loss in losses] if differentiate else []
         grads = tuple(slope(t, leaf, retain=t is not totals[-1]) for t in totals)
         grad = None if not grads else share.merge(grads, fooled) if shared else grads[0]
@@ -297,17 +302,44 @@ class Attack:
             forwards += 1
             with torch.no_grad():
                 out = case.classifier(stored)
-                fool, hide, margin = terms(bound, out, rows, self.unit)
-        hide = None if hide is None else hide.detach()
-        return Seen(fool.detach(), hide, margin.detach(), grad, len(grads), forwards), out
+                term = terms(bound, out, rows, self.unit, done)
+        fool, margin = term.fool.detach(), term.margin.detach()
+        seen = Seen(
+            fool,
+            None if term.hide is None else term.hide.detach(),
+            margin,
+            case.goal.rank(fool, margin),
+            grad,
+            len(grads),
+            forwards,
+        )
+        return seen, out
 
     def check(
-        self, x: Tensor, goal: Goal, ids: Sequence[str], mask: Tensor | None = None
+        self, x: Tensor, goal: Aim, ids: Sequence[str], mask: Tensor | None = None
     ) -> None:
         """Refuse arguments that do not fit together."""
         check_images_and_goal(x, goal, ids, self.threat)
         self._check_fields()
+        self._check_dense(goal)
         check_mask(mask, x)
+
+    def _check_dense(self, goal: Aim) -> None:
+        """Refuse what only makes sense of one answer an image."""
+        if isinstance(goal, Goal):
+            return
+        if self.view is not None:
+            raise expected(
+                "an attack on a dense network must show it the images where they are",
+                got="a view that moves them, as DIM has",
+                do="choose another attack, such as mim",
+            )
+        if self.unit != 1.0 and not goal.in_logits:
+            raise expected(
+                "positions have a unit of their own, voxels",
+                got=f"unit={self.unit:g}",
+                do="leave unit out",
+            )
 
     def _check_fields(self) -> None:
         if self.steps < 0 or self.restarts < 1 or self.step_size < 0 or self.confidence < 0:

@@ -17,6 +17,7 @@ from feathide.attacks.threats import ThreatModel
 from feathide.attacks.transforms import GaussianSmooth, LowPass, ResizeAndPad
 from feathide.attacks.updates import Momentum, Plain
 from feathide.losses import DLR, AwayFrom, CrossEntropy, Margin, Objective, ObjectiveLike
+from feathide.losses.dense import JensenShannon, MaskedCrossEntropy
 
 __all__ = [
     "apgd_ce",
@@ -31,6 +32,7 @@ __all__ = [
     "pgd_smooth",
     "square",
     "standard",
+    "standard_dense",
     "tim",
 ]
 
@@ -263,6 +265,28 @@ def standard(
     walks = [apgd_of(threat, aim, hide, chosen) for aim in aims]
     return Ensemble(
         (*walks, square_of(threat, last, hide, chosen, queries)), chosen["leave"]
+    )
+
+
+@recipe
+def standard_dense(
+    threat: ThreatModel, *, hide: ObjectiveLike | None = None, **fields: Unpack[Fields]
+) -> Ensemble:
+    """APGD on the masked cross-entropy, the balanced masked cross-entropy and the Jensen-Shannon
+    divergence, one after the other, on a network that segments: each attacks what the ones before
+    it left, and the worst case of each image is kept.
+
+    Of SEA (Croce et al. 2024) it leaves out the larger budget that the first steps have there.
+    With ``hide`` no image is finished early.
+
+    References:
+        Croce, Singh and Hein: Towards reliable evaluation and fast training of robust semantic
+            segmentation models. ECCV 2024.
+    """
+    chosen: dict[str, Any] = {"leave": leave_of(hide), **fields}
+    losses = (MaskedCrossEntropy(), MaskedCrossEntropy(balanced=True), JensenShannon())
+    return Ensemble(
+        tuple(apgd_of(threat, loss, hide, chosen) for loss in losses), chosen["leave"]
     )
 
 

@@ -61,12 +61,13 @@ class Best:
 
     def take(self, stored: Tensor, seen: Seen, rows: Rows, k: int) -> None:
         """Keep what fools with confidence (tier 2) before what fools (1) before the rest (0),
-        then the lowest loss J + S, before it fools J.
+        then the lowest loss J + S, before it fools J; of a dense network, before its read-out
+        crosses its bound, the read-out.
 
         S alone would keep the image that lies nearest to the decision boundary, and uncertainty
         is what many detectors look for."""
         tier = (seen.margin > 0).long() + (seen.margin > self.confidence)
-        value = torch.where(tier == 2, seen.loss, seen.fool)
+        value = torch.where(tier == 2, seen.loss, seen.rank)
         better = (tier > self.tier[rows]) | (
             (tier == self.tier[rows]) & (value < self.value[rows])
         )

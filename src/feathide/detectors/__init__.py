@@ -13,6 +13,7 @@ from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
 from feathide.detectors.reference_network import ReferenceNetwork
+from feathide.detectors.regions import PerRegion
 from feathide.detectors.two_sided import TwoSided
 from feathide.detectors.uncertainty import (
     DensityAndDropout,
@@ -38,6 +39,7 @@ __all__ = [
     "MaxSoftmax",
     "MixtureEnergy",
     "NearestNeighbours",
+    "PerRegion",
     "PixelRegression",
     "PixelStatistics",
     "RandomSubsets",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from feathide.errors import InputError, check_kind, expected, first_line, unknown
 from feathide.models.memory import lacks_memory
+from feathide.models.regions import AT
 from feathide.types import Evidence, Outputs, Space
 
 __all__ = [
@@ -53,6 +54,7 @@ class Detector(ABC):
         needs_reference_network: Whether ``score`` reads ``out.reference_network``.
         needs_statistics: Whether ``score`` reads ``out.statistics``.
         needs_squeezed: Whether ``score`` reads ``out.squeezed``.
+        takes_dense: Whether it can guard a network that segments or finds landmarks.
         differentiable: Whether attacks can follow the gradient of ``score``. A detector that claims
             this and hides its gradient fails a sanity check.
 
@@ -73,6 +75,7 @@ class Detector(ABC):
     differentiable: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = False
     needs_squeezed: ClassVar[bool] = False
+    takes_dense: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[Space, ...]:
@@ -187,6 +190,12 @@ def _behind(
     input are ours and stay as they are.
     """
     for part, out in given.items():
+        if out.dense and not detector.takes_dense:
+            raise expected(
+                f"{detector.name} guards networks with one answer an image, logits (N, K)",
+                got=f"outputs of shape {tuple(out.logits.shape)}",
+                do="choose another detector, such as maha or regions-maha",
+            )
         # whose largest would be taken for the prediction
         if bool(out.logits.detach().isnan().any()):
             _refuse(detector, given)
@@ -233,11 +242,17 @@ def _refuse(detector: Detector, given: Mapping[str, Outputs]) -> None:
 
 def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
     yield "logits", out.logits
-    yield from ((f"features of layer {name!r}", f) for name, f in out.features.items())
+    yield from (
+        (f"features of layer {name!r}", f)
+        for name, f in out.features.items()
+        if AT not in name
+    )
     if out.stochastic is not None:
         yield "logits of the dropout draws", out.stochastic
     if out.statistics is not None:
         yield "statistics of the image", out.statistics
+    if out.uncertainty is not None:
+        yield "uncertainty of the whole image", out.uncertainty[:, :1]
     if out.squeezed is not None:
         yield "logits of the squeezed images", out.squeezed
     if out.reference_network is not None:
@@ -276,7 +291,8 @@ def layer_names(out: Outputs, layers: Layers) -> tuple[str, ...]:
     """The layers of ``out`` that ``layers`` speaks of: in the order of the network, or in that of
     the names given.
     """
-    names = tuple(out.features)
+    # features over regions are for detectors that know them
+    names = tuple(name for name in out.features if AT not in name)
     if not names:
         raise expected(
             "outputs must hold the features of at least one layer",
@@ -334,7 +350,7 @@ def class_features(evidence: Evidence, name: str) -> tuple[Tensor, ...]:
             got=len(labels),
             do="pass both whole",
         )
-    classes = evidence.train.logits.shape[1]
+    classes = evidence.train.classes
     empty = [c for c in range(classes) if not (labels == c).any()]
     if empty:
         raise expected(

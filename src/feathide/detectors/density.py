@@ -116,7 +116,7 @@ class KernelDensity(Layered):
             x = features(clean, [name])[0].to(references[0])
             kernels[name] = ClassKernels(
                 references,
-                self.bandwidth or held_out_bandwidth(references, x, clean.predicted),
+                self.bandwidth or held_out_bandwidth(references, x, clean.normal_class),
             )
         return replace(self, kernels_=kernels)
 
@@ -128,7 +128,7 @@ class KernelDensity(Layered):
         kernels = fitted(self.kernels_, self)
         x = features(out, list(kernels))
         scores = [
-            -kernel.log_density(f, out.predicted)
+            -kernel.log_density(f, out.normal_class)
             for f, kernel in zip(x, kernels.values(), strict=True)
         ]
         return torch.stack(scores, 1)
@@ -212,4 +212,4 @@ class MixtureEnergy(Layered):
     def _energies(self, out: Outputs) -> Tensor:
         bank = fitted(self.bank_, self)
         features(out, bank.layers)
-        return bank.energy(out, out.predicted, layers=bank.layers)
+        return bank.energy(out, out.normal_class, layers=bank.layers)

@@ -96,6 +96,7 @@ class FeatureSqueezing(Detector):
     median to the pixel that it takes."""
 
     needs_squeezed: ClassVar[bool] = True
+    takes_dense: ClassVar[bool] = False
     name: str = "squeeze"
 
     @property

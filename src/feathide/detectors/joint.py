@@ -112,7 +112,7 @@ class JointGaussian(Detector):
         names, axes = fitted(self.learnt_, self)
         x = torch.cat(features(out, names), 1)
 
-        return per_class(out.predicted, lambda c, rows: axes[c].suspicion(x[rows]))
+        return per_class(out.normal_class, lambda c, rows: axes[c].suspicion(x[rows]))
 
 
 @dataclass(frozen=True)
@@ -165,4 +165,4 @@ class RandomSubsets(Detector):
                 ]
             ).mean(0)
 
-        return per_class(out.predicted, of_class)
+        return per_class(out.normal_class, of_class)

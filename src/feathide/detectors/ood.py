@@ -5,6 +5,7 @@ example.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class VirtualLogit(Detector):
     squares from features and logits, so that no access to the network is needed: exact where the
     layer is the input of a linear head."""
 
+    takes_dense: ClassVar[bool] = False
     name: str = "vim"
     layer: str = "last"
     principal: int | None = None

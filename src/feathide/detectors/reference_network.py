@@ -59,4 +59,4 @@ def testimony(out: Outputs) -> Outputs:
                 "the same classes"
             ),
         )
-    return replace(out.reference_network, assumed=out.predicted)
+    return replace(out.reference_network, assumed=out.normal_class)

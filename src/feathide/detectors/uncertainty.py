@@ -58,6 +58,24 @@ def log_variance(out: Outputs) -> Tensor:
     return (variance.log() + 2 * unit.squeeze(1)).logsumexp(1) - math.log(log_p.shape[2])
 
 
+def disagreement(out: Outputs) -> Tensor:
+    """What BU reads (N, 1): ``log_variance``, or of a dense network that of its voxels' mean."""
+    if not out.dense:
+        return log_variance(out)[:, None]
+    if out.uncertainty is None:
+        raise expected(
+            "outputs must hold the uncertainty of dropout draws",
+            got="none",
+            do="make the FeatureClassifier with dropout_samples=10",
+        )
+    return out.uncertainty[:, :1]
+
+
+def over_voxels(values: Tensor) -> Tensor:
+    """One number an image (N,): the mean over the voxels of (N, *S)."""
+    return values if values.ndim == 1 else values.flatten(1).mean(1)
+
+
 def logit_deviation(out: Outputs, logit: int) -> Tensor:
     """The standard deviation of one logit over the dropout draws, (N,)."""
     z = dropout_draws(out)[:, :, logit]
@@ -75,6 +93,16 @@ def must_vary(draws: Tensor, what: str) -> None:
             got="the same in all draws of all images",
             do="give the network a dropout that is not 0, or leave BU out",
         )
+
+
+def draws_must_vary(clean: Outputs) -> None:
+    """An error where dropout changes nothing."""
+    if clean.dense:
+        u = disagreement(clean)
+        least = 2 * math.log(torch.finfo(u.dtype).eps)
+        must_vary((u > least).float()[:, None].repeat(1, 2, 1).cumsum(1), "probabilities")
+    else:
+        must_vary(dropout_draws(clean).softmax(2), "probabilities")
 
 
 @dataclass(frozen=True)
@@ -97,14 +125,11 @@ class DropoutUncertainty(Detector):
         return ("logits",)
 
     def fit(self, evidence: Evidence) -> "DropoutUncertainty":
-        must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
-        return replace(
-            self,
-            head_=Head.fit("logistic", lambda out: log_variance(out)[:, None], evidence),
-        )
+        draws_must_vary(evidence.clean)
+        return replace(self, head_=Head.fit("logistic", disagreement, evidence))
 
     def score(self, out: Outputs) -> Tensor:
-        return fitted(self.head_, self)(log_variance(out)[:, None])
+        return fitted(self.head_, self)(disagreement(out))
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,7 @@ class LogitUncertainty(Detector):
     class 1."""
 
     needs_dropout: ClassVar[bool] = True
+    takes_dense: ClassVar[bool] = False
     name: str = "bu-logit"
     learnt_: tuple[int, Head] | None = field(default=None, repr=False, compare=False)
 
@@ -156,7 +182,7 @@ class DensityAndDropout(Detector):
         return ("features", "logits")
 
     def fit(self, evidence: Evidence) -> "DensityAndDropout":
-        must_vary(dropout_draws(evidence.clean).softmax(2), "probabilities")
+        draws_must_vary(evidence.clean)
         density = self.density.fit(evidence)
         return replace(
             self,
@@ -173,7 +199,7 @@ class DensityAndDropout(Detector):
 
 def both(density: KernelDensity, out: Outputs) -> Tensor:
     """The two columns of KD+BU, (N, 2)."""
-    return torch.stack([density.score(out), log_variance(out)], 1)
+    return torch.cat([density.score(out)[:, None], disagreement(out)], 1)
 
 
 @dataclass(frozen=True)
@@ -194,9 +220,10 @@ class MaxSoftmax(Detector):
         return self
 
     def score(self, out: Outputs) -> Tensor:
-        top = out.logits.gather(1, out.predicted[:, None])
-        others = out.logits.scatter(1, out.predicted[:, None], -torch.inf)
-        return others.logsumexp(1) - top.squeeze(1)
+        found = out.predicted.unsqueeze(1)
+        top = out.logits.gather(1, found)
+        others = out.logits.scatter(1, found, -torch.inf)
+        return over_voxels(others.logsumexp(1) - top.squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -217,4 +244,4 @@ class FreeEnergy(Detector):
         return self
 
     def score(self, out: Outputs) -> Tensor:
-        return -out.logits.logsumexp(1)
+        return over_voxels(-out.logits.logsumexp(1))

@@ -13,11 +13,21 @@ from torch import Tensor
 
 from feathide.data.noise import Noise
 from feathide.errors import expected, unknown
-from feathide.types import ALL, Goal, Outputs, Rows
+from feathide.types import ALL, Aim, Outputs, Rows
 
-__all__ = ["LOGITS", "BoundLoss", "Loss", "Objective", "Reads", "Weighted", "need_layers"]
+__all__ = [
+    "LOGITS",
+    "BoundLoss",
+    "Loss",
+    "Objective",
+    "Paced",
+    "Reads",
+    "Weighted",
+    "need_layers",
+]
 
 Loss = Callable[[Outputs, Rows], Tensor]
+Paced = Callable[[Outputs, Rows, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,16 @@ class BoundLoss:
         margin: (N,), positive once the decision is what the attacker wants, or None.
         hide: The loss (N,) that lowers the suspicion, or None.
         name: Which losses these are.
+        paced: What is differentiated in place of ``fool``, for a loss whose weights change: a
+            function of the outputs, the rows and the share of the steps that are done, in [0, 1].
+            Iterates are compared by ``fool``, which does not change.
     """
 
     fool: Loss | None = None
     margin: Loss | None = None
     hide: Loss | None = None
     name: str = ""
+    paced: Paced | None = None
 
     def __call__(self, out: Outputs, rows: Rows = ALL) -> Tensor:
         """The total loss (N,): ``fool + hide``.
@@ -81,7 +95,7 @@ class Objective(ABC):
         return Reads()
 
     @abstractmethod
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         """The loss for one batch.
 
         Args:
@@ -123,7 +137,7 @@ class Weighted(Objective):
     def reads(self) -> Reads:
         return reduce(or_, (part.reads for part in self.parts))
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         bound = [part.bind(clean, goal, noise) for part in self.parts]
         return BoundLoss(
             fool=_sum([(w, b.fool) for w, b in zip(self.weights, bound, strict=True)]),
@@ -133,6 +147,7 @@ class Weighted(Objective):
                 b.name if w == 1 else f"{w:g} {b.name}"
                 for w, b in zip(self.weights, bound, strict=True)
             ),
+            paced=_paced(list(zip(self.weights, bound, strict=True))),
         )
 
 
@@ -162,6 +177,22 @@ def _sum(terms: Sequence[tuple[float, Loss | None]]) -> Loss | None:
             w * loss(out, rows) if w != 1.0 else loss(out, rows) for w, loss in present
         ]
         return values[0] if len(values) == 1 else torch.stack(values).sum(0)
+
+    return total
+
+
+def _paced(parts: Sequence[tuple[float, BoundLoss]]) -> Paced | None:
+    """The sum of what is differentiated, where some part says what."""
+    if all(b.paced is None for _, b in parts):
+        return None
+
+    def total(out: Outputs, rows: Rows, share: float) -> Tensor:
+        values = [
+            w * (b.fool(out, rows) if b.paced is None else b.paced(out, rows, share))
+            for w, b in parts
+            if b.fool is not None
+        ]
+        return torch.stack(values).sum(0)
 
     return total
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from feathide.data.noise import Noise
 from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
-from feathide.types import Goal, Outputs, Rows
+from feathide.types import Aim, Outputs, Rows
 
 __all__ = ["Drift"]
 
@@ -31,7 +31,7 @@ class Drift(Objective):
     def reads(self) -> Reads:
         return Reads(clean=self.direction == "away", layers=(self.layer,))
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         need_layers("drift", (self.layer,), clean, (self.layer,))
         start = clean.features[self.layer].mean(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from feathide.data.noise import Noise
 from feathide.errors import expected
 from feathide.losses.base import LOGITS, BoundLoss, Loss, Objective, Reads
-from feathide.types import Goal, Outputs, Rows
+from feathide.types import Aim, Goal, LabelAim, Outputs, Rows
 
 __all__ = ["DLR", "AwayFrom", "CrossEntropy", "Margin"]
 
@@ -42,15 +42,16 @@ class CrossEntropy(Objective):
     def reads(self) -> Reads:
         return LOGITS
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
+        aim = label_goal(goal, "CrossEntropy")
         least = math.log1p(math.exp(-self.kappa))
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
-            loss = F.cross_entropy(out.logits, goal.target[rows], reduction="none")
-            return loss.clamp_min(least) if least else loss
+            loss = aim.towards(out.logits, rows)
+            return aim.mean(loss.clamp_min(least) if least else loss, rows)
 
         return _keeping_others(
-            BoundLoss(fool=fool, margin=_lead(goal), name="cross-entropy"), clean
+            BoundLoss(fool=fool, margin=aim.margin, name="cross-entropy"), clean
         )
 
 
@@ -73,13 +74,15 @@ class Margin(Objective):
     def reads(self) -> Reads:
         return LOGITS
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        lead = _lead(goal)
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
+        aim = label_goal(goal, "Margin")
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
-            return (-lead(out, rows)).clamp_min(-self.kappa)
+            return aim.mean((-aim.lead(out.logits, rows)).clamp_min(-self.kappa), rows)
 
-        return _keeping_others(BoundLoss(fool=fool, margin=lead, name="margin"), clean)
+        return _keeping_others(
+            BoundLoss(fool=fool, margin=aim.margin, name="margin"), clean
+        )
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,11 @@ class DLR(Objective):
     def reads(self) -> Reads:
         return Reads(clean=self.rank is not None, layers=())
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
+        goal = class_goal(goal, "DLR")
         classes = clean.logits.shape[1]
-        target, margin = goal.target, _lead(goal)
+        source, target = goal.source, goal.target
+        margin: Loss = goal.margin
         if self.rank is not None:
             if not 1 <= self.rank < classes:
                 raise expected(
@@ -117,7 +122,7 @@ class DLR(Objective):
                     got=self.rank,
                     do="there is one rank for each class but the source",
                 )
-            others = clean.logits.scatter(1, goal.source[:, None], float("-inf"))
+            others = clean.logits.scatter(1, source[:, None], float("-inf"))
             target, margin = (
                 others.argsort(dim=1, descending=True, stable=True)[:, self.rank - 1],
                 _away(goal),
@@ -125,7 +130,7 @@ class DLR(Objective):
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
             z = out.logits
-            gap = _at(z, goal.source[rows]) - _at(z, target[rows])
+            gap = _at(z, source[rows]) - _at(z, target[rows])
             done, gap = gap <= -self.kappa, gap.clamp_min(-self.kappa)
             if classes < 4:
                 return gap
@@ -159,13 +164,14 @@ class AwayFrom(Objective):
     def reads(self) -> Reads:
         return LOGITS
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
-        margin = _away(goal)
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
+        goal = class_goal(goal, "AwayFrom")
+        margin, source = _away(goal), goal.source
 
         def fool(out: Outputs, rows: Rows) -> Tensor:
             if self.loss == "margin":
                 return -margin(out, rows)
-            return -F.cross_entropy(out.logits, goal.source[rows], reduction="none")
+            return -F.cross_entropy(out.logits, source[rows], reduction="none")
 
         return _keeping_others(
             BoundLoss(fool=fool, margin=margin, name=f"untargeted {self.loss}"), clean
@@ -176,20 +182,37 @@ def _at(z: Tensor, classes: Tensor) -> Tensor:
     return z.gather(1, classes[:, None])[:, 0]
 
 
-def _lead(goal: Goal) -> Loss:
-    """z_t - max_{j != t} z_j."""
-
-    def lead(out: Outputs, rows: Rows) -> Tensor:
-        t = goal.target[rows]
-        return _at(out.logits, t) - out.logits.scatter(1, t[:, None], float("-inf")).amax(1)
-
-    return lead
-
-
 def _away(goal: Goal) -> Loss:
     """max_{j != y} z_j - z_y."""
-    lead = _lead(Goal(goal.target, goal.source))
-    return lambda out, rows: -lead(out, rows)
+    back = Goal(goal.target, goal.source)
+    return lambda out, rows: -back.margin(out, rows)
+
+
+def decision(goal: Aim, clean: Outputs) -> Loss | None:
+    """The margin of ``goal``, with the other findings held on their side."""
+    return _keeping_others(BoundLoss(fool=goal.margin, margin=goal.margin), clean).margin
+
+
+def class_goal(goal: Aim, loss: str) -> Goal:
+    """The goal of a loss that is made for one class an image."""
+    if not isinstance(goal, Goal):
+        raise expected(
+            f"{loss} aims at a class of the image",
+            got=f"a {type(goal).__name__}",
+            do="give objective=CrossEntropy() or one of feathide.losses.dense",
+        )
+    return goal
+
+
+def label_goal(goal: Aim, loss: str) -> LabelAim:
+    """The goal of a loss of labels."""
+    if not isinstance(goal, LabelAim):
+        raise expected(
+            f"{loss} aims at labels",
+            got=f"a {type(goal).__name__}",
+            do="give objective=AdaptiveLandmarks()",
+        )
+    return goal
 
 
 def _keeping_others(bound: BoundLoss, clean: Outputs) -> BoundLoss:

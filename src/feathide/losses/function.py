@@ -8,8 +8,8 @@ from torch import Tensor
 from feathide.data.noise import Noise
 from feathide.errors import expected
 from feathide.losses.base import BoundLoss, Objective, Reads
-from feathide.losses.fooling import Margin
-from feathide.types import Goal, Outputs, Rows
+from feathide.losses.fooling import decision
+from feathide.types import Aim, Outputs, Rows
 
 __all__ = ["Function", "ObjectiveLike", "as_objective"]
 
@@ -34,7 +34,7 @@ class Function(Objective):
     def reads(self) -> Reads:
         return Reads(clean=False)
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         name = getattr(self.function, "__name__", type(self.function).__name__)
 
         def loss(out: Outputs, rows: Rows) -> Tensor:
@@ -55,9 +55,7 @@ class Function(Objective):
 
         if not self.fools:
             return BoundLoss(hide=loss, name=name)
-        return BoundLoss(
-            fool=loss, margin=Margin().bind(clean, goal, noise).margin, name=name
-        )
+        return BoundLoss(fool=loss, margin=decision(goal, clean), name=name)
 
 
 ObjectiveLike = Objective | Callable[[Outputs], Tensor]

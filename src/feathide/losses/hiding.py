@@ -4,6 +4,7 @@ features of clean images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from feathide.losses.base import BoundLoss, Objective, Reads, need_layers
 from feathide.mixtures import MixtureBank
 from feathide.models.memory import lacks_memory
 from feathide.registry.specs import floor_of
-from feathide.types import Goal, Outputs, Rows
+from feathide.types import Aim, Outputs, Rows
 
 __all__ = ["HFC", "Evade", "Guide", "Scorer", "score_of", "without_gradient"]
 
@@ -88,10 +89,10 @@ class HFC(Objective):
             layers=self.bank.layers if self.layers is None else tuple(self.layers),
         )
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         names = self.bank.layers if self.layers is None else tuple(self.layers)
         need_layers("HFC", names, clean, self.bank.layers)
-        strange = sorted(set(goal.target.tolist()) - set(self.bank.classes))
+        strange = sorted(set(goal.normal_class.tolist()) - set(self.bank.classes))
         if strange:
             raise expected(
                 f"targets of the mixtures' classes {list(self.bank.classes)}",
@@ -107,21 +108,21 @@ class HFC(Objective):
         weights = None if self.weights is None else torch.tensor(self.weights)
         quantile, least = floor_of(self.floor), None
         if quantile is not None:
-            least = self.bank.usual(goal.target, quantile, layers=names, soft=self.soft).to(
-                clean.features[names[0]]
-            )
+            least = self.bank.usual(
+                goal.normal_class, quantile, layers=names, soft=self.soft
+            ).to(clean.features[names[0]])
 
         shift: Tensor | None = None
         if self.keep:
             shift = self.keep * self.bank.deviation(
-                clean, goal.source, goal.target, layers=names
+                clean, goal.clean_class, goal.normal_class, layers=names
             )
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             # (N, L)
             energy = self.bank.energy(
                 out,
-                goal.target[rows],
+                goal.normal_class[rows],
                 layers=names,
                 soft=self.soft,
                 shift=None if shift is None else shift[rows],
@@ -196,15 +197,15 @@ class Evade(Objective):
     def reads(self) -> Reads:
         return Reads(clean=False)
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         scales = self.scales or (1.0,) * len(self.detectors)
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            seen = replace(out, assumed=goal.target[rows]) if self.assume_target else out
+            seen = replace(out, assumed=goal.assumed(rows)) if self.assume_target else out
             found = [score_of(detector, seen) for detector in self.detectors]
             if _differentiable(out) and not any(score.requires_grad for score in found):
                 raise without_gradient("evade", [_named(d) for d in self.detectors])
-            total = torch.zeros_like(out.logits[:, 0])
+            total = out.logits.new_zeros(len(out))
             for i, (value, scale) in enumerate(zip(found, scales, strict=True)):
                 score = value / scale
                 total = total + (
@@ -248,6 +249,24 @@ def without_gradient(objective: str, detectors: Sequence[str]) -> InputError:
     )
 
 
+def _known(values: Tensor) -> Tensor:
+    """``values``, 0 where an image lacks a region."""
+    return torch.where(values.isnan(), 0.0, values)
+
+
+def _spread(f: Tensor) -> Tensor:
+    """The standard deviation of a layer, averaged over channels, times the root of their number."""
+    known = f[~f.isnan().any(1)]
+    if len(known) < 2:  # a region that the reference lacks guides nobody
+        return f.new_tensor(torch.nan)
+    return known.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5
+
+
+def _apart(f: Tensor, guides: Tensor) -> Tensor:
+    """The squared distances (N, R); 0 where one of the two lacks a region."""
+    return _known(torch.cdist(f, guides) ** 2)
+
+
 def _named(detector: Scorer) -> str:
     return str(getattr(detector, "name", type(detector).__name__))
 
@@ -279,7 +298,7 @@ class Guide(Objective):
     def reads(self) -> Reads:
         return Reads(clean=self.pick == "closest")
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         need_layers("guides", tuple(clean.features), clean, tuple(self.reference.features))
         if len(self.labels) != len(self.reference) or len(self.labels) < 2:
             raise expected(
@@ -289,12 +308,9 @@ class Guide(Objective):
             )
         like = clean.logits
         reference = {n: self.reference.features[n].to(f) for n, f in clean.features.items()}
-        scale = {
-            n: f.var(0).mean().sqrt().clamp_min(1e-8) * f.shape[1] ** 0.5
-            for n, f in reference.items()
-        }
+        scale = {n: _spread(f) for n, f in reference.items()}
         reference = {n: f / scale[n] for n, f in reference.items()}
-        same = self.labels.to(like.device)[None, :] == goal.target[:, None]  # (N, R)
+        same = self.labels.to(like.device)[None, :] == goal.normal_class[:, None]  # (N, R)
         if not bool(same.any(1).all()):
             raise expected(
                 "clean images of every target class as guides",
@@ -305,16 +321,17 @@ class Guide(Objective):
             cost = noise.uniform((same.shape[1],), draw="guide").to(like)
         else:
             cost = sum(
-                torch.cdist(clean.features[n].to(like) / scale[n], f) ** 2
+                _apart(clean.features[n].to(like) / scale[n], f)
                 for n, f in reference.items()
             )  # type: ignore[assignment]
         chosen = cost.masked_fill(~same, float("inf")).argmin(1)
         guides = {n: f[chosen] for n, f in reference.items()}
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
-            return sum(
-                ((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
+            apart = [
+                _known((out.features[n] / scale[n] - g[rows]) ** 2).sum(1)
                 for n, g in guides.items()
-            )
+            ]
+            return reduce(torch.add, apart)  # one by one, which keeps every digit
 
         return BoundLoss(hide=hide, name=f"{self.pick} guide")

@@ -17,6 +17,7 @@ from feathide.mixtures.components import CANDIDATES, best_of, components_of, cur
 from feathide.mixtures.energy import Fields, Groups, energies
 from feathide.mixtures.fit import fit_mixture
 from feathide.mixtures.mixture import Covariance, Mixture
+from feathide.models.regions import AT
 from feathide.types import Outputs
 
 __all__ = [
@@ -119,6 +120,9 @@ class MixtureBank:
             mixtures[name], quantiles[name] = {}, {}
             for label in labels.unique().tolist():
                 x = features[labels.to(features.device) == label]
+                if AT in name:  # images without the region say nothing of it
+                    x = x[~x.isnan().any(1)]
+                    check_region(name, len(x))
                 curve = []
                 if len(candidates) > 1:
                     curve = curve_of(x, candidates, fit, holdout=holdout, seed=seed)
@@ -161,7 +165,7 @@ class MixtureBank:
 
         Returns:
             The energies (N, L): squared Mahalanobis distances to the nearest component, per
-            channel.
+            channel; 0 where an image lacks a layer's region.
         """
         if soft:
             return self._each(
@@ -169,12 +173,16 @@ class MixtureBank:
             )
         names, groups = self._layers(layers), self._groups(classes)
         features = [choose("layer", name, out.features) for name in names]
-        return energies(
+        absent = _absent(names, features)
+        if absent is not None:
+            features = [torch.where(f.isnan(), 0.0, f) for f in features]
+        found = energies(
             features,
             {label: self._fields(label, names, features[0]) for label in groups.labels},
             groups,
             shift,
         )
+        return found if absent is None else torch.where(absent, 0.0, found)
 
     def deviation(
         self,
@@ -210,9 +218,9 @@ class MixtureBank:
             after = self.energy(moved, targets, layers=names)
             longer = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).sqrt()
             longer = torch.where(after > 0, longer, torch.zeros_like(longer))
-            return torch.cat(
-                [away[n] * longer[:, i : i + 1] for i, n in enumerate(names)], 1
-            )
+            found = [away[n] * longer[:, i : i + 1] for i, n in enumerate(names)]
+            # an image that lacks a region deviates nowhere in it
+            return torch.where(torch.cat(found, 1).isnan(), 0.0, torch.cat(found, 1))
 
     def _means(
         self, out: Outputs, classes: Tensor, names: Sequence[str]
@@ -391,17 +399,38 @@ class MixtureBank:
         """``measure`` of the rows of each class under the mixtures of that class, in the order of
         the rows, (N, L).
         """
-        groups = self._groups(classes)
+        groups, names = self._groups(classes), self._layers(layers)
+        features = [choose("layer", name, out.features) for name in names]
+        absent = _absent(names, features)
         columns = []
-        for name in self._layers(layers):
-            parts = choose("layer", name, out.features)[groups.order].split(groups.sizes)
+        for name, f in zip(names, features, strict=True):
+            known = f if absent is None else torch.where(f.isnan(), 0.0, f)
+            parts = known[groups.order].split(groups.sizes)
             mixtures = [self.mixtures[name][label] for label in groups.labels]
             columns.append(
                 torch.cat(
                     [measure(m, part) for m, part in zip(mixtures, parts, strict=True)]
                 )
             )
-        return torch.stack(columns, 1)[groups.back]
+        found = torch.stack(columns, 1)[groups.back]
+        return found if absent is None else torch.where(absent, 0.0, found)
+
+
+def _absent(names: Sequence[str], features: Sequence[Tensor]) -> Tensor | None:
+    """Which images lack the region of which layer (N, L); None where no layer has a region."""
+    if not any(AT in name for name in names):
+        return None
+    return torch.stack([f.detach().isnan().any(1) for f in features], 1)
+
+
+def check_region(name: str, images: int) -> None:
+    """Refuse a region that hardly any image has."""
+    if images < 2:
+        raise expected(
+            f"two images or more must have the region of {name}",
+            got=images,
+            do="name the layers to fit, layers=..., without it",
+        )
 
 
 def _check_fit(outputs: Outputs, labels: Tensor, holdout: float) -> None:

@@ -18,13 +18,26 @@ from feathide.models.dropout import (
     captured,
     check_draws,
     has_dropout,
-    linear_head,
+    last_head,
+    linear,
+    over_regions,
+    spread_of,
 )
 from feathide.models.layers import choose_layers, entrance, hooked, shapes_of, turned, units
 from feathide.models.layouts import Layout, ReadOut, Tokens, readouts
 from feathide.models.logits import logits_of
 from feathide.models.memory import in_halves
-from feathide.models.pooling import Pool, Watched, channel_mean, collectors, full, means
+from feathide.models.pooling import (
+    Pool,
+    Watched,
+    channel_mean,
+    collectors,
+    full,
+    keepers,
+    means,
+    regional,
+)
+from feathide.models.regions import AT, Regions
 from feathide.types import Box, Outputs
 
 __all__ = [
@@ -54,7 +67,8 @@ class FeatureClassifier:
         std: The standard deviation per channel, positive; empty for 1.
         window: The part (lo, hi) of the box that the network sees as [0, 1]; None for no window.
         head: "softmax"; "sigmoid" (one output z, shown as logits (0, z)); or ("finding", j), output
-            j of a multi-label network, shown as (0, z_j) with the others in ``Outputs.others``.
+            j of a multi-label network, shown as (0, z_j) with the others in ``Outputs.others``; or
+            "landmarks" (heat maps or coordinates, as they are).
         output: "probabilities" for a network that ends in a softmax or in sigmoids: their
             logarithm, or log odds, takes the place of the logits. A probability that is rounded to
             0 or 1 has no slope.
@@ -83,6 +97,8 @@ class FeatureClassifier:
         squeezers: Functions of the images with the window (else the box) mapped to [0, 1]; the
             logits of what they return are in ``Outputs.squeezed``; such as
             ``feathide.detectors.squeezing.SQUEEZERS``.
+        regions: Of a dense network, what features are pooled over beside the whole image, such as
+            ``Structures({"tumour": 1})`` or ``Around(["apex"])``; they are named ``layer@region``.
 
     Raises:
         InputError: The network is in training mode, a layer is unknown, or the arguments contradict
@@ -115,6 +131,7 @@ class FeatureClassifier:
     compile: str | None = None
     statistics: Reading | None = None
     squeezers: Sequence[Reading] = ()
+    regions: Regions | None = None
     _resolved: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -130,16 +147,17 @@ class FeatureClassifier:
         check_kind("the model", self.model, nn.Module, do=do)
         self._modules.extend(self.model.modules())
         self._refuse_training()
-        if self.head not in ("softmax", "sigmoid") and not (
+        if self.head not in ("softmax", "sigmoid", "landmarks") and not (
             isinstance(self.head, tuple) and self.head[0] == "finding"
         ):
             raise expected(
-                'head must be "softmax", "sigmoid" or ("finding", j)',
+                'head must be "softmax", "sigmoid", "landmarks" or ("finding", j)',
                 got=repr(self.head),
                 do="choose one of them",
             )
         if self.output not in ("logits", "probabilities"):
             raise unknown("output", str(self.output), ("logits", "probabilities"))
+        self._check_regions()
         if not self.box[0] < self.box[1]:
             raise expected(
                 "box must be (lo, hi) with lo < hi",
@@ -157,6 +175,17 @@ class FeatureClassifier:
                 "mean and std must be of equal length, std positive",
                 got=f"{self.mean}, {self.std}",
                 do="declare both per channel",
+            )
+
+    def _check_regions(self) -> None:
+        """Refuse what cannot be pooled over regions."""
+        if self.regions is None:
+            return
+        if self.compile or self.pool is not channel_mean:
+            raise expected(
+                "features over regions need whole outputs of layers",
+                got="a compiled network" if self.compile else "a pool of your own",
+                do="leave out compile and pool, or regions",
             )
 
     def __call__(self, x: Tensor) -> Outputs:
@@ -184,26 +213,71 @@ class FeatureClassifier:
             return Outputs(logits, features, None, others, **self._beside(x))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
-        hooks = collectors(names, found, {}, self.pool, self._readouts, counts)
+        hooks = (
+            collectors(names, found, {}, self.pool, self._readouts, counts)
+            if self.regions is None
+            else keepers(names, found, self._readouts)
+        )
         head = None
         if self.dropout_samples and not has_dropout(self.model):
-            head = linear_head(self.model)
+            head = last_head(self.model)
         with hooked(hooks, self.model), captured(head, head_input):
             raw = logits_of(self.model(z), len(z), self.outputs)
-        stochastic = None
-        if self.dropout_samples:
-            stochastic = self._stochastic(z, raw, head, head_input)
         logits, others = self._as_decision(raw)
-        features = means({n: found[n] for n in names}, counts)
-        return Outputs(logits, features, stochastic, others, **self._beside(x))
+        beside = self._beside(x)
+        masks = None
+        if self.regions is not None:
+            masks = self.regions.masks(logits, x.shape[2:])
+        if masks is not None:
+            maps = {n: found[n] for n in names}
+            features = regional(maps, masks, self._region_names, self._readouts)
+        else:
+            features = means({n: found[n] for n in names}, counts)
+        stochastic = None
+        if self.dropout_samples and logits.ndim > 2:
+            beside["uncertainty"] = self._uncertainty(z, raw, head, head_input, masks)
+        elif self.dropout_samples:
+            stochastic = self._stochastic(z, raw, head, head_input)
+        return Outputs(logits, features, stochastic, others, **beside)
+
+    @property
+    def _region_names(self) -> tuple[str, ...]:
+        return () if self.regions is None else self.regions.names
+
+    def _uncertainty(
+        self,
+        z: Tensor,
+        raw: Tensor,
+        head: nn.Module | None,
+        inputs: list[Tensor],
+        masks: Tensor | None,
+    ) -> Tensor:
+        """The log variance of the dropout draws over the whole image and the regions, (N, 1 + R);
+        draw by draw, as all of them would not fit into memory.
+        """
+        if self.head == "landmarks":
+            raise expected(
+                "dropout uncertainty needs a network that segments or classifies",
+                got="one that finds landmarks",
+                do="leave BU out",
+            )
+        dropout = DropoutDraws(
+            self.model, self.dropout_samples, self.dropout_rate, self.seed, self.outputs
+        )
+        draws = (
+            dropout.one_by_one(z) if head is None else dropout.of_maps(head, inputs, raw)
+        )
+        chances = (self._as_decision(draw)[0].softmax(1) for draw in draws)
+        return over_regions(spread_of(chances), masks)
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         return as_decision(raw, self.head, self.output)
 
     def _stochastic(
-        self, z: Tensor, raw: Tensor, head: nn.Linear | None, inputs: list[Tensor]
+        self, z: Tensor, raw: Tensor, head: nn.Module | None, inputs: list[Tensor]
     ) -> Tensor:
         """The logits of the dropout draws, (N, S, K)."""
+        head = linear(head)
         dropout = DropoutDraws(
             self.model, self.dropout_samples, self.dropout_rate, self.seed, self.outputs
         )
@@ -278,9 +352,12 @@ class FeatureClassifier:
             reference_network=None,
             statistics=None,
             squeezers=(),
+            regions=self.regions if any(AT in name for name in layers) else None,
         )
+        # the layers of "layer@region"
+        whole = {name.partition(AT)[0] for name in layers}
         narrow._resolved["layers"] = (
-            tuple(n for n in self.names(x) if n in layers) if layers else ()
+            tuple(n for n in self.names(x) if n in whole) if layers else ()
         )
         narrow._readouts.update(self._readouts)
         return narrow

@@ -13,9 +13,18 @@ def as_decision(
     raw: Tensor, head: str | tuple[str, int], output: str
 ) -> tuple[Tensor, Tensor | None]:
     """What a network returns, (N, K), (N, 1) or (N,), as the logits of one decision, (N, K) or
-    (N, 2), and the outputs for the other findings of a multi-label network.
+    (N, 2), and the outputs for the other findings of a multi-label network. Of dense outputs the
+    same for every voxel; landmarks stay as they are.
     """
     raw = full(raw)
+    if head == "landmarks":
+        return raw, None
+    if raw.ndim > 2 and isinstance(head, tuple):
+        raise expected(
+            "a dense network must have one label a voxel",
+            got="a head of several findings",
+            do='say head="softmax", or "sigmoid" for one output',
+        )
     if raw.ndim == 1:
         raw = raw.unsqueeze(1)
     if output == "probabilities":

@@ -253,6 +253,12 @@ def _check_outputs(
 ) -> None:
     shape = tuple(out.shape)
     columns = 1 if shape == (n,) else shape[1] if len(shape) == 2 and shape[0] == n else 0
+    if len(shape) > 2 and shape[0] == n:
+        raise expected(
+            f"a plan audits networks with one answer an image, logits (N, K), here ({n}, K)",
+            got=f"{shape}, as of a network that segments or finds landmarks",
+            do="attack that from Python: see docs/dense.md",
+        )
     if not columns:
         raise expected(
             f"the network must return logits (N, K), here ({n}, K)",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from feathide.models.layers import INPUT, first_tensor
 from feathide.models.layouts import ReadOut
 from feathide.models.logits import logits_of
+from feathide.models.regions import AT, pooled_over
 
 __all__ = [
     "Pool",
@@ -101,6 +102,53 @@ def collectors(
         return hook
 
     return {module: collect(module, kept) for module, kept in wanted.items()}
+
+
+def keepers(
+    names: Sequence[str], found: dict[str, Tensor], reads: Mapping[str, ReadOut]
+) -> dict[str, Callable[..., None]]:
+    """One hook per module, which keeps a copy of whole outputs (N, C, *T) until it is known over
+    which regions they are pooled.
+    """
+    calls: dict[str, int] = {}
+    wanted: dict[str, dict[tuple[int, bool], str]] = {}
+    for name in names:
+        module, _, call = name.removesuffix(INPUT).partition("#")
+        wanted.setdefault(module, {})[int(call or 0), name.endswith(INPUT)] = name
+
+    def keep(module: str, kept: dict[tuple[int, bool], str]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
+            call = calls.get(module, 0)
+            calls[module] = call + 1
+            for read, shown in ((False, output), (True, args)):
+                name, h = kept.get((call, read)), first_tensor(shown)
+                if name is not None and h is not None:
+                    # a following activation may work in place
+                    found[name] = reads.get(name, FIRST).upright(h).clone()
+
+        return hook
+
+    return {module: keep(module, kept) for module, kept in wanted.items()}
+
+
+def regional(
+    maps: Mapping[str, Tensor],
+    masks: Tensor | None,
+    regions: Sequence[str],
+    reads: Mapping[str, ReadOut],
+) -> dict[str, Tensor]:
+    """The features of whole outputs: of each layer those over the regions, as ``layer@region``,
+    then that of the whole image. A layer without the images' axes has no regions.
+    """
+    found: dict[str, Tensor] = {}
+    for name, h in maps.items():
+        read = reads.get(name, FIRST)
+        if masks is not None and h.ndim == masks.ndim and read.side == "first":
+            parts = pooled_over(h, masks)  # (N, R, C)
+            found |= {f"{name}{AT}{r}": parts[:, i] for i, r in enumerate(regions)}
+        total, count = read.sum(h)
+        found[name] = full(total / count)
+    return found
 
 
 def means(sums: dict[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from feathide.data.noise import Noise
 from feathide.losses import BoundLoss, Objective
 from feathide.losses.hiding import score_of
 from feathide.sanity.trial import LOOKED, Guard, Trial, watcher
-from feathide.types import ALL, Goal, Outputs, Rows
+from feathide.types import ALL, Aim, Outputs, Rows
 
 __all__ = [
     "Readout",
@@ -43,7 +43,7 @@ class Readout(Objective):
     guards: tuple[Guard, ...]
     limits: Tensor
 
-    def bind(self, clean: Outputs, goal: Goal, noise: Noise) -> BoundLoss:
+    def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         def answer(out: Outputs, rows: Rows) -> Tensor:
             return (out.last.double() * self.weight[rows]).sum(1) - self.bias[rows]
 
