@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike
 
 from feathide.metrics.calibration import brier_score, calibration_error
 from feathide.metrics.intervals import Interval, bootstrap, proportion
-from feathide.metrics.metric import ARCHIVE, RATES, SHIFTS, Metric, Scope, per_cent
+from feathide.metrics.metric import (
+    ARCHIVE,
+    OWN,
+    RATES,
+    SHIFTS,
+    Metric,
+    Scope,
+    at_rate,
+    per_cent,
+)
 from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.rates import above
 from feathide.metrics.roc import auc
@@ -135,16 +144,21 @@ RUN = (
 # --- a detector on clean images -----------------------------------------------------------------
 
 
-def _alarms(detector: DetectorView, rate: str, score: np.ndarray) -> Interval:
-    return share_at(detector.limits[rate], above(score), groups=detector.groups)
+def _alarms(
+    detector: DetectorView, rate: str, score: Callable[[], np.ndarray]
+) -> Interval | None:
+    """The share above a threshold; None for a detector that has no such threshold."""
+    if rate not in detector.limits:
+        return None
+    return share_at(detector.limits[rate], above(score()), groups=detector.groups)
 
 
 def _false_alarms(rate: str) -> Metric:
     return Metric(
         f"false_alarms_{rate}",
         "detector",
-        f"False alarms at {per_cent(rate)} %",
-        lambda detector: _alarms(detector, rate, detector.clean),
+        f"False alarms at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.clean),
         says="share of clean test images above the threshold",
         best=0.0,
         worst=1.0,
@@ -155,53 +169,53 @@ def _false_alarms_on_noise(rate: str) -> Metric:
     return Metric(
         f"false_alarms_{rate}_noise",
         "detector",
-        f"On noise of eps, at {per_cent(rate)} %",
-        lambda detector: _alarms(detector, rate, detector.noisy),
+        f"On noise of eps, at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.noisy),
         best=0.0,
         worst=1.0,
     )
 
 
-def _false_alarms_under(shift: str) -> Metric:
+def _false_alarms_under(shift: str, rate: str = "fpr10") -> Metric:
     return Metric(
-        f"false_alarms_fpr10_shifted_{shift}",
+        f"false_alarms_{rate}_shifted_{shift}",
         "detector",
-        f"On {SHIFTS[shift]}, at 10 %",
-        lambda detector: _alarms(detector, "fpr10", detector.shifted(shift)),
+        f"On {SHIFTS[shift]}, at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.shifted(shift)),
         best=0.0,
         worst=1.0,
     )
 
 
-def _accuracy_accepted(detector: DetectorView) -> Interval | None:
-    limit = detector.limits["fpr10"]
-    if not (detector.clean <= limit.value).any():
-        return None
+def _accuracy_accepted(rate: str) -> Metric:
+    def measure(detector: DetectorView) -> Interval | None:
+        limit = detector.limits.get(rate)
+        if limit is None or not (detector.clean <= limit.value).any():
+            return None
 
-    def right(t: float) -> np.ndarray:
-        return np.where(detector.clean <= t, detector.right, np.nan)
+        def right(t: float) -> np.ndarray:
+            return np.where(detector.clean <= t, detector.right, np.nan)
 
-    return share_at(limit, right, groups=detector.groups)
+        return share_at(limit, right, groups=detector.groups)
+
+    title = f"Accuracy on what passes at {at_rate(rate)}"
+    return Metric(f"accuracy_accepted_{rate}", "detector", title, measure)
 
 
 DETECTOR = (
-    *map(_false_alarms, RATES),
-    *map(_false_alarms_on_noise, RATES),
+    *map(_false_alarms, (*RATES, OWN)),
+    *map(_false_alarms_on_noise, (*RATES, OWN)),
     *map(_false_alarms_under, SHIFTS),
+    *(_false_alarms_under(shift, OWN) for shift in SHIFTS),
     Metric(
         "false_alarms_fpr10_{archive}",
         "detector",
         "After {archive}, at 10 %",
-        lambda detector: _alarms(detector, "fpr10", detector.clean),
+        lambda detector: _alarms(detector, "fpr10", lambda: detector.clean),
         best=0.0,
         worst=1.0,
     ),
-    Metric(
-        "accuracy_accepted_fpr10",
-        "detector",
-        "Accuracy on what passes at 10 %",
-        _accuracy_accepted,
-    ),
+    *map(_accuracy_accepted, ("fpr10", OWN)),
 )
 
 
@@ -320,14 +334,19 @@ ATTACK = (
 
 
 def _slips_through(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        if rate not in past.limits:
+            return None
+        return share_at(past.limits[rate], past.slips, groups=past.groups)
+
+    at = at_rate(rate) if rate == OWN else f"{at_rate(rate)} false alarms"
     return Metric(
         f"slips_through_{rate}",
         "attack x detector",
-        f"Slips through at {per_cent(rate)} % false alarms",
-        lambda past: share_at(past.limits[rate], past.slips, groups=past.groups),
+        f"Slips through at {at}",
+        measure,
         says=(
-            "share of all attacked images that fool the classifier and pass the guard, at "
-            f"{per_cent(rate)} % false alarms"
+            f"share of all attacked images that fool the classifier and pass the guard, at {at}"
         ),
         best=0.0,
         worst=1.0,
@@ -378,15 +397,26 @@ def _auc_difference(one: PastView, other: PastView) -> Interval | None:
     return replace(found, n=int(both.sum()))
 
 
-def _caught(past: PastView) -> Interval | None:
-    if not past.fooled.any():
-        return None
-    hits = above(past.score[past.fooled])
-    return share_at(past.limits["fpr10"], hits, groups=past.groups[past.fooled])
+def _caught(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        if rate not in past.limits or not past.fooled.any():
+            return None
+        hits = above(past.score[past.fooled])
+        return share_at(past.limits[rate], hits, groups=past.groups[past.fooled])
+
+    return Metric(
+        f"tpr_at_{rate}",
+        "attack x detector",
+        f"Caught at {at_rate(rate)}",
+        measure,
+        says="share of the images that fool the classifier and raise an alarm",
+        best=1.0,
+        worst=0.1 if rate == "fpr10" else math.nan,
+    )
 
 
 PAST = (
-    *map(_slips_through, RATES),
+    *map(_slips_through, (*RATES, OWN)),
     Metric(
         "slips_through_fpr10_all",
         "attack x detector",
@@ -424,15 +454,7 @@ PAST = (
         worst=0.5,
         difference=_auc_difference,
     ),
-    Metric(
-        "tpr_at_fpr10",
-        "attack x detector",
-        "Caught at 10 %",
-        _caught,
-        says="share of the images that fool the classifier and raise an alarm",
-        best=1.0,
-        worst=0.1,
-    ),
+    *map(_caught, ("fpr10", OWN)),
 )
 # in the order of display
 METRICS: dict[str, Metric] = {m.name: m for m in (*RUN, *DETECTOR, *ATTACK, *PAST)}

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Reading = Callable[[Tensor], Tensor]
+Look = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,8 @@ class FeatureClassifier:
         squeezers: Functions of the images with the window (else the box) mapped to [0, 1]; the
             logits of what they return are in ``Outputs.squeezed``; such as
             ``feathide.detectors.squeezing.SQUEEZERS``.
+        guards: Functions of the images in units of the box and of their logits, by name; the
+            scores (N,) that they give are in ``Outputs.guards``; such as ``FrozenGuard.look``.
 
     Raises:
         InputError: The network is in training mode, a layer is unknown, or the arguments contradict
@@ -115,6 +118,7 @@ class FeatureClassifier:
     compile: str | None = None
     statistics: Reading | None = None
     squeezers: Sequence[Reading] = ()
+    guards: Mapping[str, Look] = field(default_factory=dict)
     _resolved: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -181,7 +185,7 @@ class FeatureClassifier:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
             features = {n: full(f) for n, f in zip(names, pooled, strict=True)}
-            return Outputs(logits, features, None, others, **self._beside(x))
+            return Outputs(logits, features, None, others, **self._beside(x, logits))
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
         hooks = collectors(names, found, {}, self.pool, self._readouts, counts)
@@ -195,7 +199,7 @@ class FeatureClassifier:
             stochastic = self._stochastic(z, raw, head, head_input)
         logits, others = self._as_decision(raw)
         features = means({n: found[n] for n in names}, counts)
-        return Outputs(logits, features, stochastic, others, **self._beside(x))
+        return Outputs(logits, features, stochastic, others, **self._beside(x, logits))
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         return as_decision(raw, self.head, self.output)
@@ -215,7 +219,7 @@ class FeatureClassifier:
         decided, _ = as_decision(draws.flatten(0, 1), self.head, said)
         return decided.unflatten(0, draws.shape[:2])
 
-    def _beside(self, x: Tensor) -> dict[str, Any]:
+    def _beside(self, x: Tensor, logits: Tensor) -> dict[str, Any]:
         """What is shown of the images ``x`` beside what this network makes of them."""
         low, high = self.box
         return {
@@ -228,7 +232,13 @@ class FeatureClassifier:
             "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1)
             if self.squeezers
             else None,
+            "guards": self._guarded(x, logits) if self.guards else None,
         }
+
+    def _guarded(self, x: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """What guards as shipped say of the images; they run in the precision that they have."""
+        with torch.autocast(x.device.type, enabled=False):
+            return {name: look(x, logits) for name, look in self.guards.items()}
 
     def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
         """The logits of the images ``x`` once they are squeezed."""
@@ -278,6 +288,7 @@ class FeatureClassifier:
             reference_network=None,
             statistics=None,
             squeezers=(),
+            guards={},
         )
         narrow._resolved["layers"] = (
             tuple(n for n in self.names(x) if n in layers) if layers else ()

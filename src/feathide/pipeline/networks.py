@@ -118,10 +118,10 @@ class Networks:
 @lru_cache(maxsize=16)
 def _observing(networks: Networks, detectors: tuple[str, ...]) -> FeatureClassifier:
     recipe = networks.recipe
-    dropout, reference_network, image, squeezed = (
+    dropout, reference_network, image, squeezed, guards = (
         recipe.needs(what, detectors) for what in NEEDS
     )
-    if not any((dropout, reference_network, image, squeezed)):
+    if not any((dropout, reference_network, image, squeezed, guards)):
         return networks.classifier
     return replace(
         networks.classifier,
@@ -129,4 +129,5 @@ def _observing(networks: Networks, detectors: tuple[str, ...]) -> FeatureClassif
         reference_network=networks.reference_network if reference_network else None,
         statistics=statistics if image else None,
         squeezers=SQUEEZERS if squeezed else (),
+        guards={n: g.look for n, g in recipe.frozen(detectors).items()} if guards else {},
     )

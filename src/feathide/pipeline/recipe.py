@@ -10,6 +10,7 @@ from torch import nn
 from feathide.catalog import DETECTORS
 from feathide.data.budgets import parse_eps
 from feathide.detectors.base import needs_of
+from feathide.detectors.frozen import FrozenGuard
 from feathide.errors import expected
 from feathide.models.loading import load_network
 from feathide.models.weights import Taken, load_weights, read_about, start_from
@@ -22,7 +23,7 @@ from feathide.types import Box
 
 __all__ = ["NEEDS", "Need", "Recipe"]
 
-Need = Literal["dropout", "reference_network", "statistics", "squeezed"]
+Need = Literal["dropout", "reference_network", "statistics", "squeezed", "guards"]
 NEEDS: tuple[Need, ...] = get_args(Need)
 
 
@@ -149,7 +150,13 @@ class Recipe:
 
     def needs(self, what: Need, detectors: Sequence[str] | None = None) -> bool:
         """Whether a detector, of the plan's unless said, reads dropout draws, a reference
-        network, statistics of the image or squeezed images.
+        network, statistics of the image, squeezed images or a guard as shipped.
         """
         names = self.plan.detectors if detectors is None else detectors
         return any(what in needs_of(DETECTORS[name]()) for name in names)
+
+    def frozen(self, detectors: Sequence[str] | None = None) -> dict[str, FrozenGuard]:
+        """The guards as shipped among some detectors, the plan's unless said."""
+        names = self.plan.detectors if detectors is None else detectors
+        found = {name: DETECTORS[name]() for name in names if ":" in name}
+        return {n: guard for n, guard in found.items() if isinstance(guard, FrozenGuard)}

@@ -178,11 +178,15 @@ class Steps:
         if self.recipe.needs("reference_network", detectors):
             values["reference network"] = self.reference_network.key
         versions: dict[Need, str] = {"statistics": OF_STATISTICS, "squeezed": OF_SQUEEZERS}
-        return values | {
-            need: version
-            for need, version in versions.items()
-            if self.recipe.needs(need, detectors)
-        }
+        return (
+            values
+            | {
+                need: version
+                for need, version in versions.items()
+                if self.recipe.needs(need, detectors)
+            }
+            | {f"guard {name}": identity(name) for name in self.recipe.frozen(detectors)}
+        )
 
     @property
     def sight(self) -> Values:

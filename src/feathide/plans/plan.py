@@ -184,6 +184,7 @@ class Plan(Part):
     def _check_trust(self) -> None:
         """The user's own attacks and detectors are code, which is run only if it is trusted."""
         from feathide.integrations import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
+        from feathide.integrations.shipped_guards import SHIPPED, holds_code
 
         aims = (d for o in self.objectives for d in o.aim)
         attacks, detectors = (
@@ -195,6 +196,8 @@ class Plan(Part):
             (detectors, DETECTOR_LIBRARIES),
         ):
             for library, colon, name in (parsed(n)[0].partition(":") for n in names):
+                if library == SHIPPED and not holds_code(name):
+                    continue
                 if colon and library not in libraries and not self.network.trust:
                     raise expected(
                         (

@@ -48,6 +48,7 @@ __all__ = [
     "named",
 ]
 
+OF_GUARDS = ("threshold", "higher")
 AIMED = ("evade", "selective", "orthogonal")
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -106,9 +107,30 @@ def called(value: Any) -> Any:
 
 
 def called_name(value: Any) -> Any:
-    """The name of a detector, which may be given as ``{name: ..., options: {...}}``."""
-    value = called(value)
+    """The name of a detector, which may be given as ``{name: ..., options: {...}}``; of a guard
+    as it is shipped, as ``{name: ..., fit: never, threshold: ...}``.
+    """
+    value = called(as_shipped(value))
     return value["name"] if isinstance(value, Mapping) and set(value) == {"name"} else value
+
+
+def as_shipped(value: Any) -> Any:
+    """``{name: X, fit: never, threshold: 1}`` is long for ``{name: guard:X, options: {threshold:
+    1}}``.
+    """
+    if not isinstance(value, Mapping) or not {"fit", *OF_GUARDS} & set(value):
+        return value
+    if value.get("fit") != "never":
+        raise expected(
+            "threshold and higher belong to a guard as it is shipped, with fit: never",
+            got=f"fit: {value.get('fit')}",
+            do="say fit: never, or leave them out",
+        )
+    own = {k: value[k] for k in OF_GUARDS if k in value}
+    rest = {k: v for k, v in value.items() if k not in ("fit", *OF_GUARDS)}
+    name = str(value.get("name", ""))
+    name = name if name.startswith("guard:") else f"guard:{name}"
+    return rest | {"name": name, "options": {**value.get("options", {}), **own}}
 
 
 def listed(value: Any) -> Any:

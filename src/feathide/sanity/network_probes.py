@@ -1,5 +1,6 @@
 """Probes of the network and of the plain attack: flags, slope, stability, ranks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -96,10 +97,15 @@ def ranks_of(trial: Trial, attack: Attack, images: Tensor) -> np.ndarray:
     return np.array([spearman(hide, s) for s in scores])
 
 
-def batch_gap(detector: Detector, out: Outputs) -> float:
-    """The largest change of a score when its row stands alone, in units of the scores' spread."""
+def batch_gap(detector: Detector, out: Outputs, single: Sequence[Outputs] = ()) -> float:
+    """The largest change of a score when its row stands alone, in units of the scores' spread;
+    ``single``: what was seen of each image alone, for a guard that looks at images itself.
+    """
     out = out.to(torch.float64)
+    rows = [s.to(torch.float64) for s in single] or [
+        out[i : i + 1] for i in range(len(out))
+    ]
     with torch.no_grad():
         whole = detector.score(out)
-        alone = torch.cat([detector.score(out[i : i + 1]) for i in range(len(out))])
+        alone = torch.cat([detector.score(row) for row in rows])
     return float((whole - alone).abs().max() / whole.std().clamp_min(1e-12))
