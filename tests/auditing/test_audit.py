@@ -277,12 +277,12 @@ def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(context: Contex
         check_plan(context.plan, context.store.folder).says,
         f"{n} calibration images of {patients} patients",
     )
-    needs = "false alarms need 100 for 10%, 200 for 5%, 1000 for 1%"
+    needs = "false alarms need 100 for 10 %, 200 for 5 %, 1000 for 1 %"
     assert any(
         s.startswith(f"thresholds: {told}; {needs}; with {patients} no guard") for s in said
     )
     assert all(f.word != "holds" for f in verdict(run_of(context, table)).findings)
-    few = f"{told} are few for 10% false alarms: a threshold there needs 100"
+    few = f"{told} are few: a threshold needs 100 at 10 %, 200 at 5 %, 1000 at 1 % false alarms"
     assert any(few in c for c in caveats_of(context, table))
 
 
@@ -825,7 +825,7 @@ def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
         tmp_path / "out",
     ).says
     assert any(s.startswith("caveat: no gradient reaches the image") for s in says)
-    assert any(s.startswith("caveat: ") and "few for 1% false alarms" in s for s in says)
+    assert any(s.startswith("caveat: ") and "few for 1 % false alarms" in s for s in says)
 
 
 # --- a classifier that has learnt nothing -------------------------------------------------------

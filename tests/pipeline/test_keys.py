@@ -79,6 +79,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sanity_checks": ("off", NOTHING),
     "large_eps": (True, NOTHING),
     "quick": ({"whole": "abc"}, NOTHING),
+    "about": ({"made_by": "Audit office", "made_for": "Radiology"}, NOTHING),
     "device": ("cpu", NOTHING),
 }
 

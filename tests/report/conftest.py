@@ -246,7 +246,9 @@ def make_curves(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         "outlierness": pd.DataFrame(
             outlier, columns=["condition", "layer", "value", "low", "high"]
         ),
-        "embedding": pd.DataFrame(points, columns=["condition", "x", "y"]),
+        "embedding": pd.DataFrame(points, columns=["condition", "x", "y"]).assign(
+            layer=LAYERS[-1], method="pca"
+        ),
         "stress": pd.DataFrame(stress, columns=["group", "layer", "value", "low", "high"]),
         "transfer": pd.DataFrame(
             transfer, columns=["condition", "substitute", "victim", "value"]

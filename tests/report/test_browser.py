@@ -4,6 +4,7 @@ do what they say.
 
 import base64
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feathide.report import Run, render
+from feathide.report import About, Run, render
 from feathide.report.results import Scale
 
 pytestmark = pytest.mark.browser
@@ -54,13 +55,16 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Page:
     """A report that is open in the browser."""
 
-    def __init__(self, driver: Any, path: Path, run: Run) -> None:
-        self.driver = driver
+    def __init__(self, driver: Any, path: Path, run: Run, *, hash: str = "") -> None:
+        self.driver, self.path = driver, path
         path.write_text(render(run), encoding="utf-8")
+        self.show(hash)
+
+    def show(self, hash: str = "") -> None:
         self.size(1400)
         for log in ("browser", "performance"):
-            driver.get_log(log)  # forget what came before
-        driver.get(path.as_uri())
+            self.driver.get_log(log)  # forget what came before
+        self.driver.get(self.path.as_uri() + hash)
         self.wait(
             "return !document.getElementById('browser') || "
             "document.getElementById('case').dataset.ready"
@@ -71,6 +75,16 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is, as a user would."""
+        self.driver.switch_to.active_element.send_keys(key)
+
+    def focused(self) -> str:
+        """The id, or the text, of what has the focus."""
+        return str(
+            self.js("const e = document.activeElement; return e.id || e.textContent")
+        )
 
     def js(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)
@@ -125,8 +139,16 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(driver: Any, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
+def opened(driver: Any, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(driver, tmp_path_factory.mktemp("report") / "report.html", run)
+
+
+@pytest.fixture
+def page(opened: Page) -> Page:
+    """The report of ``run``; opened again if another test has left it."""
+    if opened.driver.current_url.partition("#")[0] != opened.path.as_uri():
+        opened.show()
+    return opened
 
 
 def test_opens_without_errors_and_without_the_network(page: Page) -> None:
@@ -277,7 +299,7 @@ def test_a_case_shows_its_exact_pixels(page: Page, run: Run) -> None:
         "r.cells[4].textContent)"
     )
     assert flagged == [
-        "flagged" if s > run.thresholds[d]["fpr10"] else "passes"
+        "alarm" if s > run.thresholds[d]["fpr10"] else "no alarm"
         for d, s in case.scores.items()
     ]
     assert page.js(
@@ -293,7 +315,7 @@ def test_sliders_change_what_is_seen(page: Page, run: Run) -> None:
     strong = page.pixels("difference")
     assert faint < 8
     change = (case.adversarial - case.clean)[0]
-    assert (strong[change > 0.001] == [213, 94, 0]).all() and (
+    assert (strong[change > 0.001] == [150, 60, 150]).all() and (
         strong[change < -0.001] == [0, 114, 178]
     ).all()
     page.choose("window", "51")
@@ -446,3 +468,174 @@ def test_pictures_of_figures_are_saved_as_svg(
     )
     assert "svg" in picture[:40] and len(base64.b64encode(picture.encode())) > 5000
     assert fresh.complaints() == []
+
+
+# --- the list of cases --------------------------------------------------------------------------
+
+NAMES = "return [...document.querySelectorAll('#case-list button')].map((b) => b.firstChild.textContent)"
+
+
+def test_the_list_of_cases_is_one_stop_of_the_tab_key(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.option("case-attack", "all")
+    names = page.js(NAMES)
+    stops = "return document.querySelectorAll('#case-list button[tabindex=\"0\"]').length"
+    assert len(names) > 50 and page.js(stops) == 1
+    page.js("document.getElementById('case-search').focus()")
+    page.press(Keys.TAB)
+    assert page.focused().startswith(names[0])
+    for key, at in ((Keys.ARROW_DOWN, 1), (Keys.END, -1), (Keys.HOME, 0)):
+        page.press(key)
+        page.ready(names[at])
+        assert page.focused().startswith(names[at]) and page.js(stops) == 1
+    page.press(Keys.TAB)
+    assert page.focused() == "amplify"
+
+
+def test_an_address_leads_to_a_case_and_a_case_to_its_address(
+    driver: Any, make: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make(count=6)
+    case = run.cases["pgd+hfc"][3]
+    title = "return document.getElementById('case-title').textContent"
+    outcome = "return document.getElementById('case-outcome').textContent"
+    for hash in (
+        "#case=pgd+hfc/patient001/view1.png",
+        "#case=pgd%2Bhfc%2Fpatient001%2Fview1.png",
+    ):
+        page = Page(driver, tmp_path / "address.html", run, hash=hash)
+        page.ready(case.id)
+        assert page.js(title) == case.id and page.js(outcome).startswith("PGD + HFC.")
+        assert (
+            page.js("return document.getElementById('cases').getBoundingClientRect().top")
+            < 400
+        )
+        driver.get("about:blank")
+    page = Page(driver, tmp_path / "address.html", run)
+    assert page.js("return location.hash") == "", "nobody chose a case yet"
+    page.js("document.querySelectorAll('#case-list button')[2].click()")
+    chosen = page.js(NAMES)[2]
+    page.ready(chosen)
+    assert chosen in page.js("return decodeURIComponent(location.hash)")
+    page.js("location.hash = '#case=nobody'")
+    page.wait(
+        "return document.getElementById('case-count').textContent.includes('no case nobody')"
+    )
+    page.js("document.querySelector('.visible a[href^=\"#case=\"]').click()")
+    page.wait(f"return ({title.removeprefix('return ')}) === document.querySelector("
+              "'.visible > figcaption').textContent.split(', ')[1].split(':')[0]")  # fmt: skip
+    assert page.complaints() == []
+
+
+def test_no_case_fits_is_said(page: Page) -> None:
+    page.option("case-attack", "all")
+    page.choose("case-search", "nobody is called so")
+    hidden = "return ['case-list', 'case-shown', 'case-none'].map((i) => document.getElementById(i).hidden)"
+    assert page.js(hidden) == [True, True, False]
+    assert page.js("return document.getElementById('case-count').textContent").startswith(
+        "no case fits"
+    )
+    page.js("document.getElementById('case-all').click()")
+    assert page.js(hidden) == [False, False, True] and len(page.js(NAMES)) == 80
+
+
+def test_two_cases_stand_side_by_side(driver: Any, run: Run, tmp_path: Path) -> None:
+    page = Page(driver, tmp_path / "beside.html", run)
+    page.option("case-attack", "PGD + HFC")
+    first, second = page.js(NAMES)[:2]
+    page.js("document.querySelectorAll('#case-list button')[0].click()")
+    page.ready(first)
+    page.js("document.getElementById('case-keep').click()")
+    page.wait("return document.getElementById('case-beside').dataset.ready")
+    page.js("document.querySelectorAll('#case-list button')[1].click()")
+    page.ready(second)
+    cases = {c.id: c for c in run.cases["pgd+hfc"]}
+    for suffix, name in (("", second), ("-beside", first)):
+        assert (
+            page.js(f"return document.getElementById('case-title{suffix}').textContent")
+            == name
+        )
+        np.testing.assert_array_equal(
+            page.pixels(f"adversarial{suffix}")[..., 0],
+            run.scale.quantise(cases[name].adversarial)[0],
+        )
+    tops = "return ['case', 'case-beside'].map((i) => document.getElementById(i).getBoundingClientRect().top)"
+    left, right = page.js(tops)
+    assert left == right, "side by side"
+    address = page.js("return document.getElementById('case-link').href")
+    driver.get("about:blank")
+    again = Page(
+        driver, tmp_path / "beside.html", run, hash="#" + address.partition("#")[2]
+    )
+    again.wait("return document.getElementById('case-beside').dataset.ready")
+    assert (
+        again.js("return document.getElementById('case-title-beside').textContent") == first
+    )
+    again.js("document.getElementById('case-drop').click()")
+    assert again.js("return document.getElementById('case-beside').hidden")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def test_a_word_is_explained_to_pointer_keyboard_and_screen_reader(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    tip = "return [document.getElementById('tip').hidden, document.getElementById('tip').textContent]"
+    link = "document.querySelector('#findings tbody th a.term')"
+    name = page.js(f"return {link}.textContent")
+    page.js(f"{link}.focus()")
+    hidden, text = page.js(tip)
+    assert not hidden and text.startswith(name) and "A guard." in text
+    page.press(Keys.ESCAPE)
+    assert page.js(tip)[0]
+    says = page.js(
+        f"return document.getElementById({link}.getAttribute('aria-describedby')).textContent"
+    )
+    assert says in text
+    lost = """return [...document.querySelectorAll('[aria-describedby]')].flatMap((e) => e.getAttribute('aria-describedby').split(' '))
+        .filter((id) => !document.getElementById(id))"""
+    assert page.js(lost) == []
+    page.js("document.querySelector('#tables th button[aria-describedby]').focus()")
+    assert not page.js(tip)[0]
+    page.press(Keys.ESCAPE)
+
+
+def axe() -> str:
+    """axe-core as text: from ``AXE_CORE``, or from node_modules of the repository."""
+    root = Path(__file__).resolve().parents[2]
+    path = Path(os.environ.get("AXE_CORE") or root / "node_modules/axe-core/axe.min.js")
+    if not path.is_file():
+        pytest.skip(
+            "needs axe-core: npm install --no-save axe-core, or AXE_CORE=axe.min.js"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing(
+    driver: Any, make: Callable[..., Run], tmp_path: Path, dark: bool
+) -> None:
+    script = axe()
+    about = About(
+        "2026-05-31", "Audit office", "Radiology", "resnet18", "ab" * 8, "chest", "cd" * 32
+    )
+    budgets = tuple(4 / 255 * scale for scale in (0.25, 1.0, 2.0))
+    page = Page(driver, tmp_path / "axe.html", make(count=6, about=about, budgets=budgets))
+    page.size(1280, dark=dark)
+    page.js("for (const d of document.querySelectorAll('details')) d.open = true")
+    page.js("document.getElementById('case-keep').click()")
+    page.wait("return document.getElementById('case-beside').dataset.ready")
+    for y in range(0, int(page.js("return document.documentElement.scrollHeight")), 700):
+        page.js("window.scrollTo(0, arguments[0])", y)
+        time.sleep(0.05)
+    driver.execute_script(script)
+    found = driver.execute_async_script("axe.run().then(arguments[0])")
+    wrong = [
+        f"{v['id']}: {n['target']} {n['failureSummary']}"
+        for v in found["violations"]
+        for n in v["nodes"]
+    ]
+    assert wrong == [] and len(found["passes"]) > 20
+    page.size(1400)

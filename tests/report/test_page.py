@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from feathide.metrics.numbers import number, percent
+from feathide.metrics.registry import metric_of
 from feathide.report import Run, card, render, verdict
 from feathide.report.pictures import Album
 
@@ -187,27 +189,28 @@ def test_several_budgets_stand_side_by_side(make: Callable[..., Run], page: Page
     budgets = tuple(4 / 255 * scale for scale in (0.25, 1.0, 2.0))
     text = Page(render(make(count=2, budgets=budgets))).text
     assert (
-        "also audited: 1 grey levels, 8 grey levels" in text
+        "also audited: 1 grey level, 8 grey levels" in text
         and "The rest of this page is about 4 grey levels" in text
     )
 
 
 def test_threat_model_shows_what_it_is_given(make: Callable[..., Run], page: Page) -> None:
-    assert "eps 0.01569 in units of the box" in page.text
+    assert "0.0157 in units of the box" in page.text
     run = make(count=2)
     told = replace(
         run, threat={**run.threat, "where": "inside the lung", "eps_in_words": "2 HU"}
     )
     text = Page(render(told)).text
-    assert "eps 2 HU" in text and "inside the lung" in text
+    assert "2 HU (Hounsfield units)" in text and "Inside the lung." in text
 
 
 def test_every_number_of_the_table_is_on_the_page(run: Run, text: str) -> None:
     rows = run.table[
         (run.table["eps"] == run.threat["eps"]) & (run.table["detector"] != "")
     ]
-    for value in rows["value"]:
-        assert f"{value:.3f}" in text
+    for metric, value in zip(rows["metric"], rows["value"], strict=True):
+        share = metric_of(metric).unit == ""  # type: ignore[union-attr]
+        assert (percent(value) if share else number(value)) in text
     assert data_of(text)["csv"]["results"] == run.table.to_csv(index=False)
 
 

@@ -66,7 +66,7 @@ def test_clean_image_is_stored_once_and_the_budget_is_kept(run: Run) -> None:
 def test_colours_of_the_difference() -> None:
     clean = np.full((1, 1, 3), 100 / 255)
     d = difference(case_of(clean, clean + np.array([1, 0, -1]) / 255), GREY, 0, 255.0)
-    assert d[0].tolist() == [[213, 94, 0], [255, 255, 255], [0, 114, 178]]
+    assert d[0].tolist() == [[150, 60, 150], [255, 255, 255], [0, 114, 178]]
     colour = np.full((3, 1, 1), 128 / 255)
     assert difference(case_of(colour, colour), GREY, 0, 8.0)[0, 0].tolist() == [
         128,

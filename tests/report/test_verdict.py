@@ -10,8 +10,9 @@ from feathide.errors import InputError
 from feathide.plans.sections import ObjectivePlan
 from feathide.report import Run, render, verdict
 from feathide.report.card import card
+from feathide.report.naming import label
 from feathide.report.tables import guards
-from feathide.report.verdict import by_budget, label
+from feathide.report.verdict import by_budget
 
 EPS = 4 / 255
 Row = tuple[str, str, str, str, float, float, float]
@@ -114,7 +115,7 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(
     }
     assert verdict(make(count=2, table=table_of(good, success=0.4))).word == "undecided"
     assert (
-        "fool the classifier in 40% of the cases"
+        "fool the classifier in 40.0 % of the cases"
         in verdict(make(count=2, table=table_of(good, success=0.4))).headline
     )
     for row, word in ((good, "undecided"), (bad, "fails")):
@@ -262,7 +263,7 @@ def test_page_and_card_say_what_each_guard_reads(make: Callable[..., Run]) -> No
     known = guards(make(count=2, table=table, reads=reads))
     assert known.columns[0] == "Reads" and [c.text for c in known.rows[0][1]] == [
         "features",
-        "0.100",
+        "10.0 %",
     ]
     assert guards(make(count=2, table=table)).columns == known.columns[1:]
     assert 'data-label="Reads"' not in render(make(count=2))
@@ -272,7 +273,9 @@ def test_first_screen_says_what_was_attacked_and_how_strongly(run: Run) -> None:
     found = verdict(run)
     assert "resnet18 on phantoms" in found.attacked and "synthetic" in found.attacked
     assert "4 grey levels" in found.strength and "PGD + HFC" in found.strength
-    assert found.sanity_checks.startswith("3 of 4 sanity checks passed, 1 warn, 0 fail")
+    assert found.sanity_checks.startswith(
+        "3 of 4 sanity checks passed, 1 gave a warning, 0 failed"
+    )
 
 
 def test_images_of_few_patients_are_few_calibrate_cases(make: Callable[..., Run]) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feathide.report.document import asset
 from feathide.report.drawing import Figure, Style
+from feathide.report.text import asset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -12,6 +12,7 @@ from feathide.auditing.disk_space import check_room
 from feathide.auditing.forecast import START_UP, Pace, by_stage, classifier_of, pace_of
 from feathide.auditing.run import checked
 from feathide.auditing.tasks import audit_tasks
+from feathide.metrics.numbers import whole_percent
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import cases_needed, enough
 from feathide.models.classifier import FeatureClassifier
@@ -136,8 +137,10 @@ def _thresholds(context: Context) -> str:
     missing.
     """
     n, said = calibrated(context)
-    needs = ", ".join(f"{cases_needed(rate)} for {rate:.0%}" for rate in RATES.values())
-    few = [f"{rate:.0%}" for rate in RATES.values() if not enough(n, rate)]
+    needs = ", ".join(
+        f"{cases_needed(rate)} for {whole_percent(rate)}" for rate in RATES.values()
+    )
+    few = [whole_percent(rate) for rate in RATES.values() if not enough(n, rate)]
     missing = (
         f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or "
         "raise split.calibration"

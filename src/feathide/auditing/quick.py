@@ -81,7 +81,7 @@ def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
     whole = digest([plan])
     begun = _begun(near(out), whole)
     if begun is not None:
-        return begun
+        return begun.model_copy(update={"about": plan.about})
     store, mark = Store(near(out)), QuickPlan(whole=whole, command=command)
     started = time.perf_counter()
     cut = _cut(plan, TRIAL, None, mark)

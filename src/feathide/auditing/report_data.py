@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from feathide.auditing.record import date_of
 from feathide.auditing.tasks import audit_tasks
 from feathide.catalog import DETECTORS, OBJECTIVES
 from feathide.data.budgets import format_eps
@@ -23,12 +24,12 @@ from feathide.pipeline.outliers import curves as outlier_curves
 from feathide.pipeline.stored import Found, found_in, scores_in, seconds_of, thresholds_of
 from feathide.pipeline.stored_images import decode
 from feathide.plans.plan import Cell
-from feathide.report import Case, Run
+from feathide.report import About, Case, Run
 from feathide.report.curves import stress_curve, transfer_curve
 from feathide.sanity.caveats import caveats_of
 from feathide.sanity.checks import effective_aims, masked_in
 
-__all__ = ["run_of", "versions"]
+__all__ = ["about_of", "run_of", "versions"]
 
 PICTURES = 200  # cases of each condition in the report, and
 PIXELS = 2**23  # at most so many pixels of them
@@ -66,10 +67,8 @@ def run_of(
     plan, eps = context.plan, _worst_budget(context, table)
     shown = [(c, found_in(context, c)) for c in cells(context) if c.eps == eps]
     return Run(
-        title=(
-            f"{'Audit of' if plan.quick is None else 'Quick look at'} {plan.network.arch} on "
-            f"{context.cases.name}"
-        ),
+        title=_title(context),
+        about=about_of(context),
         synthetic="synthetic" in context.cases.name,
         plan=plan.model_dump(mode="json", exclude={"device"}),
         versions=versions(),
@@ -90,6 +89,27 @@ def run_of(
         aims=effective_aims(context),
         reads={d: DETECTORS[d]().reads for d in plan.detectors},
         masked=masked_in(context),
+    )
+
+
+def _title(context: Context) -> str:
+    plan = context.plan
+    what = "Audit of" if plan.quick is None else "Quick look at"
+    return plan.about.title or f"{what} {plan.network.arch} on {context.cases.name}"
+
+
+def about_of(context: Context) -> About:
+    """What the head of the page says: who, when, which network, which images."""
+    said = context.plan.about
+    return About(
+        date=date_of(context),
+        made_by=said.made_by or "",
+        made_for=said.made_for or "",
+        model=context.plan.network.arch,
+        model_digest=context.steps.classifier.digest,
+        data=context.cases.name,
+        data_digest=context.cases.digest,
+        docs=said.docs or "",
     )
 
 

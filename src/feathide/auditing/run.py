@@ -17,6 +17,7 @@ import yaml
 from feathide.auditing.ci import Condition, Judged, write_junit
 from feathide.auditing.disk_space import check_room
 from feathide.auditing.forecast import FINISH, foreseen
+from feathide.auditing.record import begun_on
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.data.budgets import format_eps
@@ -225,6 +226,7 @@ def write_plan(context: Context) -> None:
     is.
     """
     record = {
+        "date": begun_on(context),
         "versions": versions(),
         "hardware": {
             "machine": platform.machine(),

@@ -46,7 +46,8 @@ class Metric:
         says: what it is, in one sentence.
         best: its value for a perfect detector. NaN: it says nothing about a detector.
         worst: its value for a useless one.
-        unit: "" (a number from 0 to 1), "box" (a distance in box units), "seconds" or "passes".
+        unit: "" (a share, 0 to 1, shown in per cent), "score" (another number from 0 to 1), "box"
+            (a distance in box units), "seconds" or "passes".
         measure: the number with its interval, from the view of its scope (``metrics.views``);
             None where there is none.
         difference: that of one view less another of the same images, paired; None where there is
@@ -65,7 +66,7 @@ class Metric:
     says: str = ""
     best: float = math.nan
     worst: float = math.nan
-    unit: Literal["", "box", "seconds", "passes"] = ""
+    unit: Literal["", "score", "box", "seconds", "passes"] = ""
     difference: Callable[[Any, Any], Interval | None] | None = None
     over_attacks: bool = False
 

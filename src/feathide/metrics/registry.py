@@ -114,6 +114,7 @@ RUN = (
             "how far, on average over 15 bins, the largest probability lies from the share of "
             "right answers; less is better"
         ),
+        unit="score",
     ),
     Metric(
         "brier_score",
@@ -121,6 +122,7 @@ RUN = (
         "Brier score",
         _of_probabilities(brier_score),
         says="mean squared error of the probabilities, 0 to 1; less is better",
+        unit="score",
     ),
     Metric(
         "accuracy_train", "run", "Accuracy in training", lambda run: _accuracy(run.train)
@@ -452,6 +454,7 @@ PAST = (
         ),
         best=1.0,
         worst=0.5,
+        unit="score",
         difference=_auc_difference,
     ),
     *map(_caught, ("fpr10", OWN)),

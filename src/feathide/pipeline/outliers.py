@@ -220,10 +220,9 @@ def curves(
             interval = _median(context, s, s.measures["distance"][:, i])
             rows.append((name, layer, interval.value, interval.low, interval.high))
     lines = pd.DataFrame(rows, columns=["condition", "layer", "value", "low", "high"])
-    return {
-        "outlierness": lines,
-        "embedding": embedding({name: s.last for name, s in seen.items()}, how=how),
-    }
+    points = embedding({name: s.last for name, s in seen.items()}, how=how)
+    last = list(normal.bank.layers)[-1]
+    return {"outlierness": lines, "embedding": points.assign(layer=last, method=how)}
 
 
 def outlier_frame(context: Context) -> pd.DataFrame:

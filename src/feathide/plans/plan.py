@@ -22,6 +22,7 @@ from feathide.errors import InputError, about, expected, first_line, unknown
 from feathide.plans.places import place_of
 from feathide.plans.renamed import unknown_detector
 from feathide.plans.sections import (
+    AboutPlan,
     AttackPlan,
     DataPlan,
     MixturePlan,
@@ -81,7 +82,7 @@ class Plan(Part):
         archive: Lossy archives, such as "jpeg 90" or "jpeg2000 10", whose effect on the attacks is
             reported.
         attacks: The attacks, by name, each with optional steps and options.
-        objectives: What each attack hides by: "plain", "hfc", ...
+        objectives: What each attack hides by: "plain", "hfc", "hfc-typical", ...
         schedule: The step schedule that all attacks share.
         mixture: How the Gaussian mixtures of HFC are fitted.
         detectors: The detectors, by name.
@@ -98,6 +99,7 @@ class Plan(Part):
         even_so: Go on although the classifier looks untrained; the verdict then is that nothing can
             be concluded.
         quick: Written by ``feathide audit --quick``, which marks the plan of a quick look.
+        about: Title of the report, who ran the audit and for whom; changes no result.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1"; not stored with a run.
     """
 
@@ -117,7 +119,7 @@ class Plan(Part):
         default_factory=lambda: _of(AttackPlan, "fgsm", "bim", "pgd", "cw")
     )
     objectives: Objectives = Field(
-        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc")
+        default_factory=lambda: _of(ObjectivePlan, "plain", "hfc", "hfc-typical")
     )
     schedule: SchedulePlan = SchedulePlan()
     mixture: MixturePlan = MixturePlan()
@@ -146,10 +148,12 @@ class Plan(Part):
     seed: Seed = 0
     even_so: bool = False
     quick: QuickPlan | None = None
+    about: AboutPlan = AboutPlan()
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
-    # a run that has stopped for its want, or elsewhere, goes on in its folder
-    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so", "device")
+    # a run that has stopped for its want, or elsewhere, goes on in its folder; who ran it
+    # changes nothing in it
+    UNDIGESTED: ClassVar[tuple[str, ...]] = ("even_so", "device", "about")
 
     @model_validator(mode="after")
     def _whole(self) -> "Plan":

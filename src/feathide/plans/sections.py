@@ -30,6 +30,7 @@ from feathide.registry.specs import (
 )
 
 __all__ = [
+    "AboutPlan",
     "AttackPlan",
     "DataPlan",
     "MixturePlan",
@@ -486,6 +487,20 @@ class SplitPlan(Part):
                 do="correct the shares",
             )
         return self
+
+
+class AboutPlan(Part):
+    """What the head of the report says of the audit itself: nothing that is computed depends on
+    it.
+
+    ``title``: of the report; by default, the network and the images. ``made_by``: who ran the
+    audit, ``made_for``: for whom. ``docs``: the address where feathide's documentation is served
+    to the readers, to which the report then links."""
+
+    title: str | None = Field(None, max_length=200)
+    made_by: str | None = Field(None, max_length=200)
+    made_for: str | None = Field(None, max_length=200)
+    docs: str | None = Field(None, max_length=500, pattern=r"^https?://[^\s]+$")
 
 
 class QuickPlan(Part):

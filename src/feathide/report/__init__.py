@@ -2,7 +2,17 @@
 
 from feathide.report.card import card
 from feathide.report.page import render
-from feathide.report.results import Case, Run
+from feathide.report.results import About, Case, Run
 from feathide.report.verdict import Finding, Rate, Verdict, verdict
 
-__all__ = ["Case", "Finding", "Rate", "Run", "Verdict", "card", "render", "verdict"]
+__all__ = [
+    "About",
+    "Case",
+    "Finding",
+    "Rate",
+    "Run",
+    "Verdict",
+    "card",
+    "render",
+    "verdict",
+]

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from feathide.metrics.registry import title_of
+from feathide.report.naming import label
 from feathide.report.results import Run
-from feathide.report.verdict import Finding, Rate, label, verdict, worst
+from feathide.report.verdict import Finding, Rate, verdict, worst
 
 __all__ = ["card"]
 

@@ -10,9 +10,9 @@ import pandas as pd
 from feathide.metrics.registry import metric_of, title_of
 from feathide.report.document import document
 from feathide.report.drawing import CYCLE, MARKERS, SHARE, Figure, Panel, Style, errors, say
+from feathide.report.naming import label
 from feathide.report.sheet import SCRIPTS, Plate, Sheet
 from feathide.report.tables import Cell, Matrix, cell, classifiers
-from feathide.report.verdict import label
 
 __all__ = ["Book", "Chapter", "Claimed", "Layout", "book", "chapter", "markdown"]
 
@@ -31,6 +31,14 @@ class Claimed:
     @property
     def word(self) -> str:
         return WORDS.get(self.verdict, "warn")
+
+    @property
+    def exceptions(self) -> str:
+        """What speaks against the claim, as a sentence; "" where nothing does."""
+        if not self.against:
+            return ""
+        head = "Exceptions" if self.word == "pass" else "Against it"
+        return f"{head}: {self.against}."
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def _laid_out(table: pd.DataFrame, layout: Layout) -> Iterator[Matrix]:
         down, across = (_joined(part, names) for names in (layout.rows, layout.columns))
         columns = tuple(dict.fromkeys(across))
         cells = {
-            (d, a): cell(r)
+            (d, a): cell(r, metric_of(metric))
             for d, a, (_, r) in zip(down, across, part.iterrows(), strict=True)
         }
         body = tuple(
@@ -168,7 +176,7 @@ def _matrices(rows: pd.DataFrame, show: str) -> Iterator[Matrix]:
     for data, part in named.groupby("dataset", sort=False):
         guards = ["success", *dict.fromkeys(part.detector[part.detector != ""])]
         cells = {
-            (r.row, r.guard): cell(r, metric if r.detector else None)
+            (r.row, r.guard): cell(r, metric if r.detector else metric_of("success"))
             for _, r in part.iterrows()
         }
         body = tuple(
@@ -257,7 +265,7 @@ def markdown(page: Book) -> str:
     for c in page.chapters:
         lines += [f"## {c.title}", ""] + ([f"The paper: {c.paper}", ""] if c.paper else [])
         for claim in c.claims:
-            against = f" Not so: {claim.against}." if claim.against else ""
+            against = f" {claim.exceptions}" if claim.against else ""
             lines.append(
                 f"- **{claim.verdict}** ({claim.clear} beyond the intervals): "
                 f"{claim.says}.{against}"

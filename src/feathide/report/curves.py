@@ -1,6 +1,6 @@
 """The figures made from ``Run.curves``: features, settings, rounds, substitutes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,22 @@ from feathide.report.drawing import (
     say,
     ticks,
 )
-from feathide.report.verdict import label
+from feathide.report.naming import class_name, label, layer_name
 
 __all__ = ["features", "search", "stress_curve", "transfer", "transfer_curve"]
 
 Curves = Mapping[str, pd.DataFrame]
-LAYERS: Style = {"tickangle": -35, "nticks": 24, "automargin": True, "type": "category"}
+LAYERS: Style = {
+    "tickangle": -35,
+    "nticks": 24,
+    "automargin": True,
+    "type": "category",
+    "title": "layer, in network order",
+}
+METHODS = {
+    "pca": ("principal component", "principal components"),
+    "umap": ("UMAP axis", "UMAP"),
+}
 MOST = 12  # panels of a figure with one panel a layer
 
 
@@ -52,7 +62,7 @@ def features(curves: Curves) -> Iterable[Figure]:
             ],
             data=curves["stress"],
             x=LAYERS,
-            y={"title": "change / clean s.d."},
+            y={"title": "change, in clean standard deviations"},
             height=340,
         )
 
@@ -62,7 +72,7 @@ def _outlierness(frame: pd.DataFrame) -> Figure:
     for condition, style in looks(dict.fromkeys(frame["condition"])).items():
         part = frame[frame["condition"] == condition]
         values = {
-            "x": [say(v) for v in part["layer"]],
+            "x": [say(layer_name(str(v))) for v in part["layer"]],
             "y": part["value"].tolist(),
             "error_y": errors(part),
         }
@@ -79,7 +89,7 @@ def _outlierness(frame: pd.DataFrame) -> Figure:
         panels=[Panel("", traces)],
         data=frame,
         x=LAYERS,
-        y={"title": "outlierness"},
+        y={"title": "outlierness (clean: about 1)"},
         height=360,
     )
 
@@ -93,28 +103,34 @@ def _embedding(frame: pd.DataFrame) -> Figure:
         marker = {**style["marker"], "opacity": 0.7, "symbol": MARKERS[i % len(MARKERS)]}
         values = {"x": part["x"].tolist(), "y": part["y"].tolist(), "marker": marker}
         traces.append({"type": "scatter", "mode": "markers", **style, **values})
+    layer, how = layer_name(str(frame["layer"].iloc[0])), str(frame["method"].iloc[0])
+    axis, method = METHODS.get(how, (how, how))
     hidden = {"showticklabels": False, "ticks": ""}
     return Figure(
         id="embedding",
-        title="A picture of the feature space",
-        caption="The features in two dimensions, one point per image. Distances in such a picture "
-        "are only a hint; "
+        title=f"A picture of the features of {_the_layer(layer)}",
+        caption=f"The features of {_the_layer(layer)}, the last that the guards read, one point "
+        f"per image, in two dimensions by {method}. Distances in such a picture are only a hint; "
         "the scores above decide.",
         panels=[Panel("", traces)],
         data=frame,
-        x=hidden,
-        y=hidden,
-        height=420,
-        gap=4,
+        x={**hidden, "title": f"first {axis}"},
+        y={**hidden, "title": f"second {axis}"},
+        height=440,
+        gap=34,
     )
 
 
-def search(curves: Curves) -> Iterable[Figure]:
+def _the_layer(name: str) -> str:
+    return name if name.startswith("layer ") else f"layer {name}"
+
+
+def search(curves: Curves, class_names: Sequence[str] = ()) -> Iterable[Figure]:
     """How the settings were found and what the defender's answer changes: components, weight,
     rounds.
     """
     if "mixture" in curves:
-        yield _mixture(curves["mixture"])
+        yield _mixture(curves["mixture"], class_names)
     if "lambda" in curves:
         shown = curves["lambda"][curves["lambda"]["weight"] > 0]  # the axis is logarithmic
         yield Figure(
@@ -152,7 +168,7 @@ def _lines(frame: pd.DataFrame, x: str, by: str) -> list[Style]:
     ]
 
 
-def _mixture(frame: pd.DataFrame) -> Figure:
+def _mixture(frame: pd.DataFrame, class_names: Sequence[str]) -> Figure:
     layers = list(dict.fromkeys(frame["layer"]))
     chosen = [
         layers[i]
@@ -164,7 +180,7 @@ def _mixture(frame: pd.DataFrame) -> Figure:
         value=frame["heldout"],
         low=np.nan,
         high=np.nan,
-        name="class " + frame["class"].astype(str),
+        name=[_class_name(c, class_names) for c in frame["class"]],
     )
     few = (
         f" {len(chosen)} of {len(layers)} layers are drawn; the download has all."
@@ -178,15 +194,23 @@ def _mixture(frame: pd.DataFrame) -> Figure:
         "components, for each layer and class. "
         f"The best number is the highest point.{few}",
         panels=[
-            Panel(str(n), _lines(shown[shown["layer"] == n], "components", "name"))
+            Panel(
+                layer_name(str(n)), _lines(shown[shown["layer"] == n], "components", "name")
+            )
             for n in chosen
         ],
         data=frame,
-        x={"title": "components", **ticks(frame["components"])},
-        y={"title": "log-likelihood"},
+        x={"title": "mixture components", **ticks(frame["components"])},
+        y={"title": "log-likelihood per image"},
         height=230,
         gap=56,
     )
+
+
+def _class_name(number: object, names: Sequence[str]) -> str:
+    """A class as the user calls it; its number where it has no name."""
+    at = int(str(number)) if str(number).isdigit() else -1
+    return class_name(str(names[at] if 0 <= at < len(names) else number))
 
 
 def transfer(curves: Curves) -> Figure | None:
@@ -197,7 +221,7 @@ def transfer(curves: Curves) -> Figure | None:
     look = {
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, "--paper"], [1, "--hfc"]],
+        "colorscale": [[0, "--paper"], [1, "--c0"]],
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
@@ -207,7 +231,7 @@ def transfer(curves: Curves) -> Figure | None:
             index="substitute", columns="victim", values="value", sort=False
         )
         names = {"x": [say(v) for v in cells.columns], "y": [say(v) for v in cells.index]}
-        numbers = {"z": cells.to_numpy(float).tolist(), "texttemplate": "%{z:.0%}"}
+        numbers = {"z": cells.to_numpy(float).tolist(), "texttemplate": "%{z:.1f} %"}
         panels.append(
             Panel(label(str(condition)), [{"type": "heatmap", **names, **numbers, **look}])
         )

@@ -8,23 +8,19 @@ import base64
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from feathide.report.verdict import label
+from feathide.metrics.numbers import number
+from feathide.report.glossary import Glossary
+from feathide.report.naming import label
+from feathide.report.text import asset, firm, legible, sentence
 
-__all__ = ["asset", "document", "plain"]
-
-# control characters, turns of direction
-MARKS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
+__all__ = ["document", "plain"]
 
 
 def document(
@@ -42,9 +38,10 @@ def document(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: _legible(value) if type(value) is str else value,
+        finalize=lambda value: legible(value) if type(value) is str else value,
     )
-    env.filters |= {"label": label, "firm": _firm}
+    env.filters |= {"label": label, "firm": firm, "sentence": sentence, "number": number}
+    values.setdefault("glossary", Glossary())
     return env.get_template(template).render(
         **values,
         style=Markup(asset("page.css")),
@@ -52,17 +49,6 @@ def document(
         hashes=" ".join(f"'sha256-{digest}'" for _, digest in inside),
         data=_json(data),
     )
-
-
-def asset(name: str) -> str:
-    """The text of a file of this package."""
-    return (files("feathide.report") / name).read_text(encoding="utf-8")
-
-
-def _firm(text: object) -> Markup:
-    """``text`` with intervals and per cent signs that no line break tears apart."""
-    safe = str(escape(_legible(str(text)))).replace(" %", "\u00a0%")
-    return Markup(re.sub(r"\([\d.]+–[\d.]+\)", r'<span class="firm">\g<0></span>', safe))
 
 
 def _script(text: str) -> tuple[Markup, str]:
@@ -99,9 +85,4 @@ def plain(value: Any) -> Any:
         case list() | tuple():
             return [plain(v) for v in value]
         case _:
-            return _legible(str(value))
-
-
-def _legible(text: str) -> str:
-    """Without what would turn the text behind it around: names come from strangers."""
-    return MARKS.sub("\ufffd", text)
+            return legible(str(value))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from feathide.report.verdict import label
+from feathide.metrics.numbers import number
+from feathide.report.naming import label, layer_name
 
 __all__ = [
     "CYCLE",
@@ -32,7 +33,7 @@ __all__ = [
 
 Style = dict[str, Any]
 HUES = {"clean": "--clean", "noisy": "--noisy", "plain": "--plain", "hfc": "--hfc"}
-OTHERS = ("--c3", "--c4", "--c5", "--c6")
+OTHERS = ("--c2", "--c4", "--c5", "--c6")
 CYCLE = tuple(f"--c{i}" for i in range(8))
 DASHES = ("solid", "dash", "dot", "dashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -155,7 +156,7 @@ def bars(frame: pd.DataFrame, name: str, number: int) -> Style:
         "type": "bar",
         "name": say(name),
         "legendgroup": name,
-        "x": [say(v) for v in frame["layer"]],
+        "x": [say(layer_name(str(v))) for v in frame["layer"]],
         "y": frame["value"].tolist(),
         "error_y": errors(frame),
         "marker": {"color": CYCLE[number % len(CYCLE)]},
@@ -165,7 +166,7 @@ def bars(frame: pd.DataFrame, name: str, number: int) -> Style:
 def ticks(values: Iterable[float]) -> Style:
     """A logarithmic axis with a tick at each value that occurs."""
     at = sorted({float(v) for v in values})
-    return {"type": "log", "tickvals": at, "ticktext": [f"{v:.3g}" for v in at]}
+    return {"type": "log", "tickvals": at, "ticktext": [number(v) for v in at]}
 
 
 def gap(names: Iterable[object]) -> int:

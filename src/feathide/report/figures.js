@@ -40,11 +40,31 @@ function fitting(text, wide) {
   return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
+/** Shares are drawn in per cent, written as everywhere on the page. */
+const inPercent = (style) => style.tickformat === ".0%";
+function axisOf(style) {
+  if (!inPercent(style)) return style;
+  const range = style.range?.map((v) => 100 * v);
+  return { ...style, tickformat: "", ticksuffix: " %", hoverformat: ".1f", ...(range && { range }) };
+}
+const times100 = (values) => values.map((v) => (Array.isArray(v) ? times100(v) : v === null ? null : 100 * v));
+function traceOf(trace, x, y) {
+  const found = { ...trace };
+  if (inPercent(x) && found.x) found.x = times100(found.x);
+  if (inPercent(y) && found.y) {
+    found.y = times100(found.y);
+    const ends = found.error_y;
+    if (ends) found.error_y = { ...ends, array: times100(ends.array), arrayminus: times100(ends.arrayminus) };
+  }
+  if (found.type === "heatmap") Object.assign(found, { z: times100(found.z), zmin: 0, zmax: 100 });
+  return found;
+}
+
 function axis(style, domain, anchor, nticks) {
   const line = colour("--rule");
   return {
     gridcolor: line, linecolor: colour("--soft"), zeroline: false, showline: true, ticks: "outside", ticklen: 4, tickcolor: colour("--soft"),
-    nticks, ...painted(style), title: { text: style.title ?? "", font: { size: 12 }, standoff: 8 }, domain, anchor,
+    nticks, ...painted(axisOf(style)), title: { text: style.title ?? "", font: { size: 12 }, standoff: 8 }, domain, anchor,
   };
 }
 
@@ -71,12 +91,13 @@ function composed(figure, width) {
     layout[`yaxis${id}`] = axis(first ? panel.y : { ...panel.y, title: "" }, [Math.max(0, top - g.high / full), top], `x${id}`, 6);
     const title = { text: fitting(panel.title, g.wide), hovertext: panel.title, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom", showarrow: false };
     if (panel.title) layout.annotations.push({ ...title, yshift: 4, font: { size: 13 } });
-    for (const [at, text] of panel.marks) {
+    for (const [given, text] of panel.marks) {
+      const at = inPercent(panel.x) ? 100 * given : given;
       const place = { xref: `x${id}`, yref: `y${id} domain` };
       layout.shapes.push({ ...place, type: "line", x0: at, x1: at, y0: 0, y1: 1, line: { color: colour("--ink"), dash: "dot", width: 1.2 } });
       if (text) layout.annotations.push({ ...place, x: at, y: 1, text, xanchor: "left", yanchor: "top", showarrow: false, font: { size: 10.5 } });
     }
-    for (const trace of panel.traces) traces.push({ ...painted(trace), xaxis: `x${id}`, yaxis: `y${id}` });
+    for (const trace of panel.traces) traces.push({ ...painted(traceOf(trace, panel.x, panel.y)), xaxis: `x${id}`, yaxis: `y${id}` });
   });
   return { layout, traces };
 }
@@ -104,7 +125,11 @@ function legend(figure, box, redraw) {
   for (const trace of figure.panels.flatMap((p) => p.traces)) {
     if (trace.legendgroup !== undefined && !groups.has(trace.legendgroup)) groups.set(trace.legendgroup, trace);
   }
-  if (groups.size < 2) return;
+  if (groups.size === 1) { // nothing to choose, but the curve has a name
+    const [trace] = groups.values();
+    box.append(make("span", {}, swatch(trace), plain(trace.name)));
+    return;
+  }
   for (const [group, trace] of groups) {
     const button = make("button", { type: "button", "aria-pressed": trace.visible !== "legendonly" }, swatch(trace), plain(trace.name));
     button.addEventListener("click", () => {

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from feathide.metrics.numbers import number
+from feathide.metrics.registry import title_of
 from feathide.report.curves import features, search, transfer
 from feathide.report.drawing import (
     SHARE,
@@ -21,8 +23,9 @@ from feathide.report.drawing import (
     say,
     ticks,
 )
+from feathide.report.naming import label
 from feathide.report.results import Run
-from feathide.report.verdict import at_budget, label
+from feathide.report.verdict import at_budget
 
 __all__ = ["figures"]
 
@@ -38,7 +41,7 @@ def figures(run: Run) -> Iterable[Figure]:
         histograms(run),
         budget(run),
         *features(run.curves),
-        *search(run.curves),
+        *search(run.curves, run.class_names),
         transfer(run.curves),
         cost(run),
     )
@@ -72,7 +75,7 @@ def roc(run: Run) -> Figure | None:
                     }
                 )
                 rows += [(detector, condition, a, b) for a, b in zip(x, y, strict=True)]
-        panels.append(Panel(label(str(detector)), traces, marks=[(0.1, "")]))
+        panels.append(Panel(label(str(detector)), traces, marks=[(0.1, "10 %")]))
     return (
         None
         if not rows
@@ -89,8 +92,8 @@ def roc(run: Run) -> Figure | None:
             data=pd.DataFrame(
                 rows, columns=["detector", "condition", "false_alarms", "caught"]
             ),
-            x={**SHARE, "title": "false alarms"},
-            y={**SHARE, "title": "caught"},
+            x={**SHARE, "title": "false alarms, of harmless images"},
+            y={**SHARE, "title": "caught, of attacked images"},
         )
     )
 
@@ -160,8 +163,8 @@ def histograms(run: Run) -> Figure | None:
             data=pd.DataFrame(
                 rows, columns=["detector", "condition", "from", "to", "share"]
             ),
-            x={"title": "score"},
-            y={"rangemode": "tozero", "tickformat": ".0%", "title": "images"},
+            x={"title": "score of the guard"},
+            y={"rangemode": "tozero", "tickformat": ".0%", "title": "share of images"},
         )
     )
 
@@ -195,7 +198,7 @@ def _axis(part: pd.DataFrame) -> tuple[_Squeeze, Style]:
     at = np.linspace(first, last, 5)
     return to, {
         "tickvals": at.tolist(),
-        "ticktext": [f"{v:.2g}".replace("e+0", "e") for v in to.back(at)],
+        "ticktext": [number(float(v), digits=2) for v in to.back(at)],
     }
 
 
@@ -222,7 +225,7 @@ def budget(run: Run) -> Figure | None:
         if part["eps"].nunique() < 2:
             continue
         traces = []
-        for number, name in enumerate(["", *names], start=-1):
+        for turn, name in enumerate(["", *names], start=-1):
             chosen = (part["detector"] == name) & (
                 part["metric"] == ("slips_through_fpr10" if name else "success")
             )
@@ -234,7 +237,7 @@ def budget(run: Run) -> Figure | None:
                     run.scale.native(1) * worst["eps"],
                     worst,
                     label(name) if name else "no guard",
-                    number,
+                    turn,
                 )
             )
         panels.append(Panel(label(f"{attack}+{objective}"), traces))
@@ -251,7 +254,7 @@ def budget(run: Run) -> Figure | None:
             panels=panels,
             data=table,
             x={
-                "title": f"eps ({say(run.threat['unit'])})",
+                "title": f"largest change ({say(run.threat['unit'])})",
                 **ticks(run.scale.native(1) * table["eps"]),
             },
             y={**SHARE, "title": "slips through"},
@@ -279,8 +282,9 @@ def cost(run: Run) -> Figure | None:
         }
         panels.append(
             Panel(
-                str(metric).replace("_", " "),
+                title_of(str(metric)),
                 [{"type": "bar", "orientation": "h", **values}],
+                x={"title": title_of(str(metric)).lower()},
             )
         )
     return (

@@ -13,12 +13,17 @@ function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** A number with at most four digits that matter, and a true minus. */
+/** A number with at most four digits that matter, thousands apart, and a true minus; never 1.02e+3. */
 function short(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
-  const digits = Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4));
-  return digits.replace("-", "−");
+  const size = Math.abs(value);
+  if (size && (size < 1e-4 || size >= 1e7)) {
+    const [digits, power] = value.toExponential(2).split("e");
+    const raised = [...String(+power)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
+    return `${+digits} × 10${raised}`.replace("-", "−");
+  }
+  return (+value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 8 }).replace("-", "−");
 }
 
 // ---- theme: system, light, dark
@@ -58,11 +63,55 @@ for (const table of all("table.sortable")) {
   for (const head of table.tHead.rows[0].cells) {
     if (head.dataset.fixed !== undefined) continue;
     const button = make("button", { type: "button" }, ...head.childNodes);
+    const says = head.getAttribute("aria-describedby");
+    if (says) button.setAttribute("aria-describedby", says);
+    head.removeAttribute("aria-describedby");
     head.append(button);
     head.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => sortBy(table, head));
   }
 }
+
+// ---- explanations: what describes a word is shown while it is pointed at or has the focus
+const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
+document.body.append(tip);
+const explained = '[aria-describedby^="says-"]';
+let closing = 0, told = null;
+function showTip(word) {
+  const ids = word.getAttribute("aria-describedby").split(" ");
+  const parts = ids.map((id) => document.getElementById(id)).filter(Boolean);
+  if (!parts.length) return;
+  clearTimeout(closing);
+  tip.replaceChildren(...parts.map((part) => {
+    const name = find("dt", part.closest("div")).cloneNode(true);
+    return make("div", {}, make("strong", {}, ...name.childNodes), ": ", part.textContent);
+  }));
+  tip.hidden = false;
+  told = word;
+  placeTip();
+}
+/** Below its word, above it where there is no room; gone with a word that is scrolled away. */
+function placeTip() {
+  if (tip.hidden) return;
+  const box = told.getBoundingClientRect(), { offsetWidth: wide, offsetHeight: high } = tip;
+  if (box.bottom < 0 || box.top > innerHeight) { tip.hidden = true; return; }
+  const left = Math.max(12, Math.min(box.left, innerWidth - wide - 12));
+  const top = box.bottom + high + 10 > innerHeight ? box.top - high - 6 : box.bottom + 6;
+  Object.assign(tip.style, { left: `${left}px`, top: `${Math.max(6, top)}px` });
+}
+const hideTip = () => { tip.hidden = true; };
+// a moment's delay, so that the pointer can go over to the explanation
+const hideSoon = () => { clearTimeout(closing); closing = setTimeout(hideTip, 180); };
+for (const word of all(explained)) {
+  word.addEventListener("pointerenter", () => showTip(word));
+  word.addEventListener("focus", () => showTip(word));
+  word.addEventListener("pointerleave", hideSoon);
+  word.addEventListener("blur", hideTip);
+}
+tip.addEventListener("pointerenter", () => clearTimeout(closing));
+tip.addEventListener("pointerleave", hideSoon);
+addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+addEventListener("scroll", placeTip, { passive: true, capture: true });
 
 // ---- one metric of the detectors' table at a time; on paper all of them
 const matrices = all(".matrix");

@@ -4,16 +4,20 @@ never the network.
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import yaml
-from markupsafe import Markup
 
+from feathide.report.advice import advice
 from feathide.report.card import card
-from feathide.report.document import asset, document, plain
+from feathide.report.document import document, plain
 from feathide.report.figures import figures
-from feathide.report.pictures import Album, pairs
+from feathide.report.glossary import Glossary
+from feathide.report.naming import class_name, label, layer_name, relabelled
+from feathide.report.pictures import Album, pairs, triple
 from feathide.report.results import Case, Run
 from feathide.report.tables import attacks, classifiers, guards, matrices, parts, variants
 from feathide.report.verdict import (
@@ -27,9 +31,9 @@ from feathide.report.verdict import (
     at_budget,
     by_budget,
     kind_of,
-    label,
     verdict,
 )
+from feathide.report.visibility import budget_in_words, most_visible
 
 __all__ = ["Case", "Run", "render"]
 
@@ -49,15 +53,23 @@ def render(run: Run) -> str:
         "csv": {"results": run.table.to_csv(index=False)},
         "card": made,
     }
-    amplify = _amplify(run)
+    amplify, found, visible = _amplify(run), verdict(run), most_visible(run)
     return document(
         "page.html.j2",
         SCRIPTS,
         data,
         run=run,
         eps=float(run.threat["eps"]),
+        classes=[class_name(str(name)) for name in run.class_names],
         scale=run.scale,
-        verdict=verdict(run),
+        head=head(run),
+        verdict=found,
+        advice=advice(found.word, quick=str((run.quick or {}).get("command", ""))),
+        budget=budget_in_words(run),
+        visible=visible,
+        visible_pictures=visible and triple(visible.case, run.scale, amplify),
+        checks=[_checked(run, check) for check in run.sanity_checks],
+        knowledge=_knowledge(run),
         budgets=list(by_budget(run)),
         matrices=list(matrices(run)),
         attacks=attacks(run),
@@ -69,7 +81,7 @@ def render(run: Run) -> str:
         amplify=amplify,
         shown=len(album.pictures) - len(album.clean),
         total=sum(map(len, run.cases.values())),
-        limits=limits(run),
+        limits=[*limits(run), *(_named(run, line) for line in run.caveats)],
         figures=drawn,
         plan=yaml.safe_dump(plain(run.plan), sort_keys=False, allow_unicode=True),
         card=json.dumps(plain(made), indent=1, ensure_ascii=False),
@@ -77,7 +89,54 @@ def render(run: Run) -> str:
         levels=LEVELS,
         reads=bool(run.reads),
         rule={"holds": HOLDS, "fails": FAILS, "strong": STRONG, "alarms": ALARMS},
-        browser=Markup(asset("browser.html")),
+        glossary=Glossary(run.about.docs),
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the page's head, with the digest of what it names, if it has one."""
+
+    name: str
+    value: str
+    digest: str = ""
+
+
+def head(run: Run) -> list[Entry]:
+    """Who audited what, when and with which version."""
+    about, unsaid = run.about, "not stated in the plan"
+    entries = [
+        Entry("Date", about.date),
+        Entry("Made by", about.made_by or unsaid),
+        Entry("Made for", about.made_for or unsaid),
+        Entry("Classifier", about.model, about.model_digest),
+        Entry("Images", about.data, about.data_digest),
+        Entry("feathide", str(run.versions.get("feathide", ""))),
+    ]
+    return [entry for entry in entries if entry.value]
+
+
+def _named(run: Run, text: str) -> str:
+    """``text`` with the names of attacks and guards as the page writes them."""
+    attacks = zip(run.table["attack"], run.table["objective"], strict=True)
+    conditions = {f"{a}+{o}" for a, o in attacks if a and o}
+    return relabelled(text, sorted(conditions | set(run.table["detector"]) - {""}))
+
+
+def _checked(run: Run, check: Mapping[str, str]) -> dict[str, str]:
+    """A sanity check as the page shows it."""
+    return {**check, "detail": _named(run, check["detail"])}
+
+
+def _knowledge(run: Run) -> str:
+    """What each attacker knows: "plain: oblivious" as "PGD that does not hide"."""
+    said = str(run.threat["knowledge"])
+    parts = [part.partition(": ") for part in said.split("; ")]
+    if not all(knows for _, _, knows in parts):
+        return said
+    return "; ".join(
+        f"{'without hiding' if name == 'plain' else label(name)}: {knows}"
+        for name, _, knows in parts
     )
 
 
@@ -141,16 +200,22 @@ def _browser(run: Run, album: Album) -> dict[str, Any]:
     ]
     found.sort(key=lambda item: item[:2])
     cases = [
-        {"condition": label(name), **_facts(case), "picture": album.add(case)}
+        {
+            "key": f"{name}/{case.id}",
+            "condition": label(name),
+            **_facts(case),
+            "picture": album.add(case),
+        }
         for _, _, name, case in found
     ]
     s = run.scale
     return {
         "cases": cases,
         "pictures": album.pictures,
-        "classes": list(run.class_names),
+        "classes": [class_name(str(name)) for name in run.class_names],
         "thresholds": plain(run.thresholds),
         "names": {d: label(d) for d in run.thresholds},
+        "layers": {n: layer_name(n) for _, _, _, case in found for n in case.energies},
         "scale": {
             "levels": s.levels,
             "bits": album.bits,

@@ -18,11 +18,22 @@ from PIL import Image
 
 from feathide.report.results import Case, Scale
 
-__all__ = ["BUDGET", "Album", "busiest", "data_uri", "difference", "pairs", "tile", "view"]
+__all__ = [
+    "BUDGET",
+    "Album",
+    "busiest",
+    "data_uri",
+    "difference",
+    "pairs",
+    "tile",
+    "triple",
+    "view",
+]
 
 # characters of picture text in one report, so that the page stays below 15 MB
 BUDGET = 8_500_000
-BLUE, VERMILLION = np.array([0, 114, 178]), np.array([213, 94, 0])
+# as --darker and --brighter of the page
+DARKER, BRIGHTER = np.array([0, 114, 178]), np.array([150, 60, 150])
 
 
 def _png(pixels: np.ndarray) -> str:
@@ -103,7 +114,7 @@ def view(x: np.ndarray, scale: Scale, at: int) -> np.ndarray:
 
 
 def difference(case: Case, scale: Scale, at: int, amplify: float) -> np.ndarray:
-    """The amplified difference as uint8 pixels (H, W, 3): vermillion brighter, blue darker, white
+    """The amplified difference as uint8 pixels (H, W, 3): violet brighter, blue darker, white
     unchanged; colour images show 128 + difference.
     """
     change = scale.quantise(case.adversarial).astype(np.int64) - scale.quantise(case.clean)
@@ -111,7 +122,7 @@ def difference(case: Case, scale: Scale, at: int, amplify: float) -> np.ndarray:
     if len(d) == 3:
         return _colour(np.rint(np.clip(128 + 127 * d, 0, 255)).astype(np.uint8))
     strength = np.clip(np.abs(d[0]), 0, 1)[..., None]  # (H, W, 1)
-    towards = np.where(d[0][..., None] > 0, VERMILLION, BLUE)
+    towards = np.where(d[0][..., None] > 0, BRIGHTER, DARKER)
     return np.rint(255 + strength * (towards - 255)).astype(np.uint8)
 
 
@@ -145,12 +156,16 @@ def pairs(
     each = max(1, count // max(1, sum(map(bool, fooled.values()))))
     for condition, part in fooled.items():
         for case in part[:each]:
-            at = busiest(case)
-            both = [view(x, scale, at) for x in (case.clean, case.adversarial)]
-            shown = [*both, difference(case, scale, at, amplify)]
             yield {
                 "condition": condition,
                 "case": case,
-                "slice": at,
-                "pictures": [data_uri(p) for p in shown],
+                "slice": busiest(case),
+                "pictures": triple(case, scale, amplify),
             }
+
+
+def triple(case: Case, scale: Scale, amplify: float) -> list[str]:
+    """The most changed slice as it was, attacked, and the amplified difference, as addresses."""
+    at = busiest(case)
+    both = [view(x, scale, at) for x in (case.clean, case.adversarial)]
+    return [data_uri(p) for p in (*both, difference(case, scale, at, amplify))]

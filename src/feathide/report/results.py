@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from feathide.errors import expected, unknown
+from feathide.metrics.numbers import number
 from feathide.metrics.rates import independent
 
-__all__ = ["COLUMNS", "CURVES", "Case", "Run", "Scale"]
+__all__ = ["COLUMNS", "CURVES", "About", "Case", "Run", "Scale"]
 
 COLUMNS = (
     *(
@@ -37,7 +38,7 @@ CURVES: dict[str, tuple[str, ...]] = {
     "mixture": ("layer", "class", "components", "heldout"),
     "lambda": ("weight", "metric", "value", "low", "high"),
     "outlierness": ("condition", "layer", "value", "low", "high"),
-    "embedding": ("condition", "x", "y"),
+    "embedding": ("condition", "x", "y", "layer", "method"),
     "stress": ("group", "layer", "value", "low", "high"),
     "transfer": ("condition", "substitute", "victim", "value"),
     "arms_race": ("round", "detector", "value", "low", "high"),
@@ -63,6 +64,23 @@ class Case:
     scores: Mapping[str, float] = field(default_factory=dict)
     clean_scores: Mapping[str, float] = field(default_factory=dict)
     energies: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the head of the page says: when the audit began, who ran it and for whom, which
+    network and which images it saw. What is "" is not known.
+
+    ``docs``: the address where the documentation is served, for links."""
+
+    date: str = ""
+    made_by: str = ""
+    made_for: str = ""
+    model: str = ""
+    model_digest: str = ""
+    data: str = ""
+    data_digest: str = ""
+    docs: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,7 @@ class Run:
     aims: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     masked: Mapping[str, str] = field(default_factory=dict)
+    about: About = About()
 
     def __post_init__(self) -> None:
         _needs("the results table", COLUMNS, self.table.columns)
@@ -191,7 +210,9 @@ class Run:
 
     def size(self, eps: float) -> str:
         """A budget (box units) in native units."""
-        return f"{self.scale.native(eps):.3g} {self.scale.unit}"
+        size = number(self.scale.native(eps))
+        unit = self.scale.unit
+        return f"{size} {unit.removesuffix('s') if size == '1' else unit}"
 
     @property
     def budget(self) -> str:
@@ -205,7 +226,7 @@ class Run:
         )
         return (
             f"A change of at most {size} {where}, on a range of "
-            f"{scale.native_high - scale.native_low:.4g}"
+            f"{number(scale.native_high - scale.native_low, digits=4)}"
         )
 
 

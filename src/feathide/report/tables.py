@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from feathide.metrics.metric import Metric
+from feathide.metrics.numbers import bare, number, percent
 from feathide.metrics.registry import METRICS, in_order, metric_of, title_of
+from feathide.report.naming import label
 from feathide.report.results import Run
-from feathide.report.verdict import at_budget, label
+from feathide.report.verdict import at_budget
 
 __all__ = [
     "Cell",
@@ -149,8 +152,11 @@ def cell(row: Mapping[str, float] | pd.Series, metric: Metric | None = None) -> 
     value, low, high = (float(row[k]) for k in ("value", "low", "high"))
     if math.isnan(value):
         return Cell("–")
-    interval = "" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
-    return Cell(f"{value:.3f}", interval, value, _bad(value, metric))
+    share = metric is not None and metric.unit == ""
+    write = bare if share else partial(number, digits=2)
+    interval = "" if math.isnan(low) else f"({write(low)}–{write(high)})"
+    text = percent(value) if share else number(value)
+    return Cell(text, interval, value, _bad(value, metric))
 
 
 def _bad(value: float, metric: Metric | None) -> float | None:
@@ -190,7 +196,8 @@ def classifiers(table: pd.DataFrame) -> Matrix:
     if rows["seed"].nunique() > 1:
         names = names + ", seed " + rows["seed"].astype(str)
     cells = {
-        (n, r["metric"]): cell(r) for n, (_, r) in zip(names, rows.iterrows(), strict=True)
+        (n, r["metric"]): cell(r, metric_of(str(r["metric"])))
+        for n, (_, r) in zip(names, rows.iterrows(), strict=True)
     }
     body = tuple(
         (n, tuple(cells.get((n, m), Cell("–")) for m in metrics))
@@ -243,8 +250,8 @@ def parts(run: Run) -> Matrix:
 def _measure(row: pd.Series, run: Run) -> Cell:
     """A number in the unit of its metric."""
     value, metric = float(row["value"]), metric_of(str(row["metric"]))
-    if metric is None or metric.unit == "" or math.isnan(value):
+    if metric is None or metric.unit in ("", "score") or math.isnan(value):
         return cell(row, metric)
     if metric.unit == "box":
-        return Cell(f"{run.scale.native(value):.3g} {run.scale.unit}", "", value)
-    return Cell(f"{value:,.3g}", "", value)
+        return Cell(run.size(value), "", value)
+    return Cell(number(value), "", value)

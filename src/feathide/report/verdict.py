@@ -15,8 +15,10 @@ import pandas as pd
 
 from feathide.errors import expected
 from feathide.metrics.metric import RATES, per_cent
+from feathide.metrics.numbers import bare, percent
 from feathide.metrics.rates import cases_needed, enough
 from feathide.registry.specs import aimed_at
+from feathide.report.naming import label
 from feathide.report.results import Run
 
 __all__ = [
@@ -33,7 +35,6 @@ __all__ = [
     "at_budget",
     "by_budget",
     "kind_of",
-    "label",
     "verdict",
 ]
 
@@ -57,20 +58,6 @@ WORDS = {
     "leaks": "leaks",
     "fails": "fails",
 }
-ACRONYMS = {"fgsm", "bim", "pgd", "mim", "dim", "tim", "cw", "apgd", "hfc"}
-ACRONYMS |= {"kd", "kde", "bu", "kd+bu", "lid", "maha", "svm", "dnn", "knn"}
-SPELT = {
-    "worst+any": "the worst for each image",
-    "pgd-one-sided": "PGD, one-sided start",
-    "pgd-smooth": "PGD, low frequencies",
-}
-SPELT |= {
-    "bu-logit": "BU of the logit",
-    "kd-two-sided": "KD, two-sided",
-    "maha-two-sided": "MAHA, two-sided",
-}
-SPELT |= {"energy-two-sided": "mixture energy, two-sided", "pixel": "pixel statistics"}
-SPELT |= {"pixel-linear": "pixel statistics, linear", "squeeze": "feature squeezing"}
 
 
 @dataclass(frozen=True)
@@ -83,11 +70,7 @@ class Rate:
     n: int
 
     def __str__(self) -> str:
-        digits = _digits(self.value)
-        value, low, high = (
-            f"{100 * share:.{digits}f}" for share in (self.value, self.low, self.high)
-        )
-        return f"{value} % ({low}–{high})"
+        return f"{percent(self.value)} ({bare(self.low)}–{bare(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -123,31 +106,6 @@ class Verdict:
     findings: tuple[Finding, ...]
     success: Rate | None
     evidence: bool = True
-
-
-def percent(share: float) -> str:
-    """A share in per cent: whole numbers between 10 and 90, one decimal towards the ends, where
-    it matters.
-    """
-    return f"{100 * share:.{_digits(share)}f}"
-
-
-def _digits(share: float) -> int:
-    return 0 if 0.1 <= share <= 0.9 else 1
-
-
-def label(name: str) -> str:
-    """How an attack, objective, detector or condition is written: ``pgd+hfc`` as ``PGD + HFC``,
-    ``pgd+plain`` as ``PGD``.
-    """
-    if name in ACRONYMS:
-        return name.upper()
-    if name in SPELT:
-        return SPELT[name]
-    attack, plus, objective = name.partition("+")
-    if plus and objective == "plain":
-        return label(attack)
-    return f"{label(attack)} + {label(objective)}" if plus else name
 
 
 def at_budget(run: Run, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -311,9 +269,9 @@ def _word(
     quick: bool,
 ) -> tuple[str, str]:
     if rate.low >= FAILS:
-        return "fails", f"at least {percent(rate.low)} % slip through"
+        return "fails", f"at least {percent(rate.low)} slip through"
     if rate.low > HOLDS:
-        return "leaks", f"at least {percent(rate.low)} % slip through"
+        return "leaks", f"at least {percent(rate.low)} slip through"
     if alarms or few:
         return "undecided", alarms or few
     if rate.high > HOLDS:
@@ -321,7 +279,7 @@ def _word(
             "undecided",
             (
                 f"{rate.n} images leave everything from {percent(rate.low)} to "
-                f"{percent(rate.high)} % possible"
+                f"{percent(rate.high)} possible"
             ),
         )
     if success is None or success.value < STRONG:
@@ -334,7 +292,7 @@ def _word(
         return "undecided", "a quick look attacks too little to show that a guard holds"
     if not aware:
         return "unproven", "no effective attack by somebody who knows this guard was run"
-    return "holds", f"at most {percent(rate.high)} % slip through, under every attack tried"
+    return "holds", f"at most {percent(rate.high)} slip through, under every attack tried"
 
 
 def _few(run: Run, level: int) -> str:
@@ -393,7 +351,7 @@ def _headline(findings: list[Finding], success: Rate | None, thin: str) -> str:
             if success is not None and success.value < STRONG:
                 return (
                     f"Little is learnt about the {kind}guards: the attacks fool the classifier "
-                    f"in {success.value:.0%} of the cases."
+                    f"in {percent(success.value)} of the cases."
                 )
             if thin:
                 return f"No {kind}guard can be shown to hold: {thin}."
@@ -493,8 +451,8 @@ def _sanity_checks(run: Run, failed: list[str]) -> str:
         for s in ("pass", "warn", "fail")
     }
     text = (
-        f"{count['pass']} of {len(run.sanity_checks)} sanity checks passed, {count['warn']} "
-        f"warn, {count['fail']} fail."
+        f"{count['pass']} of {len(run.sanity_checks)} sanity checks passed, {count['warn']} gave "
+        f"a warning, {count['fail']} failed."
     )
     return (
         f"{text} Until it is repaired, nothing here is a proof of safety: {', '.join(failed)}."

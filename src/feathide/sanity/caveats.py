@@ -8,6 +8,7 @@ import torch
 from feathide.catalog import ABILITIES, OBJECTIVES, ability_of
 from feathide.data.budgets import format_eps
 from feathide.metrics.metric import RATES
+from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
@@ -41,14 +42,7 @@ def calibrated(context: Context) -> tuple[int, str]:
 def foreseen(context: Context) -> list[str]:
     """The caveats that are known before anything is attacked."""
     found = [] if context.recipe.trains else check_classifier(context)
-    n, said = calibrated(context)
-    for name, rate in RATES.items():
-        if not enough(n, rate):
-            found.append(
-                f"{said} are few for {rate:.0%} false alarms: a threshold there needs "
-                f"{cases_needed(rate)}; the intervals at {name}"
-                " allow for it, and no guard is said to hold at this level"
-            )
+    found += _thresholds(context)
     found += _budgets(context) + _plainly(context)
     if bad := context.cases.skipped:
         found.append(
@@ -56,6 +50,19 @@ def foreseen(context: Context) -> list[str]:
             f"{bad[0].path}: {bad[0].reason}"
         )
     return found
+
+
+def _thresholds(context: Context) -> list[str]:
+    """At which rates of false alarms the calibration split is too small for a threshold."""
+    n, said = calibrated(context)
+    short = [rate for rate in RATES.values() if not enough(n, rate)]
+    if not short:
+        return []
+    needs = ", ".join(f"{cases_needed(r)} at {whole_percent(r)}" for r in short)
+    return [
+        f"{said} are few: a threshold needs {needs} false alarms; the intervals allow for it, and "
+        "no guard is said to hold there"
+    ]
 
 
 def _budgets(context: Context) -> list[str]:
@@ -137,7 +144,7 @@ def _weak(success: pd.DataFrame) -> list[str]:
             )
         if name in plain and plain[name] < 0.9:
             found.append(
-                f"plain {name} succeeds on {plain[name]:.0%} only: raise eps or the steps "
+                f"plain {name} succeeds on {percent(plain[name])} only: raise eps or the steps "
                 "before concluding that a guard holds"
             )
     return found

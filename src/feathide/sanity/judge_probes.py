@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from feathide.catalog import OBJECTIVES, ability_of
+from feathide.metrics.numbers import percent
 from feathide.pipeline.context import Context
 from feathide.sanity.probes import probe_key, probes_in
 from feathide.sanity.status import Judged
@@ -44,19 +45,19 @@ def judge_probes(a: Arrays) -> dict[str, Judged]:
         ),
         "slope": (
             "fail" if blind or a["flag/blind"] else "pass",
-            f"{blind:.0%} of {n} images have no slope",
+            f"{percent(blind)} of {n} images have no slope",
         ),
         "unbounded attack": _least(
             share["whole"],
             1.0,
             n,
-            f"{share['whole']:.0%} of {n} images at eps = the whole box",
+            f"{percent(share['whole'])} of {n} images at eps = the whole box",
         ),
         "one step": _least(
             share["base"],
             share["single"],
             n,
-            f"{share['base']:.0%} against {share['single']:.0%} of {n} images",
+            f"{percent(share['base'])} against {percent(share['single'])} of {n} images",
         ),
         "noise": _above_noise(share["base"], share["noise"], n),
         "transfer": _above_transfer(share["base"], share["transfer"], share["noise"], n),
@@ -81,7 +82,7 @@ def _least(value: float, least: float, n: int, detail: str) -> Judged:
 
 
 def _above_noise(base: float, noise: float, n: int) -> Judged:
-    detail = f"{base:.0%} against {noise:.0%} of {n} images"
+    detail = f"{percent(base)} against {percent(noise)} of {n} images"
     return (
         "pass" if base > noise or noise == 1.0 else "warn" if noise == 0.0 else "fail",
         detail,
@@ -96,7 +97,8 @@ def _above_transfer(base: float, transfer: float, noise: float, n: int) -> Judge
         base,
         transfer,
         n,
-        f"{base:.0%} against {transfer:.0%} by transfer and {noise:.0%} by noise of {n} images",
+        f"{percent(base)} against {percent(transfer)} by transfer and "
+        f"{percent(noise)} by noise of {n} images",
     )
     return "warn" if status == "pass" and transfer < noise else status, detail
 
@@ -128,7 +130,7 @@ def _at_rest(a: Arrays) -> Judged:
     moving = float(((before - best[-1] > 0.01 * whole) & (whole > 1e-9)).mean())
     return (
         "fail" if moving > 0.5 else "warn" if moving else "pass",
-        f"{moving:.0%} of {trace.shape[1]} unsuccessful images",
+        f"{percent(moving)} of {trace.shape[1]} unsuccessful images",
     )
 
 
@@ -139,7 +141,7 @@ def _stable(a: Arrays) -> Judged:
     kept = float(a["kept"][fooled].mean())
     return (
         "pass" if kept >= 0.95 else "warn" if kept >= 0.75 else "fail",
-        f"{kept:.0%} of the points in a ball of eps / 20 agree",
+        f"{percent(kept)} of the points in a ball of eps / 20 agree",
     )
 
 
@@ -150,7 +152,7 @@ def _found(planted: np.ndarray) -> Judged:
             "no point could be planted: the rim of the ball looks like its inside",
         )
     found = float(planted.mean())
-    detail = f"found {found:.0%} of {len(planted)} planted points"
+    detail = f"found {percent(found)} of {len(planted)} planted points"
     return "pass" if found >= 0.9 else "warn" if found >= 0.75 else "fail", detail
 
 
@@ -172,8 +174,8 @@ def _steered(a: Arrays) -> Judged:
     return (
         "warn" if shares[worst] > BORDER else "pass",
         (
-            f"{len(shares)} detectors; {worst}: beaten from {shares[worst]:.0%} of the clean or "
-            f"attacked images, {n // 2} each"
+            f"{len(shares)} detectors; {worst}: beaten from {percent(shares[worst])} of the "
+            f"clean or attacked images, {n // 2} each"
         ),
     )
 
@@ -189,12 +191,12 @@ def masked(a: Arrays) -> dict[str, str]:
             found[name] = "no gradient leads from its score to the image"
         elif beaten > 0.5:
             found[name] = (
-                f"a search without its gradient lowers its score further, from {beaten:.0%} "
+                f"a search without its gradient lowers its score further, from {percent(beaten)} "
                 "of the clean or attacked images that can be changed so"
             )
         elif len(points) and points.mean() < 0.5:
             found[name] = (
-                f"its gradient finds {points.mean():.0%} of {len(points)} points planted "
+                f"its gradient finds {percent(points.mean())} of {len(points)} points planted "
                 "behind it"
             )
     return found

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.paired import paired_difference
 from feathide.metrics.roc import auc
 from feathide.pipeline.accuracy import Learnt
@@ -58,7 +59,7 @@ def _growing(e: Evasion) -> Judged:
     if not falls:
         return "pass", "one budget only; the unbounded attack is the next larger one"
     worst = max(falls, key=lambda name: falls[name])
-    detail = f"{worst}: {', '.join(f'{v:.0%}' for v in e.budgets[worst])} by rising eps"
+    detail = f"{worst}: {', '.join(percent(v) for v in e.budgets[worst])} by rising eps"
     return "pass" if falls[worst] <= 0 else "warn" if falls[
         worst
     ] <= 0.02 else "fail", detail
@@ -69,8 +70,8 @@ def _taught(e: Evasion) -> Judged:
         return "pass", "no detector learns from an attack"
     success, left = min(s for s, _ in e.taught), max(k for _, k in e.taught)
     detail = (
-        f"it fools {success:.0%} of the images of the detector-training split; {left:.0%} keep "
-        "their features"
+        f"it fools {percent(success)} of the images of the detector-training split; "
+        f"{percent(left)} keep their features"
     )
     return (
         "fail" if success < 0.5 or left > 0.5 else "warn" if success < 0.9 else "pass",
@@ -163,8 +164,8 @@ def _calibrated(e: Evasion) -> Judged:
     """A threshold is the smallest calibration score above which no more than the rate lie."""
     bad = [
         (
-            f"{name}: {np.mean(scores > limit):.0%} of the calibration scores above the "
-            f"threshold for {rate:.0%}"
+            f"{name}: {percent(float(np.mean(scores > limit)))} of the calibration scores "
+            f"above the threshold for {whole_percent(rate)}"
         )
         for name, (scores, limit, rate) in e.limits.items()
         if not np.mean(scores > limit) <= rate + 1e-9 < np.mean(scores >= limit) + 2e-9
