@@ -72,6 +72,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, ALL),
     "reference_network.steps": (3, REFERENCE | ATTACKS),
     "train_attack": ("fgsm", ATTACKS | ROUNDED),
+    "smallest_change": (True, {"look for the smallest change"}),
     "held_out": (True, {"extract", "attack", "score"}),
     "attacks": (["pgd"], NOTHING),
     "objectives": (["plain", "closest"], {"check the evaluation"}),

@@ -34,6 +34,7 @@ from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.network_checks import check_classifier, check_untrained
+from feathide.pipeline.smallest import curve_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
@@ -192,6 +193,8 @@ def _write_tables(context: Context) -> pd.DataFrame:
         frames["seeds"] = seeds_of(context, table)
     if context.plan.held_out:
         frames["held_out"] = held_out_of(context)
+    if context.plan.smallest_change:
+        frames["smallest_change"] = curve_of(context)
     for name, frame in frames.items():
         write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")

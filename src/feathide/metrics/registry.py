@@ -27,7 +27,14 @@ from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.rates import above
 from feathide.metrics.roc import auc
 from feathide.metrics.uncertain_threshold import share_at
-from feathide.metrics.views import Answers, AttackView, DetectorView, PastView, RunView
+from feathide.metrics.views import (
+    Answers,
+    AttackView,
+    DetectorView,
+    LeastChange,
+    PastView,
+    RunView,
+)
 
 __all__ = [
     "METRICS",
@@ -261,6 +268,83 @@ def _layers_constrained(attack: AttackView) -> Interval | None:
     return None if attack.constrained is None else _point(*attack.constrained)
 
 
+def _least_change(
+    found: LeastChange, share: float, view: AttackView | PastView
+) -> Interval:
+    """The change at which a share of the images succeed; infinity, beyond the largest tried."""
+    beyond = 2 * found.largest
+    values = np.minimum(found.values, beyond)
+
+    def quantile(sizes: ArrayLike) -> float:
+        return float(np.quantile(np.asarray(sizes), share, method="inverted_cdf"))
+
+    drawn = bootstrap(quantile, values, groups=view.groups, seed=view.seed)
+
+    def told(size: float) -> float:
+        return math.inf if size > found.largest * (1 + 1e-6) else size
+
+    return Interval(told(drawn.value), told(drawn.low), told(drawn.high), drawn.n)
+
+
+def _none_succeeds(found: LeastChange, view: AttackView | PastView) -> Interval:
+    return proportion(np.isinf(found.values), groups=view.groups)
+
+
+QUARTILES = {"": 0.5, "_q25": 0.25, "_q75": 0.75}
+WHICH = {"": "Median of", "_q25": "Lower quartile of", "_q75": "Upper quartile of"}
+
+
+def _eps_to_fool(part: str) -> Metric:
+    def measure(attack: AttackView) -> Interval | None:
+        found = attack.smallest
+        return None if found is None else _least_change(found, QUARTILES[part], attack)
+
+    return Metric(
+        f"eps_to_fool{part}",
+        "attack",
+        f"{WHICH[part]} the smallest change that fools",
+        measure,
+        says="infinity: beyond the largest change that was tried",
+        unit="box",
+    )
+
+
+def _never_fools(attack: AttackView) -> Interval | None:
+    found = attack.smallest
+    return None if found is None else _none_succeeds(found, attack)
+
+
+def _eps_to_pass(rate: str, part: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        found = past.smallest.get(rate)
+        return None if found is None else _least_change(found, QUARTILES[part], past)
+
+    end = "" if rate == "fpr10" else f"_{rate}"
+    return Metric(
+        f"eps_to_pass{end}{part}",
+        "attack x detector",
+        f"{WHICH[part]} the smallest change that fools and passes at {at_rate(rate)}",
+        measure,
+        says="infinity: beyond the largest change that was tried",
+        unit="box",
+    )
+
+
+def _never_passes(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        found = past.smallest.get(rate)
+        return None if found is None else _none_succeeds(found, past)
+
+    end = "" if rate == "fpr10" else f"_{rate}"
+    return Metric(
+        f"eps_to_pass{end}_beyond",
+        "attack x detector",
+        f"No change that was tried fools and passes at {at_rate(rate)}",
+        measure,
+        says="share of attacked images for which no change up to the largest does both",
+    )
+
+
 ATTACK = (
     Metric(
         "success",
@@ -283,6 +367,14 @@ ATTACK = (
         "Largest change",
         lambda attack: _point(attack.linf.max(), len(attack.linf)),
         unit="box",
+    ),
+    *map(_eps_to_fool, QUARTILES),
+    Metric(
+        "eps_to_fool_beyond",
+        "attack",
+        "No change that was tried fools",
+        _never_fools,
+        says="share of attacked images that no change up to the largest fools with",
     ),
     Metric(
         "layers_constrained",
@@ -458,6 +550,8 @@ PAST = (
         difference=_auc_difference,
     ),
     *map(_caught, ("fpr10", OWN)),
+    *(_eps_to_pass(rate, part) for rate in ("fpr10", OWN) for part in QUARTILES),
+    *map(_never_passes, ("fpr10", OWN)),
 )
 # in the order of display
 METRICS: dict[str, Metric] = {m.name: m for m in (*RUN, *DETECTOR, *ATTACK, *PAST)}

@@ -155,6 +155,11 @@ class Recipe:
         names = self.plan.detectors if detectors is None else detectors
         return any(what in needs_of(DETECTORS[name]()) for name in names)
 
+    def own_thresholds(self) -> dict[str, float]:
+        """The thresholds that detectors of the plan are shipped with, by their names."""
+        found = {n: DETECTORS[n]().own_threshold for n in self.plan.detectors}
+        return {name: own for name, own in found.items() if own is not None}
+
     def frozen(self, detectors: Sequence[str] | None = None) -> dict[str, FrozenGuard]:
         """The guards as shipped among some detectors, the plan's unless said."""
         names = self.plan.detectors if detectors is None else detectors

@@ -88,6 +88,8 @@ class Plan(Part):
         detectors: The detectors, by name.
         reference_network: How the reference network of the detectors of that name is trained.
         train_attack: The plain attack that the detectors learn from.
+        smallest_change: Look for the least change of each image that fools, and that also passes
+            each guard, up to the largest eps.
         held_out: Add a table in which the detectors learn from each attack in turn.
         split: The shares of the test images for detector training, calibration and test.
         dropout_samples: Dropout draws of the detectors that read them, 2 to 10,000.
@@ -136,6 +138,7 @@ class Plan(Part):
     )
     reference_network: ReferencePlan = ReferencePlan()
     train_attack: str = "pgd"
+    smallest_change: bool = False
     held_out: bool = False
     split: SplitPlan = SplitPlan()
     dropout_samples: int = Field(50, ge=2, le=10_000)
