@@ -23,6 +23,7 @@ from feathide.metrics.metric import (
     at_rate,
     per_cent,
 )
+from feathide.metrics.over_draws import share_over_draws
 from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.rates import above
 from feathide.metrics.roc import auc
@@ -235,6 +236,12 @@ def _success(attack: AttackView) -> Interval:
     return proportion(attack.fooled, groups=attack.groups)
 
 
+def _success_over_draws(attack: AttackView) -> Interval | None:
+    if attack.by_draw is None:
+        return None
+    return share_over_draws(attack.by_draw, groups=attack.groups, seed=attack.seed)
+
+
 def _success_difference(one: AttackView, other: AttackView) -> Interval:
     return paired_difference(
         np.mean,
@@ -353,6 +360,16 @@ ATTACK = (
         _success,
         says="share of attacked images that fool the classifier",
         difference=_success_difference,
+    ),
+    Metric(
+        "success_over_draws",
+        "attack",
+        "Attack success over draws",
+        _success_over_draws,
+        says=(
+            "chance that an attacked image fools the classifier at a fresh draw of what is "
+            "random in it"
+        ),
     ),
     Metric(
         "success_{archive}",

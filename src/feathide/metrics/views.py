@@ -93,6 +93,8 @@ class AttackView(Protocol):
     constrained: tuple[float, int] | None
     # (m,) each: of successes in floating point, which rounding loses, and their patients
     rounded: tuple[np.ndarray, np.ndarray] | None
+    # (n, D), whether an image fools at each of D fresh draws; None: nothing is random
+    by_draw: np.ndarray | None
     # the least change of each image that fools; None: not looked for
     smallest: LeastChange | None
 

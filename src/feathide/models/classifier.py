@@ -5,6 +5,7 @@ in one forward pass.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from feathide.data.valid_range import check_images, check_tensor
 from feathide.errors import check_kind, expected, first_line, unknown
+from feathide.models.averaging import averaged, seeded
 from feathide.models.decision import as_decision
 from feathide.models.dropout import (
     DropoutDraws,
@@ -33,6 +35,7 @@ __all__ = [
 
 Reading = Callable[[Tensor], Tensor]
 Look = Callable[[Tensor, Tensor], Tensor]
+Purify = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,13 @@ class FeatureClassifier:
             ``feathide.detectors.squeezing.SQUEEZERS``.
         guards: Functions of the images in units of the box and of their logits, by name; the
             scores (N,) that they give are in ``Outputs.guards``; such as ``FrozenGuard.look``.
+        purify: What is done to the images, with the box mapped to [0, 1], before the network sees
+            them: a function of the images and the number of a draw; such as
+            ``feathide.detectors.purifiers.Steps``. It is a part of what is attacked. Statistics and
+            guards look at the images as they come.
+        draws: The numbers of the draws of a random ``purify``, or, without one, of what is random
+            in the network itself. The probabilities are averaged over them (expectation over
+            transformation), features too, so that the outputs are the same at every pass.
 
     Raises:
         InputError: The network is in training mode, a layer is unknown, or the arguments contradict
@@ -119,6 +129,8 @@ class FeatureClassifier:
     statistics: Reading | None = None
     squeezers: Sequence[Reading] = ()
     guards: Mapping[str, Look] = field(default_factory=dict)
+    purify: Purify | None = None
+    draws: Sequence[int] = ()
     _resolved: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -179,13 +191,31 @@ class FeatureClassifier:
             return self._outputs(x)
 
     def _outputs(self, x: Tensor) -> Outputs:
+        if self.purify is None and not self.draws:
+            found = self._seen(x)
+        else:
+            found = averaged([self._drawn(x, draw) for draw in self.draws or (0,)])
+        return replace(found, **self._beside(x, found.logits))
+
+    def _drawn(self, x: Tensor, draw: int) -> Outputs:
+        """What the network shows at one draw."""
+        if self.purify is not None:
+            low, high = self.box
+            pure = self.purify((x - low) / (high - low), draw)
+            return self._seen(low + (high - low) * pure)
+        with seeded(self.seed, draw, x.device) as again:
+            # a batch would share its draws among its images: each is seen by itself
+            return Outputs.cat([again(partial(self._seen, one)) for one in x.split(1)])
+
+    def _seen(self, x: Tensor) -> Outputs:
+        """What the network shows of images as it is given them."""
         z = self.prepared(x)
         names = self._names(z)
         if self.compile and not self.dropout_samples:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
             features = {n: full(f) for n, f in zip(names, pooled, strict=True)}
-            return Outputs(logits, features, None, others, **self._beside(x, logits))
+            return Outputs(logits, features, None, others)
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
         hooks = collectors(names, found, {}, self.pool, self._readouts, counts)
@@ -199,7 +229,7 @@ class FeatureClassifier:
             stochastic = self._stochastic(z, raw, head, head_input)
         logits, others = self._as_decision(raw)
         features = means({n: found[n] for n in names}, counts)
-        return Outputs(logits, features, stochastic, others, **self._beside(x, logits))
+        return Outputs(logits, features, stochastic, others)
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         return as_decision(raw, self.head, self.output)

@@ -180,8 +180,10 @@ def _nothing(context: "Context") -> dict[str, np.ndarray]:
 
 def attacked(context: "Context", cell: Cell) -> FeatureClassifier:
     """The classifier as the attacker of a cell asks it: with what the detectors read beside,
-    where they aim at these.
+    where they aim at these; without the purifier where they do not know it.
     """
+    if not context.plan.network.known:
+        return context.networks.bare
     if OBJECTIVES[cell.objective.kind].needs == "detectors":
         return context.networks.observing(cell.objective.aim or context.plan.detectors)
     return context.networks.classifier

@@ -11,6 +11,8 @@ from feathide.catalog import DETECTORS
 from feathide.data.budgets import parse_eps
 from feathide.detectors.base import needs_of
 from feathide.detectors.frozen import FrozenGuard
+from feathide.detectors.purifiers import Steps as Purifying
+from feathide.detectors.purifiers import purifier_named
 from feathide.errors import expected
 from feathide.models.loading import load_network
 from feathide.models.weights import Taken, load_weights, read_about, start_from
@@ -25,6 +27,7 @@ __all__ = ["NEEDS", "Need", "Recipe"]
 
 Need = Literal["dropout", "reference_network", "statistics", "squeezed", "guards"]
 NEEDS: tuple[Need, ...] = get_args(Need)
+USUAL_DRAWS = 8  # of a random purifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +124,26 @@ class Recipe:
             stem=stem,
             seed=self.plan.seed,
         )
+
+    @cached_property
+    def purify(self) -> Purifying | None:
+        """What the product does to images before its network; None for nothing."""
+        names = self.plan.network.purify
+        if not names:
+            return None
+        return Purifying([purifier_named(name) for name in names], self.plan.seed)
+
+    @property
+    def random(self) -> bool:
+        """Whether the product is random: its purifier, or the network itself."""
+        if self.purify is None:
+            return self.plan.network.draws is not None
+        return self.purify.random
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The draws over which the outputs are averaged; () where nothing is random."""
+        return tuple(range(self.plan.network.draws or USUAL_DRAWS)) if self.random else ()
 
     # --- the reference network ------------------------------------------------------------------
 

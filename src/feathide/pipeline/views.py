@@ -18,6 +18,7 @@ from feathide.metrics.views import Answers, LeastChange
 from feathide.pipeline.conditions import PLAIN, noisy_at
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import share_constrained
+from feathide.pipeline.over_draws import fooled_by_draw
 from feathide.pipeline.smallest import Smallest, smallest_in
 from feathide.pipeline.stored import Found, cuts_of, found_in, scores_in
 from feathide.pipeline.survival import archived, rounding
@@ -226,6 +227,15 @@ class Attacked:
         stored = self.context.store.load(rounding(self.context, tried).key)
         before = stored["before"]
         return ~stored["after"][before], self.context.cases.patients[stored["rows"][before]]
+
+    @cached_property
+    def by_draw(self) -> np.ndarray | None:
+        found = fooled_by_draw(self.context, self.cell)
+        if found is None:
+            return None
+        whole = found_in(self.context, self.cell)
+        place = {int(r): i for i, r in enumerate(whole.rows)}
+        return found[[place[int(r)] for r in self.rows]]
 
     @cached_property
     def searched(self) -> Smallest | None:

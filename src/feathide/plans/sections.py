@@ -217,6 +217,10 @@ class NetworkPlan(Part):
     shape agree; ``rename``: what the names in either file begin with -> in the network, or "in
     order" (``weights.load_weights``).
 
+    ``purify``: what the product does to an image before the network, such as "jpeg 75", "bits 4",
+    "median 3", "cushion 0.5", and at random "noise 0.05", "resize 0.8"; ``known``: whether the
+    attacker knows it. ``draws``: of what is random, in it or in the network itself; outputs are
+    averaged over them.
     ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both
     are for GPUs, and neither changes the training.
     ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits
@@ -237,11 +241,23 @@ class NetworkPlan(Part):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
+    purify: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    draws: int | None = Field(None, ge=1, le=1000)
+    known: bool = True
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     train: TrainPlan = TrainPlan()
     seed: Seed | None = None
     seeds: tuple[Seed, ...] = ()
+
+    @field_validator("purify")
+    @classmethod
+    def _purifies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from feathide.detectors.purifiers import purifier_named
+
+        for name in names:
+            purifier_named(name)
+        return names
 
     @property
     def own(self) -> bool:

@@ -45,7 +45,9 @@ def flags_of(trial: Trial) -> dict[str, bool]:
     with torch.no_grad():
         classes = c(trial.x[:1]).logits.shape[1]
     said = check_network(c.model, c.prepared(trial.x[:8]), classes, c.head, output=c.output)
-    return {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
+    flags = {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
+    # what is random is averaged over recorded draws
+    return flags | {"random": flags["random"] and not c.draws}
 
 
 def slope_of(trial: Trial) -> np.ndarray:
