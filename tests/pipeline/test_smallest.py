@@ -87,6 +87,17 @@ def test_the_table_and_the_curve_say_the_same(context: Context) -> None:
     assert float(fooling.share.iloc[-1]) == pytest.approx(success)
 
 
+def test_every_attacked_image_says_how_visible_its_change_is(context: Context) -> None:
+    table = pd.read_csv(context.store.folder / "visibility.csv")
+    (cell,) = searched(context)
+    view = attacked(context, cell)
+    assert len(table) == len(view.rows) and table.ssim.is_monotonic_increasing
+    assert table.largest_change.max() == pytest.approx(float(view.linf.max()))
+    # a change of at most eps at every pixel
+    assert (table.psnr >= -20 * np.log10(EPS) - 1e-6).all()
+    assert table.ssim.between(0, 1).all() and table.fooled.sum() == view.fooled.sum()
+
+
 def test_a_planted_change_that_is_not_in_its_ball_is_missed_by_nobody(
     context: Context, tmp_path: Path
 ) -> None:

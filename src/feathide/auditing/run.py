@@ -38,6 +38,7 @@ from feathide.pipeline.smallest import curve_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
+from feathide.pipeline.visibility import visibility_of
 from feathide.plans.plan import Plan
 from feathide.report import Verdict, card, render, verdict
 from feathide.sanity.checks import sanity_checks_of
@@ -193,6 +194,7 @@ def _write_tables(context: Context) -> pd.DataFrame:
         frames["seeds"] = seeds_of(context, table)
     if context.plan.held_out:
         frames["held_out"] = held_out_of(context)
+    frames["visibility"] = visibility_of(context)
     if context.plan.smallest_change:
         frames["smallest_change"] = curve_of(context)
     for name, frame in frames.items():
