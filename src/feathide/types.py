@@ -57,6 +57,7 @@ class Outputs:
         squeezed: The logits (N, Q, K) of Q coarser versions of the images.
         uncertainty: The log variance (N, 1 + R) of a dense network's dropout draws, averaged over
             the voxels of the whole image and of each of R regions.
+        guards: The score (N,) that each guard as shipped gives the images, by its name.
 
     Examples:
         >>> out = Outputs(torch.tensor([[0.0, 2.0]]), {"last": torch.zeros(1, 8)})
@@ -73,6 +74,7 @@ class Outputs:
     statistics: Tensor | None = None
     squeezed: Tensor | None = None
     uncertainty: Tensor | None = None
+    guards: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -35,10 +35,12 @@ from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.network_checks import check_classifier, check_untrained
+from feathide.pipeline.smallest import curve_of
 from feathide.pipeline.subgroups import check_subgroups, subgroups_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
+from feathide.pipeline.visibility import visibility_of
 from feathide.plans.plan import Plan
 from feathide.report import Verdict, card, render, verdict
 from feathide.sanity.checks import sanity_checks_of
@@ -197,6 +199,9 @@ def _write_tables(context: Context) -> pd.DataFrame:
         frames["held_out"] = held_out_of(context)
     if context.plan.subgroups.columns:
         frames["subgroups"] = subgroups_of(context)
+    frames["visibility"] = visibility_of(context)
+    if context.plan.smallest_change:
+        frames["smallest_change"] = curve_of(context)
     for name, frame in frames.items():
         write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")

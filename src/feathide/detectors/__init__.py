@@ -14,6 +14,7 @@ from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
 from feathide.detectors.reference_network import ReferenceNetwork
 from feathide.detectors.regions import PerRegion
+from feathide.detectors.shield import Shield
 from feathide.detectors.two_sided import TwoSided
 from feathide.detectors.uncertainty import (
     DensityAndDropout,
@@ -44,6 +45,7 @@ __all__ = [
     "PixelStatistics",
     "RandomSubsets",
     "ReferenceNetwork",
+    "Shield",
     "SupportVectors",
     "TwoSided",
     "input_step",
@@ -74,5 +76,6 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     PixelStatistics,
     PixelRegression,
     FeatureSqueezing,
+    Shield,
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

@@ -38,7 +38,7 @@ T = TypeVar("T")
 OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded``
 
 
-NEEDS = ("dropout", "reference_network", "statistics", "squeezed")
+NEEDS = ("dropout", "reference_network", "statistics", "squeezed", "guards")
 
 
 class Detector(ABC):
@@ -55,6 +55,7 @@ class Detector(ABC):
         needs_statistics: Whether ``score`` reads ``out.statistics``.
         needs_squeezed: Whether ``score`` reads ``out.squeezed``.
         takes_dense: Whether it can guard a network that segments or finds landmarks.
+        needs_guards: Whether ``score`` reads ``out.guards``.
         differentiable: Whether attacks can follow the gradient of ``score``. A detector that claims
             this and hides its gradient fails a sanity check.
 
@@ -76,10 +77,18 @@ class Detector(ABC):
     needs_statistics: ClassVar[bool] = False
     needs_squeezed: ClassVar[bool] = False
     takes_dense: ClassVar[bool] = True
+    needs_guards: ClassVar[bool] = False
 
     @property
     def reads(self) -> tuple[Space, ...]:
         return ("features",)
+
+    @property
+    def own_threshold(self) -> float | None:
+        """The score above which the detector itself rejects an image; None where it is set from
+        calibration images alone.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -166,7 +175,7 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
 
 def needs_of(detector: Detector) -> tuple[str, ...]:
     """What a detector reads beside logits and features: "dropout", "reference_network",
-    "statistics", "squeezed".
+    "statistics", "squeezed", "guards".
     """
     return tuple(name for name in NEEDS if getattr(detector, f"needs_{name}"))
 
@@ -255,6 +264,8 @@ def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
         yield "uncertainty of the whole image", out.uncertainty[:, :1]
     if out.squeezed is not None:
         yield "logits of the squeezed images", out.squeezed
+    if out.guards is not None:
+        yield from ((f"scores of guard {name}", v) for name, v in out.guards.items())
     if out.reference_network is not None:
         yield from (
             (f"{name} of the reference network", values)

@@ -5,6 +5,7 @@ in one forward pass.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from feathide.data.valid_range import check_images, check_tensor
 from feathide.errors import check_kind, expected, first_line, unknown
+from feathide.models.averaging import averaged, seeded
 from feathide.models.decision import as_decision
 from feathide.models.dropout import (
     DropoutDraws,
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 Reading = Callable[[Tensor], Tensor]
+Look = Callable[[Tensor, Tensor], Tensor]
+Purify = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,15 @@ class FeatureClassifier:
             ``feathide.detectors.squeezing.SQUEEZERS``.
         regions: Of a dense network, what features are pooled over beside the whole image, such as
             ``Structures({"tumour": 1})`` or ``Around(["apex"])``; they are named ``layer@region``.
+        guards: Functions of the images in units of the box and of their logits, by name; the
+            scores (N,) that they give are in ``Outputs.guards``; such as ``FrozenGuard.look``.
+        purify: What is done to the images, with the box mapped to [0, 1], before the network sees
+            them: a function of the images and the number of a draw; such as
+            ``feathide.detectors.purifiers.Steps``. It is a part of what is attacked. Statistics and
+            guards look at the images as they come.
+        draws: The numbers of the draws of a random ``purify``, or, without one, of what is random
+            in the network itself. The probabilities are averaged over them (expectation over
+            transformation), features too, so that the outputs are the same at every pass.
 
     Raises:
         InputError: The network is in training mode, a layer is unknown, or the arguments contradict
@@ -132,6 +145,9 @@ class FeatureClassifier:
     statistics: Reading | None = None
     squeezers: Sequence[Reading] = ()
     regions: Regions | None = None
+    guards: Mapping[str, Look] = field(default_factory=dict)
+    purify: Purify | None = None
+    draws: Sequence[int] = ()
     _resolved: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -204,13 +220,31 @@ class FeatureClassifier:
             return self._outputs(x)
 
     def _outputs(self, x: Tensor) -> Outputs:
+        if self.purify is None and not self.draws:
+            found = self._seen(x)
+        else:
+            found = averaged([self._drawn(x, draw) for draw in self.draws or (0,)])
+        return replace(found, **self._beside(x, found.logits))
+
+    def _drawn(self, x: Tensor, draw: int) -> Outputs:
+        """What the network shows at one draw."""
+        if self.purify is not None:
+            low, high = self.box
+            pure = self.purify((x - low) / (high - low), draw)
+            return self._seen(low + (high - low) * pure)
+        with seeded(self.seed, draw, x.device) as again:
+            # a batch would share its draws among its images: each is seen by itself
+            return Outputs.cat([again(partial(self._seen, one)) for one in x.split(1)])
+
+    def _seen(self, x: Tensor) -> Outputs:
+        """What the network shows of images as it is given them."""
         z = self.prepared(x)
         names = self._names(z)
         if self.compile and not self.dropout_samples:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
             features = {n: full(f) for n, f in zip(names, pooled, strict=True)}
-            return Outputs(logits, features, None, others, **self._beside(x))
+            return Outputs(logits, features, None, others)
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
         hooks = (
@@ -224,7 +258,6 @@ class FeatureClassifier:
         with hooked(hooks, self.model), captured(head, head_input):
             raw = logits_of(self.model(z), len(z), self.outputs)
         logits, others = self._as_decision(raw)
-        beside = self._beside(x)
         masks = None
         if self.regions is not None:
             masks = self.regions.masks(logits, x.shape[2:])
@@ -233,12 +266,12 @@ class FeatureClassifier:
             features = regional(maps, masks, self._region_names, self._readouts)
         else:
             features = means({n: found[n] for n in names}, counts)
-        stochastic = None
+        stochastic, uncertainty = None, None
         if self.dropout_samples and logits.ndim > 2:
-            beside["uncertainty"] = self._uncertainty(z, raw, head, head_input, masks)
+            uncertainty = self._uncertainty(z, raw, head, head_input, masks)
         elif self.dropout_samples:
             stochastic = self._stochastic(z, raw, head, head_input)
-        return Outputs(logits, features, stochastic, others, **beside)
+        return Outputs(logits, features, stochastic, others, uncertainty=uncertainty)
 
     @property
     def _region_names(self) -> tuple[str, ...]:
@@ -289,7 +322,7 @@ class FeatureClassifier:
         decided, _ = as_decision(draws.flatten(0, 1), self.head, said)
         return decided.unflatten(0, draws.shape[:2])
 
-    def _beside(self, x: Tensor) -> dict[str, Any]:
+    def _beside(self, x: Tensor, logits: Tensor) -> dict[str, Any]:
         """What is shown of the images ``x`` beside what this network makes of them."""
         low, high = self.box
         return {
@@ -302,7 +335,13 @@ class FeatureClassifier:
             "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1)
             if self.squeezers
             else None,
+            "guards": self._guarded(x, logits) if self.guards else None,
         }
+
+    def _guarded(self, x: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """What guards as shipped say of the images; they run in the precision that they have."""
+        with torch.autocast(x.device.type, enabled=False):
+            return {name: look(x, logits) for name, look in self.guards.items()}
 
     def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
         """The logits of the images ``x`` once they are squeezed."""
@@ -353,6 +392,7 @@ class FeatureClassifier:
             statistics=None,
             squeezers=(),
             regions=self.regions if any(AT in name for name in layers) else None,
+            guards={},
         )
         # the layers of "layer@region"
         whole = {name.partition(AT)[0] for name in layers}
