@@ -34,7 +34,8 @@ NAMES = [n for n in PURIFIERS if n != "jpeg"]
 def test_each_image_alone_and_the_same_draw_again(
     name: str, shape: tuple[int, ...]
 ) -> None:
-    x, steps = images(5, shape, seed=0), Steps([purifier_named(name)], seed=3)
+    strong = {"resize": "resize 0.1"}.get(name, name)
+    x, steps = images(5, shape, seed=0), Steps([purifier_named(strong)], seed=3)
     found = steps(x, 7)
     assert found.shape == x.shape and not torch.equal(found, x)
     alone = torch.cat([steps(one, 7) for one in x.split(1)])
@@ -82,9 +83,9 @@ def test_cushion_is_linear_keeps_the_mean_and_takes_the_finest_pattern(
     torch.testing.assert_close(cut(2 * x + 1), 2 * cut(x) + 1)
     torch.testing.assert_close(cut(x).flatten(2).mean(2), x.flatten(2).mean(2))
     torch.testing.assert_close(Cushion(1.0)(x), x)
-    fine = torch.ones_like(x)
+    fine = torch.ones(1, 1, *[64] * (len(shape) - 1))
     fine[..., ::2] = -1
-    assert cut(fine).abs().mean() < 0.2
+    assert cut(fine).abs().mean() < 0.1
     assert torch.autograd.gradcheck(cut, x.requires_grad_())
     if len(shape) == 3:
         volume = x.detach()[:, :, None]
@@ -94,10 +95,11 @@ def test_cushion_is_linear_keeps_the_mean_and_takes_the_finest_pattern(
 def test_a_resized_image_is_the_small_one_with_a_border_of_zeros() -> None:
     x = torch.ones(2, 1, 20, 20)
     found = Resized(0.5)(x, torch.Generator().manual_seed(1))
-    inside = int(found[0].sum())
+    inside = round(float(found[0].sum()))
     side = round(inside**0.5)
     assert side**2 == inside and 10 <= side < 20
-    assert torch.equal(found.unique(), torch.tensor([0.0, 1.0]))
+    assert torch.equal((found > 0.5).float(), found.round())
+    torch.testing.assert_close(found.round(), found)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from feathide.auditing.machines import write_machine_files
 from feathide.auditing.record import begun_on
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
+from feathide.auditing.visibility import visibility_of
 from feathide.data.budgets import format_eps
 from feathide.errors import InputError, check_kind, expected
 from feathide.execution.digests import digest
@@ -40,7 +41,6 @@ from feathide.pipeline.subgroups import check_subgroups, subgroups_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
-from feathide.pipeline.visibility import visibility_of
 from feathide.plans.plan import Plan
 from feathide.report import Verdict, card, render, verdict
 from feathide.sanity.checks import sanity_checks_of

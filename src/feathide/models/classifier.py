@@ -233,6 +233,7 @@ class FeatureClassifier:
             pure = self.purify((x - low) / (high - low), draw)
             return self._seen(low + (high - low) * pure)
         with seeded(self.seed, draw, x.device) as again:
+            self.names(x)  # the first look at a network draws, too
             # a batch would share its draws among its images: each is seen by itself
             return Outputs.cat([again(partial(self._seen, one)) for one in x.split(1)])
 

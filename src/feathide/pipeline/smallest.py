@@ -201,11 +201,11 @@ def _search(context: Context, cell: Cell, index: int) -> Arrays:
         return context.limits.threat(1.0).size(images - x[at]) / unit
 
     found = smallest_change(attacked, judge, sizes, len(rows), top=top)
-    least_past = [found.least[f"{d} {r}"] * unit for d, r in criteria]
+    passing = [found.least[f"{d} {r}"] * unit for d, r in criteria]
     return {
         "rows": rows,
         "fool": found.least[FOOL] * unit,
-        "past": np.stack(least_past, 1),
+        "past": np.stack(passing, 1),
         "runs": found.runs,
         "level": np.asarray(unit),
     }
