@@ -79,7 +79,7 @@ def test_a_failed_gate_is_exit_code_three_only_when_strict(
     )
     assert (
         "not evidence" in loose.stderr
-        and "nobody knows whether success > 2 holds" in loose.stderr
+        and "it is unknown whether success > 2 is met" in loose.stderr
     )
     said = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert (said["evidence"], said["sanity_checks_failed"]) == (False, ["converged"])

@@ -233,7 +233,7 @@ def _batch(
             wrong.append(
                 Difference(
                     case,
-                    f"is taken for class {predicted}, stored is {int(stored['prediction'][i])}",
+                    f"is classified as {predicted}, stored is {int(stored['prediction'][i])}",
                 )
             )
         limit = cell.eps if context.plan.norm == "linf" else np.inf

@@ -1,5 +1,5 @@
-"""The verbs of finished audits: the report again, what changed from one run to another, and
-whether a run still is what it says.
+"""The verbs of finished audits: rebuild the report, show what changed from one run to another,
+check whether a run is still intact.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["compare", "report", "verify"]
 
 
 def report(run: Run) -> None:
-    """Make report.html of a finished audit again, without attacking anything."""
+    """Rebuild report.html of a finished audit, without attacking anything."""
     with said():
         from feathide.auditing.compare import render_again
 
@@ -39,8 +39,8 @@ def compare(
     *,
     json: Json = False,
 ) -> None:
-    """What changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with paired
-    intervals.
+    """Show what changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with
+    paired intervals.
     """
     with said():
         from feathide.auditing.compare import compare as compare_runs
