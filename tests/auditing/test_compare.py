@@ -309,3 +309,15 @@ def test_other_cases_are_not_paired(run: Path, tmp_path: Path) -> None:
         .invoke(app, ["compare", str(run), str(folder)], env={"COLUMNS": "200"})
         .output
     )
+
+
+def test_what_changed_a_key_is_named_step_by_step(run: Path, other: Path) -> None:
+    found = CliRunner().invoke(app, ["compare", str(run), str(other), "--keys", "--json"])
+    assert found.exit_code == 0, found.output
+    changes = json.loads(found.output)
+    (attack,) = {tuple(names) for step, names in changes.items() if step[:6] == "attack"}
+    assert set(attack) >= {"eps", "schedule.steps"}
+    assert "train the classifier" not in changes
+    assert any(step.startswith("score, kd") for step in changes)
+    same = CliRunner().invoke(app, ["compare", str(run), str(run), "--keys"])
+    assert same.output == "both runs have the same keys\n"

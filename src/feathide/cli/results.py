@@ -37,12 +37,24 @@ def compare(
         Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")
     ],
     *,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            help="Instead, name what changed the key of each step: why its work is not shared.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show what changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with
     paired intervals.
     """
     with said():
+        if keys:
+            from feathide.auditing.key_changes import key_changes
+
+            _show_keys(key_changes(run_a, run_b), json)
+            return
         from feathide.auditing.compare import compare as compare_runs
 
         found = compare_runs(run_a, run_b)
@@ -86,6 +98,19 @@ def verify(
             )
         if found.differences:
             raise typer.Exit(5)
+
+
+def _show_keys(found: dict[str, list[str]], json: bool) -> None:
+    """A line for each step whose key changed."""
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found))
+        return
+    for step, names in found.items():
+        typer.echo(f"{step}: {', '.join(names)}")
+    if not found:
+        typer.echo("both runs have the same keys")
 
 
 def _as_json(found: "Comparison") -> str:
