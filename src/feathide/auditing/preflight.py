@@ -20,6 +20,7 @@ from feathide.models.memory import peak
 from feathide.models.packaged import ChannelsLast
 from feathide.pipeline.accuracy import has_network, learnt_of
 from feathide.pipeline.context import Context
+from feathide.pipeline.listing import unhidden
 from feathide.plans.plan import Plan
 from feathide.sanity.caveats import calibrated, foreseen
 from feathide.sanity.fitness import without_slope
@@ -60,6 +61,7 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     says = (
         *_of_the_data(context),
         *_of_the_network(context, classifier, pace),
+        *filter(None, [unhidden(context)]),
         f"tasks: {len(order)}, {len(order) - len(left)} of them already done",
         _time(stages),
         f"disk: about {room / 2**20:.0f} MiB",

@@ -33,6 +33,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import unhidden
 from feathide.pipeline.network_checks import check_classifier, check_untrained
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
@@ -166,6 +167,8 @@ def audit(
     finish = None
     if progress is not None:
         progress = Logged(progress, store.folder / "audit.log")
+        if told := unhidden(context):
+            progress.say(told)
         # what is done already needs no forecast
         if not all(context.store.done(t.key) for t in order):
             order, finish = foreseen(context, order), FINISH

@@ -12,7 +12,7 @@ from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
-from feathide.pipeline.listing import cells, plain_only
+from feathide.pipeline.listing import cells, why_not_hidden
 from feathide.pipeline.network_checks import check_classifier
 
 __all__ = ["calibrated", "caveats_of", "foreseen"]
@@ -98,7 +98,7 @@ def _plainly(context: Context) -> list[str]:
         if not ability_of(a.name).ours
         for o in context.plan.objectives
     ]
-    reasons = {(a.name, o.name): plain_only(context, a, o) for a, o in foreign}
+    reasons = {(a.name, o.name): why_not_hidden(context, a, o) for a, o in foreign}
     return [
         f"{attack} did not hide by {by}: {reason}"
         for (attack, by), reason in reasons.items()
