@@ -17,6 +17,9 @@ from feathide.pipeline.network_checks import check_classifier
 
 __all__ = ["calibrated", "caveats_of", "foreseen"]
 
+# of a grey level: less than this lost to rounding is not worth a caveat
+HARDLY = 1e-3
+
 
 def caveats_of(context: Context, table: pd.DataFrame) -> list[str]:
     """The caveats that stand beside the numbers of a finished run."""
@@ -77,6 +80,7 @@ def _budgets(context: Context) -> list[str]:
                 f"eps {said} is below one stored grey level: hardly any pixel of a file can "
                 "change; raise eps before concluding anything"
             )
+        found += _rounded_down(context, eps, said)
         if (
             (low, high) != (0.0, 1.0)
             and high - low > 1
@@ -88,6 +92,21 @@ def _budgets(context: Context) -> list[str]:
                 f"it {said}; a share of the range is {eps * (high - low):.4g}"
             )
     return found
+
+
+def _rounded_down(context: Context, eps: float, said: str) -> list[str]:
+    """A budget that no file can use up, since its pixels change by whole levels."""
+    grid = context.limits.grid
+    if grid is None or context.plan.norm != "linf":
+        return []
+    levels = int(context.limits.threat(eps).whole(torch.full((1, 1), eps), grid.step))
+    if levels < 1 or eps / grid.step - levels < HARDLY:
+        return []
+    used = format_eps(levels * grid.step, context.cases)
+    return [
+        f"eps {said} is rounded down to {used}: a file holds whole grey levels, so no pixel "
+        "changes by more"
+    ]
 
 
 def _plainly(context: Context) -> list[str]:
