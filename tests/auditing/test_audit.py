@@ -346,7 +346,8 @@ def test_layers_that_hfc_does_not_constrain_are_said(
     )
     rows = table[table.metric == "layers_constrained"]
     assert set(zip(rows.objective, rows.value, rows.n, strict=True)) == {
-        ("hfc", 1.0, len(read))
+        ("hfc", 1.0, len(read)),
+        ("hfc-typical", 1.0, len(read)),
     }
     assert coverage_of(context) == []  # every conv unit, all of them constrained
     some = Context(context.plan.model_copy(update={"objectives": (last,)}), context.store)
@@ -825,7 +826,7 @@ def test_check_prints_every_caveat(data: Path, tmp_path: Path) -> None:
         tmp_path / "out",
     ).says
     assert any(s.startswith("caveat: no gradient reaches the image") for s in says)
-    assert any(s.startswith("caveat: ") and "few for 1 % false alarms" in s for s in says)
+    assert any(s.startswith("caveat: ") and "1000 at 1 % false alarms" in s for s in says)
 
 
 # --- a classifier that has learnt nothing -------------------------------------------------------

@@ -48,7 +48,7 @@ def test_the_page_has_its_head_from_plan_and_record(tmp_path: Path) -> None:
     assert (found.made_by, found.made_for) == ("Audit office", "Radiology")
     assert found.date == date_of(begun) and found.model == "tiny"
     digests = (found.model_digest, found.data_digest)
-    assert digests == (begun.network_digest, begun.cases.digest)
+    assert digests == (begun.steps.classifier.digest, begun.cases.digest)
 
 
 def test_who_ran_it_changes_no_digest_of_the_plan() -> None:

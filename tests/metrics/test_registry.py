@@ -68,8 +68,8 @@ def test_a_new_entry_can_be_a_condition(found: Audit) -> None:
 
 
 def test_a_new_entry_is_in_the_report(found: Audit) -> None:
-    page = found.report.read_text(encoding="utf-8")
-    assert f"<caption>{TITLE}<span>share of all attacked images" in page
+    page = found.report.read_text(encoding="utf-8").replace("\xa0", " ")
+    assert f"<caption>{TITLE}<span>Share of all attacked images" in page
 
 
 def test_a_new_entry_is_in_comparisons(found: Audit) -> None:

@@ -77,6 +77,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "objectives": (["plain", "closest"], {"check the evaluation"}),
     "even_so": (True, LEARNT),
     "sanity_checks": ("off", NOTHING),
+    "subgroups": ({"columns": ["label"]}, NOTHING),
     "large_eps": (True, NOTHING),
     "quick": ({"whole": "abc"}, NOTHING),
     "about": ({"made_by": "Audit office", "made_for": "Radiology"}, NOTHING),

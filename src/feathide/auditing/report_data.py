@@ -42,7 +42,18 @@ PACKAGES = (
     "monai",
     "lightning",
 )
-NUMBERS = ("eps", "value", "low", "high", "mean", "least", "greatest")
+NUMBERS = (
+    "eps",
+    "value",
+    "low",
+    "high",
+    "mean",
+    "least",
+    "greatest",
+    "rest",
+    "p",
+    "p_holm",
+)
 
 BESIDE = (
     ("explain-stress.csv", "stress", stress_curve),
@@ -84,6 +95,7 @@ def run_of(
         cost=_cost(context),
         seeds=_beside(context, "seeds.csv") if plan.network.seeds else None,
         held_out=_beside(context, "held_out.csv") if plan.held_out else None,
+        subgroups=_beside(context, "subgroups.csv") if plan.subgroups.columns else None,
         budgets=context.limits.budgets,
         counts=counts(context),
         aims=effective_aims(context),

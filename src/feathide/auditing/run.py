@@ -17,6 +17,7 @@ import yaml
 from feathide.auditing.ci import Condition, Judged, write_junit
 from feathide.auditing.disk_space import check_room
 from feathide.auditing.forecast import FINISH, foreseen
+from feathide.auditing.machines import write_machine_files
 from feathide.auditing.record import begun_on
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
@@ -35,6 +36,7 @@ from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.listing import unhidden
 from feathide.pipeline.network_checks import check_classifier, check_untrained
+from feathide.pipeline.subgroups import check_subgroups, subgroups_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
 from feathide.pipeline.variants import held_out_of, seeds_of
@@ -85,6 +87,7 @@ def checked(plan: Plan, out: Path) -> Context:
     )
     check_archives(context)
     check_hiding(context)
+    check_subgroups(context)
     _check_head(context)
     _check_units(context)
     if context.recipe.trains:
@@ -195,6 +198,8 @@ def _write_tables(context: Context) -> pd.DataFrame:
         frames["seeds"] = seeds_of(context, table)
     if context.plan.held_out:
         frames["held_out"] = held_out_of(context)
+    if context.plan.subgroups.columns:
+        frames["subgroups"] = subgroups_of(context)
     for name, frame in frames.items():
         write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     _write_parquet(table, folder / "results.parquet")
@@ -213,6 +218,7 @@ def _write_judgements(
     _write_json(card(found), folder / "model-card.json")
     report = folder / "report.html"
     write_whole(report, render(found).encode())
+    write_machine_files(folder, found, judged)
     return Audit(
         folder,
         table,

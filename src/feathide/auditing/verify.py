@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from feathide.auditing.ci import Condition
 from feathide.auditing.export import finished
+from feathide.auditing.machines import machine_files
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.errors import InputError
@@ -25,9 +28,10 @@ from feathide.pipeline.context import Context
 from feathide.pipeline.listing import cells
 from feathide.pipeline.moved import loaded
 from feathide.pipeline.stored_images import decode
+from feathide.pipeline.subgroups import subgroups_of
 from feathide.pipeline.table import comparisons_of, stored_table, table_of
 from feathide.plans.plan import Cell
-from feathide.report import render
+from feathide.report import Run, render
 from feathide.sanity.checks import sanity_checks_of
 
 __all__ = ["TOLERANCE", "Difference", "Verified", "verify"]
@@ -268,6 +272,7 @@ def _tables(context: Context) -> tuple[int, list[Difference]]:
             comparisons_of(context),
             sanity_checks_of(context),
         )
+        groups = subgroups_of(context) if context.plan.subgroups.columns else None
     except InputError as error:
         return 0, [Difference("results.csv", f"cannot be computed again: {error}")]
     for name, frame in (
@@ -276,35 +281,54 @@ def _tables(context: Context) -> tuple[int, list[Difference]]:
         ("comparisons.csv", compared),
     ):
         wrong += [Difference(name, what) for what in _changed(folder / name, frame)]
-    try:
-        if json.loads(
-            (folder / "sanity_checks.json").read_text(encoding="utf-8")
-        ) != json.loads(json.dumps(sanity_checks)):
-            wrong.append(
-                Difference(
-                    "sanity_checks.json",
-                    "differs from the sanity checks that the stored results give",
-                )
-            )
-        same = (
-            yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["record"][
-                "versions"
-            ]
-            == versions()
-        )
-        if (
-            same
-            and (folder / "report.html").read_bytes()
-            != render(run_of(context, table, sanity_checks=sanity_checks)).encode()
-        ):
-            wrong.append(
-                Difference("report.html", "is not the page that the stored results give")
-            )
-    except (OSError, ValueError) as error:
-        wrong.append(
-            Difference("sanity_checks.json, report.html", f"cannot be read: {error}")
-        )
+    if groups is not None:
+        wrong += [
+            Difference("subgroups.csv", what)
+            for what in _changed(folder / "subgroups.csv", groups)
+        ]
+    wrong += _changed_report(context, table, sanity_checks)
     return len(table) + len(compared), wrong
+
+
+def _changed_report(
+    context: Context, table: pd.DataFrame, sanity_checks: list[dict[str, str]]
+) -> Iterator[Difference]:
+    """Sanity checks, and, with the same versions of the software, report and machine files."""
+    folder = context.store.folder
+    try:
+        if _stored_json(folder / "sanity_checks.json") != json.loads(
+            json.dumps(sanity_checks)
+        ):
+            yield Difference(
+                "sanity_checks.json",
+                "differs from the sanity checks that the stored results give",
+            )
+        plan = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))
+        if plan["record"]["versions"] != versions():
+            return
+        run = run_of(context, table, sanity_checks=sanity_checks)
+        if (folder / "report.html").read_bytes() != render(run).encode():
+            yield Difference("report.html", "is not the page that the stored results give")
+        yield from _changed_for_machines(folder, run, table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Difference(
+            "sanity_checks.json, report.html, audit.json", f"cannot be read: {error}"
+        )
+
+
+def _changed_for_machines(
+    folder: Path, run: Run, table: pd.DataFrame
+) -> Iterator[Difference]:
+    """The machine files, with the conditions that audit.json names judged again."""
+    texts = [str(c["text"]) for c in _stored_json(folder / "audit.json")["conditions"]]
+    judged = [Condition.parse(text).judge(table) for text in texts]
+    for name, now in machine_files(folder, run, judged).items():
+        if (folder / name).read_bytes() != now:
+            yield Difference(name, "is not what the stored results give")
+
+
+def _stored_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _changed(path: Path, now: pd.DataFrame) -> Iterator[str]:

@@ -1,5 +1,5 @@
 """The verb ``feathide export``: the adversarial images of an audit as files like their
-sources.
+sources, and its failures for code scanning.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import typer
 
 from feathide.cli.ending import said
 from feathide.cli.options import Run
+from feathide.errors import expected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +21,22 @@ def export(
     run: Run,
     *,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="A new folder; nothing is overwritten.")
-    ],
+        Path | None,
+        typer.Option("--out", "-o", help="A new folder; nothing is overwritten."),
+    ] = None,
+    sarif: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write this SARIF 2.1.0 file: an alert for each sanity check and condition "
+            "that failed."
+        ),
+    ] = None,
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="The plan's path in the repository, to which the alerts are attached."
+        ),
+    ] = "plan.yaml",
     attack: Annotated[
         str | None, typer.Option(help="Only this attack, such as pgd.")
     ] = None,
@@ -49,9 +64,19 @@ def export(
     ] = None,
 ) -> None:
     """Write the adversarial images of an audit in the format of their source, read them back and
-    predict again.
+    predict again; or write its failures as SARIF.
     """
     with said():
+        if sarif is not None:
+            _write_sarif(run, sarif, plan)
+        if out is None:
+            if sarif is None:
+                raise expected(
+                    "what to export must be said",
+                    got="neither --out nor --sarif",
+                    do="give --out FOLDER for images, --sarif FILE for code scanning",
+                )
+            return
         from feathide.auditing.export import export_images
 
         table = export_images(
@@ -65,6 +90,13 @@ def export(
         )
         _tell(table)
         typer.echo(f"table   {out / 'export.csv'}")
+
+
+def _write_sarif(run: Path, out: Path, plan: str) -> None:
+    from feathide.auditing.sarif import export_sarif
+
+    alerts = export_sarif(run, out, plan=plan)
+    typer.echo(f"sarif   {out}: {alerts or 'no'} alert{'s' * (alerts != 1)}")
 
 
 def _tell(table: "pd.DataFrame") -> None:

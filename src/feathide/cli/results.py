@@ -18,12 +18,28 @@ if TYPE_CHECKING:
 __all__ = ["compare", "report", "verify"]
 
 
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    *,
+    pdf: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also print it to this PDF, with Chromium, Chrome or Edge if one is installed."
+        ),
+    ] = None,
+) -> None:
     """Rebuild report.html of a finished audit, without attacking anything."""
     with said():
         from feathide.auditing.compare import render_again
+        from feathide.report.pdf import browser, print_pdf
 
-        typer.echo(f"report  {render_again(run).resolve()}")
+        if pdf is not None:
+            browser()  # what cannot be printed is said before the page is made
+        page = render_again(run).resolve()
+        typer.echo(f"report  {page}")
+        if pdf is not None:
+            print_pdf(page, pdf)
+            typer.echo(f"pdf     {pdf.resolve()}")
 
 
 def compare(

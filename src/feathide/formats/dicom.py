@@ -23,6 +23,7 @@ from feathide.formats.safety import LARGEST, check_size, guarded
 from feathide.formats.stored import StoredImage
 
 __all__ = [
+    "header_field",
     "is_dicom",
     "is_series",
     "open_dicom",
@@ -97,6 +98,19 @@ def patient_of(path: Path, *, keep: bool = False) -> str:
         if keep or not patient
         else hashlib.sha256(patient.encode()).hexdigest()[:12]
     )
+
+
+def header_field(path: Path, keyword: str) -> str:
+    """A field of the header of a DICOM file or series folder, as text; "" where there is none,
+    and for files of another kind.
+    """
+
+    def read() -> str:
+        files = series_files(path) if path.is_dir() else [path] if is_dicom(path) else []
+        value = _header(files[0]).get(keyword, "") if files else ""
+        return "" if value is None else str(value).strip()
+
+    return guarded(path, read)
 
 
 def _header(path: Path) -> Dataset:

@@ -34,6 +34,7 @@ from feathide.plans.sections import (
     SchedulePlan,
     Seed,
     SplitPlan,
+    SubgroupPlan,
     called,
     called_name,
     listed,
@@ -90,6 +91,7 @@ class Plan(Part):
         train_attack: The plain attack that the detectors learn from.
         held_out: Add a table in which the detectors learn from each attack in turn.
         split: The shares of the test images for detector training, calibration and test.
+        subgroups: By which groups of patients results are given, too, such as site and sex.
         dropout_samples: Dropout draws of the detectors that read them, 2 to 10,000.
         batch_size: Images per batch; 0, written "auto", for what fits in 2 GiB, the same on every
             machine.
@@ -138,6 +140,10 @@ class Plan(Part):
     train_attack: str = "pgd"
     held_out: bool = False
     split: SplitPlan = SplitPlan()
+    subgroups: Annotated[
+        SubgroupPlan,
+        BeforeValidator(lambda v: {"columns": v} if isinstance(v, str | list) else v),
+    ] = SubgroupPlan()
     dropout_samples: int = Field(50, ge=2, le=10_000)
     batch_size: Annotated[
         int, BeforeValidator(_number), PlainSerializer(lambda n: n or "auto")

@@ -42,6 +42,7 @@ __all__ = [
     "SchedulePlan",
     "Seed",
     "SplitPlan",
+    "SubgroupPlan",
     "TrainPlan",
     "called",
     "called_name",
@@ -464,6 +465,30 @@ class SplitPlan(Part):
                 got=self.detector_training + self.calibration + self.test,
                 do="correct the shares",
             )
+        return self
+
+
+class SubgroupPlan(Part):
+    """By which groups of patients results are given, too: ``columns`` of the table beside the
+    images, or fields of their DICOM headers, which are read only if named here. ``bands``: the
+    edges of the bands of a column of numbers, such as an age. ``smallest``: groups of fewer
+    patients are counted, not compared."""
+
+    columns: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    bands: dict[str, tuple[float, ...]] = {}
+    smallest: int = Field(10, ge=2)
+
+    @model_validator(mode="after")
+    def _of_columns(self) -> "SubgroupPlan":
+        for name, edges in self.bands.items():
+            if name not in self.columns:
+                raise unknown("column with bands", name, self.columns)
+            if not edges or list(edges) != sorted(set(edges)):
+                raise expected(
+                    f"the bands of {name} must be rising numbers",
+                    got=list(edges),
+                    do="write them as [40, 60, 80]",
+                )
         return self
 
 

@@ -150,6 +150,7 @@ class Run:
     cost: pd.DataFrame | None = None
     seeds: pd.DataFrame | None = None
     held_out: pd.DataFrame | None = None
+    subgroups: pd.DataFrame | None = None
     budgets: Sequence[float] = ()
     counts: Mapping[str, Any] = field(default_factory=dict)
     aims: Mapping[str, Sequence[str]] = field(default_factory=dict)
