@@ -224,7 +224,7 @@ def _write_judgements(
         table,
         report,
         verdict(found),
-        failed=tuple(g["name"] for g in sanity_checks if g["status"] == "fail"),
+        failed=tuple(c["name"] for c in sanity_checks if c["status"] == "fail"),
         judged=judged,
         quick=context.plan.quick is not None,
     )

@@ -138,7 +138,7 @@ RUN = (
 
 
 def _alarms(detector: DetectorView, rate: str, score: np.ndarray) -> Interval:
-    return share_at(detector.limits[rate], above(score), groups=detector.groups)
+    return share_at(detector.thresholds[rate], above(score), groups=detector.groups)
 
 
 def _false_alarms(rate: str) -> Metric:
@@ -176,14 +176,14 @@ def _false_alarms_under(shift: str) -> Metric:
 
 
 def _accuracy_accepted(detector: DetectorView) -> Interval | None:
-    limit = detector.limits["fpr10"]
-    if not (detector.clean <= limit.value).any():
+    threshold = detector.thresholds["fpr10"]
+    if not (detector.clean <= threshold.value).any():
         return None
 
     def right(t: float) -> np.ndarray:
         return np.where(detector.clean <= t, detector.right, np.nan)
 
-    return share_at(limit, right, groups=detector.groups)
+    return share_at(threshold, right, groups=detector.groups)
 
 
 DETECTOR = (
@@ -326,7 +326,7 @@ def _slips_through(rate: str) -> Metric:
         f"slips_through_{rate}",
         "attack x detector",
         f"Slips through at {per_cent(rate)} % false alarms",
-        lambda past: share_at(past.limits[rate], past.slips, groups=past.groups),
+        lambda past: share_at(past.thresholds[rate], past.slips, groups=past.groups),
         says=(
             "share of all attacked images that fool the classifier and pass the guard, at "
             f"{per_cent(rate)} % false alarms"
@@ -340,7 +340,7 @@ def _slips_through(rate: str) -> Metric:
 
 def _slips_difference(one: PastView, other: PastView) -> Interval:
     return difference_at(
-        (one.limits["fpr10"], other.limits["fpr10"]),
+        (one.thresholds["fpr10"], other.thresholds["fpr10"]),
         one.slips,
         other.slips,
         groups=one.groups,
@@ -349,7 +349,7 @@ def _slips_difference(one: PastView, other: PastView) -> Interval:
 
 
 def _slips_of_all(past: PastView) -> Interval:
-    return share_at(past.limits["fpr10"], past.slips_of_all, groups=past.all_groups)
+    return share_at(past.thresholds["fpr10"], past.slips_of_all, groups=past.all_groups)
 
 
 def _auc(past: PastView) -> Interval | None:
@@ -384,7 +384,7 @@ def _caught(past: PastView) -> Interval | None:
     if not past.fooled.any():
         return None
     hits = above(past.score[past.fooled])
-    return share_at(past.limits["fpr10"], hits, groups=past.groups[past.fooled])
+    return share_at(past.thresholds["fpr10"], hits, groups=past.groups[past.fooled])
 
 
 PAST = (
@@ -405,7 +405,7 @@ PAST = (
         "slips_through_fpr10_{archive}",
         "attack x detector",
         "Slips through after {archive}, at 10 % false alarms",
-        lambda past: share_at(past.limits["fpr10"], past.slips, groups=past.groups),
+        lambda past: share_at(past.thresholds["fpr10"], past.slips, groups=past.groups),
         says=(
             "share of all attacked images that fool the classifier and pass the guard, as the "
             "archive gives them back"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from feathide.metrics.uncertain_threshold import Cut
+from feathide.metrics.uncertain_threshold import UncertainThreshold
 
 __all__ = ["Answers", "AttackView", "DetectorView", "PastView", "RunView"]
 
@@ -48,7 +48,7 @@ class DetectorView(Protocol):
     """Scope "detector": one detector on all clean test images, at one budget."""
 
     # a threshold for each rate of ``RATES``, from the calibration split
-    limits: Mapping[str, Cut]
+    thresholds: Mapping[str, UncertainThreshold]
     groups: np.ndarray
     # (n,), whether the classifier is right
     right: np.ndarray
@@ -86,7 +86,7 @@ class PastView(Protocol):
     """Scope "attack x detector": one attack past one detector. Row i is one attacked image."""
 
     seed: int
-    limits: Mapping[str, Cut]
+    thresholds: Mapping[str, UncertainThreshold]
     groups: np.ndarray
     fooled: np.ndarray
     # (n,), scores of the attacked images
@@ -96,8 +96,8 @@ class PastView(Protocol):
     # (m,), patients of all test images that were chosen, misclassified ones, too
     all_groups: np.ndarray
 
-    def slips(self, limit: float) -> np.ndarray:
+    def slips(self, threshold: float) -> np.ndarray:
         """Which images (n,) fool the classifier and pass the detector at a threshold."""
 
-    def slips_of_all(self, limit: float) -> np.ndarray:
+    def slips_of_all(self, threshold: float) -> np.ndarray:
         """Which images (m,) are misread, attacked or not, and pass at a threshold."""
