@@ -24,7 +24,7 @@ from feathide.execution.store import Store
 from feathide.metrics.intervals import proportion
 from feathide.metrics.metric import RATES
 from feathide.metrics.rates import threshold
-from feathide.metrics.uncertain_threshold import Cut
+from feathide.metrics.uncertain_threshold import UncertainThreshold
 from feathide.models.libraries import Arch
 from feathide.pipeline.accuracy import learnt
 from feathide.pipeline.attacking import SURE, attack_of, attack_rows
@@ -179,12 +179,12 @@ def test_a_guard_that_memorised_held_out_images_does_not_hold(
     # another threshold might accept them
     assert few.word == "undecided" and "are too few for a threshold" in few.why
 
-    def sure(scores: np.ndarray, rate: float, **_: Any) -> Cut:
+    def sure(scores: np.ndarray, rate: float, **_: Any) -> UncertainThreshold:
         limit = threshold(scores, rate)
-        return Cut(limit, np.array([limit]))
+        return UncertainThreshold(limit, np.array([limit]))
 
     # as with many calibration images
-    monkeypatch.setattr("feathide.pipeline.stored.cut", sure)
+    monkeypatch.setattr("feathide.pipeline.stored.uncertain_threshold", sure)
     table = table_of(context)
     slips = table.metric.str.startswith("slips_through") & (table.detector == "kd")
     assert table[slips].value.max() == 0

@@ -20,7 +20,7 @@ from feathide.cli import app
 from feathide.errors import InputError
 from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.registry import METRICS
-from feathide.metrics.uncertain_threshold import cut
+from feathide.metrics.uncertain_threshold import uncertain_threshold
 from feathide.pipeline.conditions import noisy_at
 from feathide.pipeline.listing import cells
 from feathide.pipeline.stored import found_in, scores_in
@@ -168,7 +168,7 @@ def test_a_condition_that_holds_exits_with_4(run: Path) -> None:
     )
 
 
-def test_junit_has_a_case_per_gate_and_condition(run: Path) -> None:
+def test_junit_has_a_case_per_sanity_check_and_condition(run: Path) -> None:
     sanity_checks = json.loads((run / "sanity_checks.json").read_text())
     suite = Xml.parse(
         write_junit(run, [Judged("a < 1\x00", True, "<b>"), Judged("c > 2", False, "1")])
@@ -271,7 +271,11 @@ def test_two_runs_are_compared_case_by_case(run: Path, other: Path) -> None:
             for c in ("clean", noisy_at(cell.eps))
         ]
         patients = np.tile(context.cases.patients[context.data.rows("calibration")], 2)
-        cuts.append(cut(np.concatenate(held), 0.10, groups=patients, seed=a.plan.seed))
+        cuts.append(
+            uncertain_threshold(
+                np.concatenate(held), 0.10, groups=patients, seed=a.plan.seed
+            )
+        )
     patients = a.cases.patients[np.sort(f.rows)]
     passed = [s(limit.value) for s, limit in zip(slips, cuts, strict=True)]
     plain = paired_difference(np.mean, *((p,) for p in passed), groups=patients)
@@ -309,3 +313,15 @@ def test_other_cases_are_not_paired(run: Path, tmp_path: Path) -> None:
         .invoke(app, ["compare", str(run), str(folder)], env={"COLUMNS": "200"})
         .output
     )
+
+
+def test_what_changed_a_key_is_named_step_by_step(run: Path, other: Path) -> None:
+    found = CliRunner().invoke(app, ["compare", str(run), str(other), "--keys", "--json"])
+    assert found.exit_code == 0, found.output
+    changes = json.loads(found.output)
+    (attack,) = {tuple(names) for step, names in changes.items() if step[:6] == "attack"}
+    assert set(attack) >= {"eps", "schedule.steps"}
+    assert "train the classifier" not in changes
+    assert any(step.startswith("score, kd") for step in changes)
+    same = CliRunner().invoke(app, ["compare", str(run), str(run), "--keys"])
+    assert same.output == "both runs have the same keys\n"

@@ -58,7 +58,7 @@ VERBS = dict(verbs(typer.main.get_command(app)))
     [
         (
             KeyboardInterrupt(),
-            "stopped; finished work is kept, and the same command goes on from there",
+            "stopped; finished work is kept; run the same command to continue",
         ),
         (Interrupted("12 of 20 kept"), "12 of 20 kept"),
     ],

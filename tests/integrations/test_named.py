@@ -642,7 +642,7 @@ def test_detectors_that_are_refused() -> None:
 # --- spelled names and detached scores, down to the sanity checks -------------------------------
 
 
-def test_the_gates_are_judged_with_a_foreign_detector_that_has_options(
+def test_the_sanity_checks_are_judged_with_a_foreign_detector_that_has_options(
     data: Path, tmp_path: Path
 ) -> None:
     guards = ["kd", {"name": "sklearn:IsolationForest", "options": {"n_estimators": 9}}]

@@ -22,7 +22,7 @@ from feathide.execution.store import Store
 from feathide.integrations import identity
 from feathide.integrations.shipped_guards import guard_named
 from feathide.pipeline.context import Context
-from feathide.pipeline.stored import cuts_of
+from feathide.pipeline.stored import uncertain_thresholds_of
 from feathide.plans.plan import load_plan
 from feathide.sanity.checks import sanity_checks_of
 from worlds.audits import PLAN, write_npz
@@ -235,11 +235,11 @@ def test_false_alarms_are_counted_at_the_threshold_of_the_guard(context: Context
     assert value(context, "false_alarms_own", detector=ROUGHNESS) == pytest.approx(
         float(alarms)
     )
-    limit = cuts_of(context, ROUGHNESS, context.limits.budgets[0])["own"]
+    limit = uncertain_thresholds_of(context, ROUGHNESS, context.limits.budgets[0])["own"]
     assert limit.value == 0.2 and set(limit.drawn) == {0.2}
     for metric in ("false_alarms_own_noise", "false_alarms_own_shifted_noise"):
         assert 0 <= value(context, metric, detector=ROUGHNESS) <= 1
-    assert "own" not in cuts_of(context, "maha", context.limits.budgets[0])
+    assert "own" not in uncertain_thresholds_of(context, "maha", context.limits.budgets[0])
 
 
 def test_who_has_the_gradient_of_a_guard_lowers_its_score(context: Context) -> None:

@@ -105,8 +105,11 @@ def test_a_threshold_counts_images_and_not_their_scores():
     )
     scores = np.random.default_rng(0).normal(size=30)
     twice, patients = np.tile(scores, 2), np.tile(np.arange(30), 2)
-    alone, grouped = metrics.cut(scores, 0.1), metrics.cut(twice, 0.1, groups=patients)
-    apart = metrics.cut(twice, 0.1)
+    alone, grouped = (
+        metrics.uncertain_threshold(scores, 0.1),
+        metrics.uncertain_threshold(twice, 0.1, groups=patients),
+    )
+    apart = metrics.uncertain_threshold(twice, 0.1)
     assert alone.value == grouped.value == metrics.threshold(scores, 0.1)
     assert (alone.others == grouped.others).all() and (alone.shares == grouped.shares).all()
     assert apart.shares.max() > grouped.shares.max()  # sixty images would be surer
@@ -115,7 +118,7 @@ def test_a_threshold_counts_images_and_not_their_scores():
 def test_a_share_at_a_sure_threshold_has_the_interval_of_a_share():
     rng = np.random.default_rng(1)
     scores, patients = rng.normal(size=80), rng.integers(30, size=80)
-    sure = metrics.Cut(1.0, np.array([1.0]))
+    sure = metrics.UncertainThreshold(1.0, np.array([1.0]))
     plain, found = (
         metrics.proportion(scores > 1, groups=patients),
         metrics.share_at(sure, lambda t: scores > t, groups=patients),
@@ -135,14 +138,17 @@ def test_few_calibrate_cases_leave_the_share_open_and_many_do_not():
     test = rng.normal(size=400)
 
     def interval(n, fpr):
-        return metrics.share_at(metrics.cut(rng.normal(size=n), fpr), lambda t: test > t)
+        return metrics.share_at(
+            metrics.uncertain_threshold(rng.normal(size=n), fpr), lambda t: test > t
+        )
 
     plain = metrics.proportion(test > norm.isf(0.1))
     few, many = interval(16, 0.1), interval(5000, 0.1)
     assert few.high - few.low > 3 * (plain.high - plain.low)
     assert many.high - many.low == pytest.approx(plain.high - plain.low, rel=0.1)
     kept = metrics.share_at(
-        metrics.cut([0.0, 1.0], 0.5), lambda t: np.where(test <= t, 1.0, np.nan)
+        metrics.uncertain_threshold([0.0, 1.0], 0.5),
+        lambda t: np.where(test <= t, 1.0, np.nan),
     )
     assert (kept.value, kept.n, kept.high) == (1.0, int((test <= 0).sum()), 1.0)
 
@@ -154,19 +160,19 @@ def test_a_difference_at_a_sure_threshold_is_the_paired_difference():
         rng.normal(0.3, 1, 120),
         rng.integers(50, size=120),
     )
-    sure = metrics.Cut(0.5, np.array([0.5]))
+    sure = metrics.UncertainThreshold(0.5, np.array([0.5]))
     plain = metrics.paired_difference(np.mean, (a <= 0.5,), (b <= 0.5,), groups=patients)
     found = metrics.difference_at(
         (sure, sure), lambda t: a <= t, lambda t: b <= t, groups=patients
     )
     assert (found.value, found.n) == (plain.value, plain.n)
     assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-9)
-    few = metrics.cut(a[:20], 0.1)
+    few = metrics.uncertain_threshold(a[:20], 0.1)
     doubtful = metrics.difference_at(
         (few, few), lambda t: a <= t, lambda t: b <= t - 1, groups=patients
     )
     # of other draws: what the two have in common is lost
-    other = metrics.cut(a[:20], 0.1, seed=1)
+    other = metrics.uncertain_threshold(a[:20], 0.1, seed=1)
     apart = metrics.difference_at(
         (few, other), lambda t: a <= t, lambda t: b <= t, groups=patients
     )
@@ -186,7 +192,9 @@ def test_intervals_at_a_threshold_cover_the_truth(n, fpr):
     for _ in range(200):
         clean = rng.normal(size=n)
         noisy = 0.9 * clean + np.sqrt(1 - 0.9**2) * rng.normal(size=n)
-        found = metrics.cut(np.concatenate([clean, noisy]), fpr, groups=patients, draws=300)
+        found = metrics.uncertain_threshold(
+            np.concatenate([clean, noisy]), fpr, groups=patients, draws=300
+        )
         score, fooled, new = (
             rng.normal(2, 1, 150),
             rng.random(150) < 0.9,
@@ -209,7 +217,7 @@ def test_intervals_of_differences_at_a_threshold_cover_the_truth():
     rng, limit, held = np.random.default_rng(5), norm.isf(0.1), []
     truth = norm.cdf(limit - 1) - norm.cdf(limit - 2)
     for _ in range(200):
-        found = metrics.cut(rng.normal(size=40), 0.1, draws=200)
+        found = metrics.uncertain_threshold(rng.normal(size=40), 0.1, draws=200)
         ease = rng.normal(size=100)
         one, two = (m + np.sqrt(0.5) * (ease + rng.normal(size=100)) for m in (1, 2))
         told = metrics.difference_at(

@@ -101,7 +101,7 @@ def test_upper_end_of_any_attack_counts_not_that_of_the_largest_value(
     assert finding.word == "undecided"
 
 
-def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(
+def test_weak_attacks_and_failed_sanity_checks_forbid_holds_but_not_fails(
     make: Callable[..., Run],
 ) -> None:
     good, bad = (*AWARE, 0.0, 0.0, 0.02), (*AWARE, 0.9, 0.8, 0.95)
@@ -132,7 +132,7 @@ def test_weak_attacks_and_failed_gates_forbid_holds_but_not_fails(
     )
 
 
-def test_a_failed_gate_is_told_at_every_budget_of_the_page(
+def test_a_failed_sanity_check_is_told_at_every_budget_of_the_page(
     make: Callable[..., Run],
 ) -> None:
     check = {

@@ -126,8 +126,8 @@ def statuses(
     probes: Mapping[str, np.ndarray], results: Evasion | None = None
 ) -> dict[str, str]:
     return {
-        g.name: g.status
-        for g in judged(judge_probes(probes) | judge_table(results or good()))
+        check.name: check.status
+        for check in judged(judge_probes(probes) | judge_table(results or good()))
     }
 
 
@@ -150,11 +150,11 @@ def good() -> Evasion:
             "test": frozenset("gh"),
         },
         clean={"kd": (rng.normal(size=60), rng.normal(size=60))},
-        limits={"kd": (np.arange(60.0), threshold(np.arange(60.0), 0.1), 0.1)},
+        thresholds={"kd": (np.arange(60.0), threshold(np.arange(60.0), 0.1), 0.1)},
     )
 
 
-def test_a_sound_evaluation_passes_every_gate() -> None:
+def test_a_sound_evaluation_passes_every_sanity_check() -> None:
     assert set(statuses(sound()).values()) == {"pass"}
     assert set(statuses(sound())) == set(SANITY_CHECKS)
 
@@ -283,25 +283,27 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("make, check", NETWORKS.values(), ids=NETWORKS)
-def test_a_faulty_network_trips_its_gate_only(
+def test_a_faulty_network_trips_its_sanity_check_only(
     make: Callable[[], nn.Module], check: str
 ) -> None:
     assert failed(measure(trial(make()))) == {check}
 
 
-def test_an_attack_that_goes_uphill_trips_its_gate_only() -> None:
+def test_an_attack_that_goes_uphill_trips_its_sanity_check_only() -> None:
     wrong = pgd(Uphill(EPS), steps=20, step_size=0.25, decay="cosine")
     assert failed(measure(trial(attack=wrong))) == {"unbounded attack"}
 
 
-def test_a_score_by_batch_trips_its_gate_only() -> None:
+def test_a_score_by_batch_trips_its_sanity_check_only() -> None:
     assert failed(
         measure(trial(guards={"kd": KernelDensity(), "by batch": ByBatch()}))
     ) == {"scores of single images"}
 
 
 @pytest.mark.parametrize("how", HIDDEN)
-def test_a_guard_that_hides_its_gradient_trips_its_gate_only_and_is_named(how: str) -> None:
+def test_a_guard_that_hides_its_gradient_trips_its_sanity_check_only_and_is_named(
+    how: str,
+) -> None:
     probes = measure(trial(guards={"lead": Lead(), "masked": Masked(how)}))
     assert failed(probes) == {"gradients of the guards"}
     assert set(masked(probes)) == {"masked"}
@@ -313,7 +315,7 @@ def test_a_guard_that_says_that_it_has_no_gradient_is_a_warning_and_named() -> N
     assert set(masked(probes)) == {"forest"}
 
 
-def test_a_hiding_term_of_the_wrong_sign_trips_its_gate_only() -> None:
+def test_a_hiding_term_of_the_wrong_sign_trips_its_sanity_check_only() -> None:
     t = trial()
     (guard,) = t.guards.values()
     wrong = replace(t.attack, objective=CrossEntropy() + Evade((Opposite(guard.detector),)))
@@ -380,7 +382,7 @@ PROBES: dict[
 
 
 @pytest.mark.parametrize("change, check", PROBES.values(), ids=PROBES)
-def test_a_fault_of_the_probes_trips_its_gate_only(
+def test_a_fault_of_the_probes_trips_its_sanity_check_only(
     change: Callable[..., dict[str, np.ndarray]], check: str
 ) -> None:
     assert failed({**sound(), **change(sound())}) == {check}
@@ -426,13 +428,13 @@ RESULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("change, check", RESULTS.values(), ids=RESULTS)
-def test_a_fault_of_the_results_trips_its_gate_only(
+def test_a_fault_of_the_results_trips_its_sanity_check_only(
     change: dict[str, Any], check: str
 ) -> None:
     assert failed(sound(), replace(good(), **change)) == {check}
 
 
-def test_every_gate_has_a_planted_fault() -> None:
+def test_every_sanity_check_has_a_planted_fault() -> None:
     faults = {check for table in (NETWORKS, PROBES, RESULTS) for _, check in table.values()}
     elsewhere = {"scores of single images"}
     assert faults | elsewhere == set(SANITY_CHECKS)
@@ -472,14 +474,14 @@ def test_a_masked_guard_explains_what_follows_from_it() -> None:
     assert failed(probes, replace(good(), silent=3)) == {"deterministic network"}
 
 
-def test_a_gate_is_as_grave_as_the_worst_of_its_checks_and_names_it() -> None:
+def test_a_sanity_check_is_as_grave_as_the_worst_of_its_checks_and_names_it() -> None:
     checks = judge_probes(sound()) | judge_table(good())
     assert set().union(*(CHECKS.get(name, (name,)) for name in SANITY_CHECKS)) == set(
         checks
     )
     sanity_checks = {
-        g.name: g
-        for g in judged(
+        check.name: check
+        for check in judged(
             {**checks, "one step": ("warn", "near"), "budgets": ("fail", "far")}
         )
     }
@@ -487,7 +489,7 @@ def test_a_gate_is_as_grave_as_the_worst_of_its_checks_and_names_it() -> None:
     assert (found.status, found.detail) == ("fail", "budgets: far")
 
 
-def test_the_protocol_lists_every_gate_and_no_other() -> None:
+def test_the_protocol_lists_every_sanity_check_and_no_other() -> None:
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
     listed = [
         line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")
@@ -495,8 +497,8 @@ def test_the_protocol_lists_every_gate_and_no_other() -> None:
     assert listed == ["check", *SANITY_CHECKS]
 
 
-def test_a_gate_says_what_raises_it_and_what_to_do() -> None:
+def test_a_sanity_check_says_what_raises_it_and_what_to_do() -> None:
     assert all(
-        isinstance(g, SanityCheck) and g.raised_if and g.why and g.do
-        for g in SANITY_CHECKS.values()
+        isinstance(check, SanityCheck) and check.raised_if and check.why and check.do
+        for check in SANITY_CHECKS.values()
     )

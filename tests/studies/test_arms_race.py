@@ -49,7 +49,7 @@ def slips(out: Path) -> pd.DataFrame:
     return table[table.metric == "slips_through_fpr10"]
 
 
-def test_gates_are_written_with_all_that_a_report_needs(out: Path) -> None:
+def test_sanity_checks_are_written_with_all_that_a_report_needs(out: Path) -> None:
     sanity_checks = json.loads((out / "sanity_checks.json").read_text())
     assert [g["name"] for g in sanity_checks] == list(SANITY_CHECKS)
     assert all(
@@ -63,7 +63,7 @@ def test_gates_are_written_with_all_that_a_report_needs(out: Path) -> None:
     assert len(list((out / "sanity_checks").glob("*.npz"))) == 1
 
 
-def test_a_failed_gate_is_exit_code_three_only_when_strict(
+def test_a_failed_sanity_check_is_exit_code_three_only_when_strict(
     out: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sanity_checks = json.loads((out / "sanity_checks.json").read_text())
@@ -79,7 +79,7 @@ def test_a_failed_gate_is_exit_code_three_only_when_strict(
     )
     assert (
         "not evidence" in loose.stderr
-        and "nobody knows whether success > 2 holds" in loose.stderr
+        and "it is unknown whether success > 2 is met" in loose.stderr
     )
     said = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert (said["evidence"], said["sanity_checks_failed"]) == (False, ["converged"])
@@ -92,7 +92,7 @@ def test_a_failed_gate_is_exit_code_three_only_when_strict(
     assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 0
 
 
-def test_gates_can_be_left_out(plan: Path, out: Path) -> None:
+def test_sanity_checks_can_be_left_out(plan: Path, out: Path) -> None:
     from feathide.execution.store import Store
     from feathide.pipeline.context import Context
     from feathide.sanity.checks import sanity_checks_of

@@ -18,13 +18,13 @@ from feathide.execution.packing import packed, scored, unpacked
 from feathide.execution.store import Store
 from feathide.metrics.intervals import proportion
 from feathide.metrics.rates import slipping
-from feathide.metrics.uncertain_threshold import Cut, share_at
+from feathide.metrics.uncertain_threshold import UncertainThreshold, share_at
 from feathide.pipeline.attacking import attack_of, weight_of
 from feathide.pipeline.conditions import noisy_at
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import entry, first_cells, frame
-from feathide.pipeline.stored import cuts_of
+from feathide.pipeline.stored import uncertain_thresholds_of
 from feathide.pipeline.stored_images import decode, encode
 from feathide.plans.plan import Cell, Plan
 from feathide.types import Outputs
@@ -166,8 +166,8 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
     entries = []
     for name, victim in contexts:
         others = [context for _, context in contexts if context is not victim]
-        limits = {
-            d: cuts_of(victim, d, victim.limits.budgets[0])["fpr10"]
+        thresholds = {
+            d: uncertain_thresholds_of(victim, d, victim.limits.budgets[0])["fpr10"]
             for d in victim.plan.detectors
         }
         for cell in followed(victim):
@@ -186,7 +186,7 @@ def transfer_frame(contexts: Sequence[tuple[str, Context]], *, jury: bool) -> pd
                 )
             for substitute, keys in sources:
                 entries += _judged(
-                    victim, cell, keys, limits, victim_name=name, substitute=substitute
+                    victim, cell, keys, thresholds, victim_name=name, substitute=substitute
                 )
     return frame(entries)
 
@@ -195,7 +195,7 @@ def _judged(
     victim: Context,
     cell: Cell,
     keys: Sequence[str],
-    limits: Mapping[str, Cut],
+    thresholds: Mapping[str, UncertainThreshold],
     *,
     victim_name: str,
     substitute: str,
@@ -229,11 +229,11 @@ def _judged(
         "versus": substitute,
     }
     found = [entry(victim, "success", proportion(fooled[right], groups=groups), **more)]
-    for detector, limit in limits.items():
+    for detector, threshold in thresholds.items():
         score, through = (
             scored(victim.fitted.detector(detector, cell.eps), out)[right],
             fooled[right],
         )
-        share = share_at(limit, slipping(through, score), groups=groups)
+        share = share_at(threshold, slipping(through, score), groups=groups)
         found.append(entry(victim, "slips_through_fpr10", share, detector=detector, **more))
     return found

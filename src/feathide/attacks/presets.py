@@ -12,7 +12,14 @@ from typing import Any, Unpack
 
 from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.loop import Attack
-from feathide.attacks.recipe import Fields, apgd_of, attack_of, leave_of, recipe, square_of
+from feathide.attacks.recipe import (
+    Fields,
+    apgd_of,
+    build_attack,
+    leave_of,
+    recipe,
+    square_of,
+)
 from feathide.attacks.threats import ThreatModel
 from feathide.attacks.transforms import GaussianSmooth, LowPass, ResizeAndPad
 from feathide.attacks.updates import Momentum, Plain
@@ -63,7 +70,7 @@ def fgsm(
         >>> attack.steps, attack.step_size
         (1, 1.0)
     """
-    return attack_of(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
+    return build_attack(threat, J, hide, fields, steps=1, step_size=1.0, decay="constant")
 
 
 @recipe
@@ -90,7 +97,7 @@ def bim(
         >>> bim(Linf(4 / 255), steps=20).steps
         20
     """
-    return attack_of(threat, J, hide, fields)
+    return build_attack(threat, J, hide, fields)
 
 
 @recipe
@@ -125,7 +132,7 @@ def pgd(
         >>> bool((found.adversarial - images).abs().max() <= 4 / 255 + 1e-6)
         True
     """
-    return attack_of(
+    return build_attack(
         threat, J, hide, fields, random_start="one-sided" if one_sided else True
     )
 
@@ -141,7 +148,7 @@ def pgd_smooth(
     """PGD whose perturbations have only the lowest ``share`` of the frequencies of each axis:
     against guards that look for roughness in the image itself.
     """
-    return attack_of(threat, J, hide, fields, random_start=True, limit=LowPass(share))
+    return build_attack(threat, J, hide, fields, random_start=True, limit=LowPass(share))
 
 
 @recipe
@@ -153,7 +160,7 @@ def mim(
     **fields: Unpack[Fields],
 ) -> Attack:
     """MIM / MI-FGSM (Dong et al. 2018): momentum ``mu`` on gradients of unit L1 norm."""
-    return attack_of(threat, J, hide, fields, rule=Momentum(mu))
+    return build_attack(threat, J, hide, fields, rule=Momentum(mu))
 
 
 @recipe
@@ -168,7 +175,7 @@ def dim(
     """DIM / DI-FGSM (Xie et al. 2019): MIM whose gradient is taken at a resized and padded view
     with probability ``p``.
     """
-    return attack_of(
+    return build_attack(
         threat, J, hide, fields, rule=Momentum(mu) if mu else Plain(), view=ResizeAndPad(p)
     )
 
@@ -185,7 +192,7 @@ def tim(
     """TIM / TI-FGSM (Dong et al. 2019): MIM with the gradient smoothed by a Gaussian of ``taps``
     taps per axis.
     """
-    return attack_of(
+    return build_attack(
         threat,
         J,
         hide,
@@ -205,7 +212,7 @@ def cw(
     """CW-Linf (Carlini & Wagner 2017, as in Madry et al. 2018): PGD on the margin to the best
     other class in place of the cross-entropy.
     """
-    return attack_of(threat, Margin(), hide, fields, random_start=True)
+    return build_attack(threat, Margin(), hide, fields, random_start=True)
 
 
 @recipe
@@ -297,4 +304,4 @@ def noise(
     """No attack at all: random noise in the ball. What every attack must beat, and the "noisy"
     negatives of the detectors.
     """
-    return attack_of(threat, J, None, fields, steps=0, random_start=True)
+    return build_attack(threat, J, None, fields, steps=0, random_start=True)

@@ -97,7 +97,7 @@ def _check_call(recipe: str, threat: tuple[object, ...], fields: Mapping[str, An
             )
 
 
-def attack_of(
+def build_attack(
     threat: ThreatModel,
     base: Objective,
     hide: ObjectiveLike | None,
@@ -138,7 +138,7 @@ def apgd_of(
     fields: Mapping[str, Any],
 ) -> Attack:
     own = {"rule": AutoStep(), "random_start": True, "step_size": 2.0, "decay": "constant"}
-    return attack_of(threat, base, hide, {"steps": 100, **fields}, **own)
+    return build_attack(threat, base, hide, {"steps": 100, **fields}, **own)
 
 
 def square_of(
@@ -149,7 +149,7 @@ def square_of(
     queries: int,
 ) -> Attack:
     own = {"rule": Square(), "steps": queries, "random_start": False}
-    return attack_of(threat, base, hide, {"leave": leave_of(hide), **fields}, **own)
+    return build_attack(threat, base, hide, {"leave": leave_of(hide), **fields}, **own)
 
 
 def leave_of(hide: ObjectiveLike | None) -> Leave:

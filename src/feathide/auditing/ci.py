@@ -82,11 +82,11 @@ class Condition:
 
 def write_junit(run: str | Path, conditions: Sequence[Judged] = ()) -> Path:
     """``audit.junit.xml`` of a finished audit: a test case per sanity check and per condition. A
-    warning passes and stands in its output.
+    warning passes and is told in its output.
 
-    A condition fails its case if it holds, as with ``--fail-if``. Where a sanity check failed,
-    one that does not hold is an error: the numbers are no evidence, so nobody knows whether it
-    holds."""
+    A condition fails its case if it is met, as with ``--fail-if``. If a sanity check failed, one
+    that is not met is an error: the numbers are not evidence, so it is unknown whether it is
+    met."""
     folder = Path(run)
     sanity_checks = json.loads((folder / "sanity_checks.json").read_text(encoding="utf-8"))
     suite = Xml.Element("testsuite", name="feathide audit")

@@ -26,7 +26,16 @@ from feathide.pipeline.views import Attacked, Guarded, Head, Passed, attacked
 from feathide.plans.plan import Cell
 from feathide.report import Run, render
 
-__all__ = ["CHANGES", "Comparison", "compare", "flat", "render_again", "run_again"]
+__all__ = [
+    "CHANGES",
+    "Comparison",
+    "compare",
+    "flat",
+    "paired_budgets",
+    "paired_cells",
+    "render_again",
+    "run_again",
+]
 
 CHANGES = (
     *("attack", "objective", "eps_a", "eps_b", "detector", "metric"),
@@ -137,18 +146,27 @@ def compare(run_a: str | Path, run_b: str | Path) -> Comparison:
     a, b = finished(run_a), finished(run_b)
     _same_images(a)
     _same_images(b)
-    one = len(a.limits.budgets) == len(b.limits.budgets) == 1
-    pairs = [
-        (p, q)
-        for p in cells(a)
-        for q in cells(b)
-        if (p.attack.name, p.objective.name) == (q.attack.name, q.objective.name)
-        and (one or p.eps == q.eps)
-    ]
-    rows = [row for p, q in pairs for row in _changes((a, p), (b, q))]
+    rows = [row for p, q in paired_cells(a, b) for row in _changes((a, p), (b, q))]
     return Comparison(
         _fields(a.store.folder, b.store.folder), pd.DataFrame(rows, columns=list(CHANGES))
     )
+
+
+def paired_budgets(a: Context, b: Context) -> list[tuple[float, float]]:
+    """The budgets that belong together: equal ones, or the only one of each."""
+    one = len(a.limits.budgets) == len(b.limits.budgets) == 1
+    return [(p, q) for p in a.limits.budgets for q in b.limits.budgets if one or p == q]
+
+
+def paired_cells(a: Context, b: Context) -> list[tuple[Cell, Cell]]:
+    """The attacks that belong together, by name, objective and budget."""
+    budgets = paired_budgets(a, b)
+    return [
+        (p, q)
+        for p in cells(a)
+        for q in cells(b)
+        if p.name == q.name and (p.eps, q.eps) in budgets
+    ]
 
 
 def _fields(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:

@@ -20,7 +20,7 @@ from PIL import Image
 from feathide.data import read_back, write_like
 from feathide.data.files import is_picture
 from feathide.errors import expected, unknown
-from feathide.execution.packing import change
+from feathide.execution.packing import linf_distance
 from feathide.execution.remote import near
 from feathide.execution.store import Store, check_version, refresh, write_whole
 from feathide.pipeline.context import Context, context_of
@@ -184,7 +184,7 @@ def _cell(
         again = np.stack([read_back(f, box=context.plan.data.box) for f in files])
         x = torch.from_numpy(again).to(context.data.device)
         prediction = context.networks.classifier.observe(x).predicted.numpy()
-        linf = change(again, context.cases.images(rows), context.limits.grid)
+        linf = linf_distance(again, context.cases.images(rows), context.limits.grid)
         for j, k in enumerate(keep):
             i = at[k]
             yield {

@@ -27,9 +27,9 @@ from feathide.metrics.statistics import (
     above,
     auc,
     bootstrap,
-    cut,
     proportion,
     share_at,
+    uncertain_threshold,
 )
 from feathide.mixtures import MixtureBank
 from feathide.pipeline.conditions import noisy_at
@@ -303,8 +303,10 @@ def _caught(
             np.tile(context.cases.patients[context.data.rows("calibration")], 2),
             -s.measures["log_density"][:, i],
         )
-        limit = cut(calibrate[:, i], 0.10, groups=held, seed=context.plan.seed)
-        caught = share_at(limit, above(suspicion), groups=groups)
+        threshold = uncertain_threshold(
+            calibrate[:, i], 0.10, groups=held, seed=context.plan.seed
+        )
+        caught = share_at(threshold, above(suspicion), groups=groups)
         yield "caught_fpr10", layer, caught
         yield "most_suspicious", layer, proportion(worst == i, groups=groups)
 

@@ -20,6 +20,7 @@ from feathide.models.memory import peak
 from feathide.models.packaged import ChannelsLast
 from feathide.pipeline.accuracy import has_network, learnt_of
 from feathide.pipeline.context import Context
+from feathide.pipeline.listing import unhidden
 from feathide.plans.plan import Plan
 from feathide.sanity.caveats import calibrated, foreseen
 from feathide.sanity.fitness import without_slope
@@ -60,7 +61,8 @@ def check_plan(plan: Plan, out: Path) -> Forecast:
     says = (
         *_of_the_data(context),
         *_of_the_network(context, classifier, pace),
-        f"tasks: {len(order)}, {len(order) - len(left)} of them done already",
+        *filter(None, [unhidden(context)]),
+        f"tasks: {len(order)}, {len(order) - len(left)} of them already done",
         _time(stages),
         f"disk: about {room / 2**20:.0f} MiB",
         f"memory: about {mebibytes:.0f} MiB for each process",
@@ -89,7 +91,7 @@ def _of_the_network(
     reads = classifier.read_outs(x)
     yield (
         f"classifier: {network.arch}, {len(reads)} feature layers; one attack step takes "
-        f"{pace.step * 1000:.1f} ms an image"
+        f"{pace.step * 1000:.1f} ms per image"
     )
     if isinstance(classifier.model, ChannelsLast):
         yield "network: it expects channels last; the images are transposed for it"
@@ -98,14 +100,15 @@ def _of_the_network(
     if has_network(context):
         yield f"labelled images: {learnt_of(context)}"
     if network.output != "logits":
-        yield "outputs: probabilities, taken as logits by their logarithm"
+        yield "outputs: probabilities; their logarithms are used as logits"
     if reads:
         layers, ways = list(reads), Counter(read.words for read in reads.values())
         ends = " to ".join([layers[0], *layers[1:][-1:]])
         yield f"features: {ends}; {', '.join(f'{n} x {way}' for way, n in ways.items())}"
     if flat := without_slope(context, classifier):
         yield (
-            f"no gradient: the scores of {', '.join(flat)} have none, so no attack aims at them"
+            f"no gradient: the scores of {', '.join(flat)} have none, so attacks cannot aim at "
+            "them"
         )
 
 
@@ -142,8 +145,8 @@ def _thresholds(context: Context) -> str:
     )
     few = [whole_percent(rate) for rate in RATES.values() if not enough(n, rate)]
     missing = (
-        f"; with {n} no guard can be said to hold at {', '.join(few)}: add held-out images or "
-        "raise split.calibration"
+        f"; {n} are too few to conclude that a guard holds at {', '.join(few)}: add held-out "
+        "images or raise split.calibration"
     )
     return f"thresholds: {said}; false alarms need {needs}{missing if few else ''}"
 

@@ -100,7 +100,7 @@ def quick_look(plan: Plan, out: Path | str, *, command: str) -> Plan:
     rung = next(fitting, RUNGS[-1])
     says = [*_said(plan, smallest, rung, min(costs))]
     if len(reads) > LAYERS:
-        says.append(f"{LAYERS} of {len(reads)} layers watched")
+        says.append(f"{LAYERS} of {len(reads)} layers read")
         plan = _watching(plan, reads)
     return _cut(plan, rung, size, mark.model_copy(update={"says": tuple(says)}))
 
@@ -238,8 +238,8 @@ def _said(plan: Plan, looked: Context, rung: Rung, least: float) -> Iterator[str
     cut = looked.plan
     steps = min(rung.steps, _attack_of(plan).steps or plan.schedule.steps)
     yield (
-        f"at most {rung.limit} images of each split, {rung.most} of each part attacked, by "
-        f"{cut.attacks[0].name} of {steps} steps"
+        f"at most {rung.limit} images of each split; at most {rung.most} of them attacked, by "
+        f"{cut.attacks[0].name} with {steps} steps"
     )
     attacks = [a.name for a in plan.attacks if a.name != cut.attacks[0].name]
     hiding = [
@@ -255,10 +255,10 @@ def _said(plan: Plan, looked: Context, rung: Rung, least: float) -> Iterator[str
     ):
         if names:
             yield f"{what} left out: {', '.join(names)}"
-    yield "the evaluation itself was not checked"
+    yield "no sanity check was run"
     if cut.data.size != plan.data.size:
-        yield f"the images were made smaller, {cut.data.size} pixels a side"
+        yield f"the images were resized to {cut.data.size} pixels a side"
     if looked.recipe.trains:
         yield f"the classifier was trained for at most {rung.epochs} epochs"
     if least > SECONDS:
-        yield f"this network is slow: the look takes about {math.ceil(least / 60)} minutes"
+        yield f"this network is slow: the quick look takes about {math.ceil(least / 60)} minutes"

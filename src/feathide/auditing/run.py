@@ -35,6 +35,7 @@ from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import activations, batch_for
 from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
+from feathide.pipeline.listing import unhidden
 from feathide.pipeline.network_checks import check_classifier, check_untrained
 from feathide.pipeline.smallest import curve_of
 from feathide.pipeline.subgroups import check_subgroups, subgroups_of
@@ -171,6 +172,8 @@ def audit(
     finish = None
     if progress is not None:
         progress = Logged(progress, store.folder / "audit.log")
+        if told := unhidden(context):
+            progress.say(told)
         # what is done already needs no forecast
         if not all(context.store.done(t.key) for t in order):
             order, finish = foreseen(context, order), FINISH
@@ -226,7 +229,7 @@ def _write_judgements(
         table,
         report,
         verdict(found),
-        failed=tuple(g["name"] for g in sanity_checks if g["status"] == "fail"),
+        failed=tuple(c["name"] for c in sanity_checks if c["status"] == "fail"),
         judged=judged,
         quick=context.plan.quick is not None,
     )

@@ -21,7 +21,7 @@ from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
 from feathide.errors import InputError
 from feathide.execution.digests import digest
-from feathide.execution.packing import change
+from feathide.execution.packing import linf_distance
 from feathide.execution.remote import home_of, near
 from feathide.execution.store import Store, held_plan
 from feathide.pipeline.context import Context
@@ -219,7 +219,7 @@ def _batch(
         return 0, []
     x = decode(stored["image"][some], context.limits.grid, context.cases.box)
     now = context.networks.classifier.observe(x.to(context.data.device))
-    linf = change(
+    linf = linf_distance(
         x.numpy(), context.cases.images(stored["rows"][some]), context.limits.grid
     )
     wrong = []
@@ -237,7 +237,7 @@ def _batch(
             wrong.append(
                 Difference(
                     case,
-                    f"is taken for class {predicted}, stored is {int(stored['prediction'][i])}",
+                    f"is classified as {predicted}, stored is {int(stored['prediction'][i])}",
                 )
             )
         limit = cell.eps if context.plan.norm == "linf" else np.inf

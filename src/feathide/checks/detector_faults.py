@@ -8,11 +8,11 @@ from torch import Tensor
 from feathide.checks.detector_scores import (
     IMAGE,
     Make,
-    changed,
     every,
     raises_or_scores,
     says,
     score,
+    with_layer,
 )
 from feathide.checks.verdicts import require
 from feathide.checks.worlds import evidence, mixed
@@ -30,7 +30,11 @@ def one_class(make: Make) -> None:
 def constant_layer(make: Make) -> None:
     """A layer that is the same for all images: a message, or scores that are finite."""
     raises_or_scores(
-        make, every(torch.ones_like), changed(torch.ones_like, mixed()), "late", "constant"
+        make,
+        every(torch.ones_like),
+        with_layer(torch.ones_like, mixed()),
+        "late",
+        "constant",
     )
 
 
@@ -40,7 +44,7 @@ def constant_channel(make: Make) -> None:
     def flat(f: Tensor) -> Tensor:
         return torch.cat([f[:, :-1], torch.full_like(f[:, :1], 0.7)], 1)
 
-    found = score(make, every(flat), changed(flat, mixed()))
+    found = score(make, every(flat), with_layer(flat, mixed()))
     require(
         found.isfinite().all(), "finite scores beside a dead channel", got="NaN or infinity"
     )
@@ -52,11 +56,13 @@ def not_a_number(make: Make) -> None:
     """
     e = evidence()
     for part in ("train", "clean", "adversarial"):
-        spoilt = changed(lambda f: f * torch.nan, getattr(e, part))
+        spoilt = with_layer(lambda f: f * torch.nan, getattr(e, part))
         bad = replace(e, **{part: spoilt})  # type: ignore[arg-type]
         raises_or_scores(make, bad, mixed(), "finite", "nan")
     for out in (
-        changed(lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()),
+        with_layer(
+            lambda f: f.where(torch.arange(len(f))[:, None] != 3, torch.nan), mixed()
+        ),
         *(replace(mixed(), **{name: getattr(mixed(), name) * torch.nan}) for name in IMAGE),
     ):
         raises_or_scores(make, e, out, "finite", "nan")

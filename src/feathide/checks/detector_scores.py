@@ -52,13 +52,14 @@ def apart(a: Tensor, b: Tensor) -> float:
 def every(change: Callable[[Tensor], Tensor]) -> Evidence:
     """The evidence with the late layer of all its parts changed."""
     e = evidence()
-    train, clean, noisy, adversarial = (changed(change, getattr(e, n)) for n in PARTS)
+    train, clean, noisy, adversarial = (with_layer(change, getattr(e, n)) for n in PARTS)
     return Evidence(train, e.train_labels, clean, noisy, adversarial)
 
 
-def changed(
+def with_layer(
     change: Callable[[Tensor], Tensor], out: Outputs, layer: str = "late"
 ) -> Outputs:
+    """``out`` with one of its layers changed."""
     return replace(out, features={**out.features, layer: change(out.features[layer])})
 
 

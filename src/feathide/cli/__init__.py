@@ -1,8 +1,8 @@
 """The command line. torch is imported inside a verb only, so that ``--help`` is instant.
 
-Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one sentence;
-3 a sanity check failed, with ``--strict``; 4 a condition of ``--fail-if`` holds (and 3 does not),
-or a conformance check is broken; 5 ``verify`` found a difference; 130 stopped with Ctrl-C,
+Exit codes: 0 done; 1 the program failed; 2 the input cannot be used, with one sentence why;
+3 a sanity check failed, with ``--strict``; 4 a condition of ``--fail-if`` is met (and 3 does not
+apply), or a conformance check failed; 5 ``verify`` found a difference; 130 stopped with Ctrl-C,
 finished work kept."""
 
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def _top(
 
 
 def _old(name: str, new: str) -> Callable[[typer.Context], None]:
-    """A verb that says what it is called now."""
+    """A verb that only tells its new name."""
 
     def told(_context: typer.Context) -> None:
         with said():

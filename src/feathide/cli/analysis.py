@@ -69,7 +69,7 @@ def stress(
     out: Out = Path("runs/audit"),
     seeds: Annotated[
         str | None,
-        typer.Option(help="For example 0,1: every plan with each of these seeds."),
+        typer.Option(help="Run every plan with each of these seeds, for example 0,1."),
     ] = None,
     workers: Workers = 1,
 ) -> None:
@@ -97,7 +97,7 @@ def outliers(
     picture: Annotated[str, typer.Option(help="pca, or umap (the extra umap).")] = "pca",
     workers: Workers = 1,
 ) -> None:
-    """How far do attacked features lie from the clean model, and which layer catches them?"""
+    """How far are attacked features from the clean model, and which layer catches them?"""
     with said():
         from feathide.analysis.overview import outliers as whole
         from feathide.auditing.outliers import PICTURES
@@ -118,7 +118,7 @@ def transfer(
     *,
     out: Out = Path("runs/audit"),
     networks: Annotated[
-        str | None, typer.Option(help="Architectures; by default that of the plan.")
+        str | None, typer.Option(help="Architectures; the plan's by default.")
     ] = None,
     seeds: Annotated[
         str,
@@ -130,7 +130,7 @@ def transfer(
         bool, typer.Option("--halves", help="Also train on either half of the patients.")
     ] = False,
     jury: Annotated[
-        bool, typer.Option(help="Also craft on all other networks at once.")
+        bool, typer.Option(help="Also attack all other networks at once.")
     ] = True,
     workers: Workers = 1,
 ) -> None:

@@ -105,7 +105,7 @@ def attack(
         attacked = table[table.file.notna()]
         typer.echo(
             f"{recipe}+{objective} at eps {eps}: {int(attacked.fooled.sum())} of "
-            f"{len(attacked)} attacked images are taken for the target; "
+            f"{len(attacked)} attacked images are classified as the target; "
             f"{len(table) - len(attacked)} were misclassified already"
         )
         typer.echo(f"images  {out / 'images'}")
@@ -120,8 +120,8 @@ def bench(
     ] = 3,
     json: Json = False,
 ) -> None:
-    """What a step of each kind of attack costs on this machine, in multiples of a bare forward
-    and backward pass.
+    """Measure what a step of each kind of attack costs on this machine, in multiples of a bare
+    forward and backward pass.
     """
     with said():
         from feathide.attacks.cost import bench as measure

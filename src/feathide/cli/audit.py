@@ -24,7 +24,7 @@ Quick = Annotated[
     typer.Option(
         "--quick",
         help=(
-            "A first page in about five minutes on two cores: fewer images, steps and "
+            "A first report in about five minutes on two cores: fewer images, steps and "
             "attacks, marked as a quick look."
         ),
     ),
@@ -144,7 +144,7 @@ def _tracker(track: str | None) -> "Callable[[Audit], None]":
 
 
 def _end(found: "Audit", strict: bool) -> None:
-    """Say what failed, and leave with its exit code."""
+    """Print what failed, and exit with its code."""
     if found.failed:
         typer.secho(
             f"feathide: sanity checks failed: {', '.join(found.failed)}; {void(found)}",

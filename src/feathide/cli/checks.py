@@ -41,8 +41,8 @@ def conformance(
         bool, typer.Option("--json", help="Print one JSON document for machines.")
     ] = False,
 ) -> None:
-    """Hold the conformance checks against your own attack, detector or objective; exit with 4 if
-    one is broken.
+    """Run the conformance checks on your own attack, detector or objective; exit with 4 if one
+    fails.
     """
     with said():
         import torch

@@ -58,7 +58,7 @@ def void(found: "Audit") -> str:
     conditions.
     """
     open_ = [j.text for j in found.judged if not j.holds]
-    told = f", and nobody knows whether {', '.join(open_)} holds" if open_ else ""
+    told = f", and it is unknown whether {', '.join(open_)} is met" if open_ else ""
     return f"the numbers are not evidence{told}"
 
 

@@ -1,6 +1,4 @@
-"""How a verb of the command line ends: input errors in one sentence, and Ctrl-C with what is
-kept.
-"""
+"""How a verb of the command line ends: input errors in one sentence, and what Ctrl-C keeps."""
 
 import traceback
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from feathide.cli.running import now
 
 __all__ = ["said"]
 
-STOPPED = "stopped; finished work is kept, and the same command goes on from there"
+STOPPED = "stopped; finished work is kept; run the same command to continue"
 
 
 @contextmanager

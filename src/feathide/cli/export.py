@@ -108,7 +108,7 @@ def _tell(table: "pd.DataFrame") -> None:
         typer.echo(
             f"{name}+{hidden} at eps {eps:.4g}: {len(part)} files; "
             f"{int(part.survived.sum())} of {fooled} that fool the classifier "
-            "do so when read back from the disk"
+            "still do when read back from the disk"
         )
     if table.empty:
-        typer.echo("no image to export")
+        typer.echo("there is no image to export")

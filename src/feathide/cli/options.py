@@ -35,8 +35,8 @@ Out = Annotated[
         parser=near,
         metavar="PATH",
         help=(
-            "Folder of the results, or an fsspec URL such as s3://bucket/run; a run that was "
-            "stopped goes on there."
+            "Folder of the results, or an fsspec URL such as s3://bucket/run; a stopped "
+            "run continues there."
         ),
     ),
 ]
@@ -66,9 +66,7 @@ Trust = Annotated[
 ]
 SkipBad = Annotated[
     bool,
-    typer.Option(
-        "--skip-bad", help="Leave out files that cannot be used, and count and name them."
-    ),
+    typer.Option("--skip-bad", help="Leave out unusable files, and count and list them."),
 ]
 Head = Annotated[
     str | None, typer.Option(help="softmax, sigmoid (one output) or finding:NAME.")
@@ -94,7 +92,7 @@ EvenSo = Annotated[
     bool,
     typer.Option(
         "--even-so",
-        help="Go on although the classifier looks untrained; nothing can be concluded then.",
+        help="Continue although the classifier looks untrained; nothing can be concluded then.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]

@@ -1,5 +1,5 @@
-"""The verbs of finished audits: the report again, what changed from one run to another, and
-whether a run still is what it says.
+"""The verbs of finished audits: rebuild the report, show what changed from one run to another,
+check whether a run is still intact.
 """
 
 from pathlib import Path
@@ -24,12 +24,11 @@ def report(
     pdf: Annotated[
         Path | None,
         typer.Option(
-            help="Print it to this PDF, too, through Chromium, Chrome or Edge where one is "
-            "installed."
+            help="Also print it to this PDF, with Chromium, Chrome or Edge if one is installed."
         ),
     ] = None,
 ) -> None:
-    """Make report.html of a finished audit again, without attacking anything."""
+    """Rebuild report.html of a finished audit, without attacking anything."""
     with said():
         from feathide.auditing.compare import render_again
         from feathide.report.pdf import browser, print_pdf
@@ -54,12 +53,24 @@ def compare(
         Path, typer.Argument(parser=near, metavar="RUN_B", help="Another one.")
     ],
     *,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            help="Instead, name what changed the key of each step: why its work is not shared.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """What changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with paired
-    intervals.
+    """Show what changed from RUN_A to RUN_B: the plan, and success, AUC and slips-through, with
+    paired intervals.
     """
     with said():
+        if keys:
+            from feathide.auditing.key_changes import key_changes
+
+            _show_keys(key_changes(run_a, run_b), json)
+            return
         from feathide.auditing.compare import compare as compare_runs
 
         found = compare_runs(run_a, run_b)
@@ -103,6 +114,19 @@ def verify(
             )
         if found.differences:
             raise typer.Exit(5)
+
+
+def _show_keys(found: dict[str, list[str]], json: bool) -> None:
+    """A line for each step whose key changed."""
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found))
+        return
+    for step, names in found.items():
+        typer.echo(f"{step}: {', '.join(names)}")
+    if not found:
+        typer.echo("both runs have the same keys")
 
 
 def _as_json(found: "Comparison") -> str:

@@ -29,11 +29,13 @@ class Running:
 RUNNING: ContextVar[Running] = ContextVar("RUNNING", default=Running())  # noqa: B039
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no tables; errors are said.")
+    bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")
 ]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Say every step, and where an error comes from."),
+    typer.Option(
+        "--verbose", "-v", help="Print every step, and where an error comes from."
+    ),
 ]
 Device = Annotated[
     str | None,

@@ -33,7 +33,7 @@ def study(
         ),
     ] = Path("runs/study"),
     only: Annotated[
-        str | None, typer.Option(help="Only these questions, for example detection,rivals.")
+        str | None, typer.Option(help="Ask only these questions: detection,rivals.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Number of parallel processes.")] = 1,
     reuse: Annotated[
@@ -43,7 +43,7 @@ def study(
         ),
     ] = False,
 ) -> None:
-    """Put a whole programme of questions to real data, such as all experiments of the paper, and
+    """Run a whole programme of questions on real data, such as all experiments of the paper, and
     judge its claims.
     """
     with said():

@@ -74,7 +74,7 @@ Patience = Annotated[
 ]
 Freeze = Annotated[
     str | None,
-    typer.Option(help="What does not learn: backbone, or globs such as 'layer1|layer2.*'."),
+    typer.Option(help="Modules that do not learn: backbone, or globs: 'layer1|layer2.*'."),
 ]
 BackboneRate = Annotated[
     float | None, typer.Option(help="Learning rate of all but the head.")
@@ -83,9 +83,11 @@ BalanceOf = Annotated[
     str, typer.Option(help="How rare classes count: weights, sampling or none.")
 ]
 RateSchedule = Annotated[
-    str, typer.Option(help="Of the learning rate: one-cycle, cosine or constant.")
+    str, typer.Option(help="Schedule of the learning rate: one-cycle, cosine or constant.")
 ]
-StopOn = Annotated[str, typer.Option(help="What of the validation decides: loss or auc.")]
+StopOn = Annotated[
+    str, typer.Option(help="The validation metric that decides: loss or auc.")
+]
 Augmented = Annotated[
     bool, typer.Option(help="Change training images at random: shift, intensity.")
 ]
@@ -96,18 +98,18 @@ Crop = Annotated[
     float, typer.Option(min=0, max=0.9, help="Cut away up to this share of each axis.")
 ]
 Rotate = Annotated[
-    float, typer.Option(min=0, max=180, help="Turn by up to so many degrees.")
+    float, typer.Option(min=0, max=180, help="Rotate by up to this many degrees.")
 ]
 Patients = Annotated[
     str | None,
-    typer.Option(help="A CSV of patient ids, where the data does not hold them."),
+    typer.Option(help="A CSV of patient ids, if the data does not hold them."),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many images of each split.")
+    int | None, typer.Option(min=1, help="At most this many images of each split.")
 ]
 HeadOf = Annotated[
     str | None,
-    typer.Option(help="softmax, sigmoid or findings; what the labels call for by default."),
+    typer.Option(help="softmax, sigmoid or findings; by default whatever fits the labels."),
 ]
 Stem = Annotated[str, typer.Option(help="standard, or small for images below 64 pixels.")]
 Size = Annotated[int | None, typer.Option(help="Resize images to this many pixels.")]

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,11 +130,18 @@ def _check_found(
         )
 
 
-def _put_aside(path: Path, others: list[Path]) -> bool:
-    """Always False: the file is no case."""
-    if may_be_image(path):
-        others.append(path)
-    return False
+def _readable(folder: Path, names: Iterable[str], others: list[Path]) -> Iterator[Path]:
+    """The files that are images; those that may be images of another kind are put into
+    ``others``.
+    """
+    for name in names:
+        path = folder / name
+        if name.startswith("."):
+            continue
+        if is_image(path):
+            yield path
+        elif may_be_image(path):
+            others.append(path)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -155,8 +162,7 @@ def _images(folder: Path, others: list[Path]) -> Iterator[Path]:
         # as hidden files, they are left out
         below[:] = sorted(name for name in below if not _hidden(name))
         others.extend(path for name in below if (path := Path(where, name)).is_symlink())
-        shown = (Path(where, f) for f in sorted(files) if not f.startswith("."))
-        images = (path for path in shown if is_image(path) or _put_aside(path, others))
+        images = _readable(Path(where), sorted(files), others)
         if Path(where) == folder:
             yield from images  # one by one: there may be a million
             continue

@@ -56,11 +56,9 @@ def three_way(
     fractions: tuple[float, float, float] = (0.4, 0.2, 0.4),
     seed: int = 0,
 ) -> np.ndarray:
-    """The part of each case, (N,) of "fit", "calibrate" and "test", by patient.
+    """The split of each case, (N,) of "detector-training", "calibration" and "test", by patient.
 
-    Detectors learn from fit, thresholds are set on calibrate, numbers are reported on test.
-
-    Raises InputError if a part stays empty, which only a handful of patients can cause.
+    Raises InputError if a split stays empty, which only a handful of patients can cause.
     """
     hashed = by_hash(patients, dict(zip(HASHED, fractions, strict=True)), seed=seed)
     part = np.array([HASHED[name] for name in hashed])

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 from torch import Tensor, uint8
 
-__all__ = ["FORMAT", "digest", "dumped"]
+__all__ = ["FORMAT", "digest", "dumped", "fields_of"]
 
 FORMAT = 3  # raise when the meaning of a stored file changes
 
@@ -25,6 +25,20 @@ def digest(value: object) -> str:
     strings). Raises ``TypeError`` for anything else, because a default ``repr`` would hold an
     address."""
     return hashlib.sha256(dumped(_canonical(value)).encode()).hexdigest()[:16]
+
+
+def fields_of(value: object) -> dict[str, object]:
+    """What of a dataclass, a pydantic model or a mapping decides its digest, by name; {} for any
+    other value.
+    """
+    if isinstance(value, BaseModel):
+        apart = getattr(value, "UNDIGESTED", ())
+        return {name: v for name, v in value if name not in apart}
+    if isinstance(value, Mapping):
+        return {str(name): v for name, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {}
 
 
 def _canonical(value: object) -> object:
@@ -48,12 +62,8 @@ def _canonical(value: object) -> object:
         case set() | frozenset():
             return {"set": sorted((_canonical(v) for v in value), key=dumped)}
         case BaseModel():
-            apart = getattr(value, "UNDIGESTED", ())
-            return {
-                type(value).__name__: {
-                    name: _canonical(v) for name, v in value if name not in apart
-                }
-            }
+            parts = fields_of(value)
+            return {type(value).__name__: {n: _canonical(v) for n, v in parts.items()}}
         case np.ndarray() if value.dtype.kind in "US":
             return {"array": ["str", list(value.shape), _canonical(value.tolist())]}
         case np.ndarray() if value.dtype.kind in "biufc":
@@ -77,10 +87,8 @@ def _canonical(value: object) -> object:
                 ]
             }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-        return {type(value).__name__: fields}
+        parts = fields_of(value)
+        return {type(value).__name__: {n: _canonical(v) for n, v in parts.items()}}
     raise TypeError(
         "a value that has a digest is made of plain values, arrays and dataclasses, got "
         f"{type(value).__name__}"

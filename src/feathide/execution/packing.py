@@ -10,7 +10,7 @@ from feathide.catalog import DETECTORS
 from feathide.detectors import Detector
 from feathide.types import Evidence, Outputs
 
-__all__ = ["change", "packed", "scored", "taught", "unpacked"]
+__all__ = ["linf_distance", "packed", "scored", "taught", "unpacked"]
 
 
 BESIDE = ("stochastic", "others", "statistics", "squeezed")
@@ -76,7 +76,7 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
     )
 
 
-def change(a: np.ndarray, b: np.ndarray, grid: Grid | None) -> np.ndarray:
+def linf_distance(a: np.ndarray, b: np.ndarray, grid: Grid | None) -> np.ndarray:
     """The largest difference of each image (N, ...) from the other, (N,). Where files hold whole
     levels it is counted in these, so that no rounding of float32 looks like more than eps; of
     floating-point images it is exact, and half a last digit of a pixel may be above eps.

@@ -10,7 +10,7 @@ from feathide.errors import expected
 from feathide.metrics.by_patient import draw, patients_of
 from feathide.metrics.intervals import Interval, Statistic, replicates, z_of
 from feathide.metrics.scores import scores_of
-from feathide.metrics.uncertain_threshold import Cut, crossing
+from feathide.metrics.uncertain_threshold import UncertainThreshold, crossing
 
 __all__ = [
     "difference_at",
@@ -74,7 +74,7 @@ def paired_difference(
 
 
 def difference_at(
-    limits: tuple[Cut, Cut],
+    thresholds: tuple[UncertainThreshold, UncertainThreshold],
     a: Callable[[float], ArrayLike],
     b: Callable[[float], ArrayLike],
     *,
@@ -85,12 +85,11 @@ def difference_at(
 ) -> Interval:
     """The difference of two shares on the same images, each at its own uncertain threshold.
 
-    This is ``paired_difference``, averaged over the thresholds of ``limits`` as in ``share_at``.
-    Draw i of both limits belongs together: it is of the same calibration images, where the seeds
-    agree.
+    This is ``paired_difference``, averaged over the drawn thresholds as in ``share_at``. Draw i of
+    both sides belongs together: it is of the same calibration images, where the seeds agree.
 
     Args:
-        limits: The threshold of each side, with its uncertainty.
+        thresholds: The threshold of each side, with its uncertainty.
         a: A function from a threshold to true or false for each row (N,).
         b: The same for the other side.
         groups: The patient of each row (N,); each row is its own by default.
@@ -102,9 +101,9 @@ def difference_at(
         The share of ``a`` less that of ``b``, with its interval.
     """
     pairs, times = np.unique(
-        np.stack([limit.drawn for limit in limits]), axis=1, return_counts=True
+        np.stack([threshold.drawn for threshold in thresholds]), axis=1, return_counts=True
     )
-    tried = [(limits[0].value, limits[1].value), *pairs.T]
+    tried = [(thresholds[0].value, thresholds[1].value), *pairs.T]
     told = np.array([[scores_of(a(left)), scores_of(b(right))] for left, right in tried])
     at, value = told[:, 0] - told[:, 1], float(told[0, 0].mean() - told[0, 1].mean())
     rows, count = patients_of([at[0]], groups)

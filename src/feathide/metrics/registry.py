@@ -158,9 +158,9 @@ def _alarms(
     detector: DetectorView, rate: str, score: Callable[[], np.ndarray]
 ) -> Interval | None:
     """The share above a threshold; None for a detector that has no such threshold."""
-    if rate not in detector.limits:
+    if rate not in detector.thresholds:
         return None
-    return share_at(detector.limits[rate], above(score()), groups=detector.groups)
+    return share_at(detector.thresholds[rate], above(score()), groups=detector.groups)
 
 
 def _false_alarms(rate: str) -> Metric:
@@ -199,7 +199,7 @@ def _false_alarms_under(shift: str, rate: str = "fpr10") -> Metric:
 
 def _accuracy_accepted(rate: str) -> Metric:
     def measure(detector: DetectorView) -> Interval | None:
-        limit = detector.limits.get(rate)
+        limit = detector.thresholds.get(rate)
         if limit is None or not (detector.clean <= limit.value).any():
             return None
 
@@ -446,9 +446,9 @@ ATTACK = (
 
 def _slips_through(rate: str) -> Metric:
     def measure(past: PastView) -> Interval | None:
-        if rate not in past.limits:
+        if rate not in past.thresholds:
             return None
-        return share_at(past.limits[rate], past.slips, groups=past.groups)
+        return share_at(past.thresholds[rate], past.slips, groups=past.groups)
 
     at = at_rate(rate) if rate == OWN else f"{at_rate(rate)} false alarms"
     return Metric(
@@ -468,7 +468,7 @@ def _slips_through(rate: str) -> Metric:
 
 def _slips_difference(one: PastView, other: PastView) -> Interval:
     return difference_at(
-        (one.limits["fpr10"], other.limits["fpr10"]),
+        (one.thresholds["fpr10"], other.thresholds["fpr10"]),
         one.slips,
         other.slips,
         groups=one.groups,
@@ -477,7 +477,7 @@ def _slips_difference(one: PastView, other: PastView) -> Interval:
 
 
 def _slips_of_all(past: PastView) -> Interval:
-    return share_at(past.limits["fpr10"], past.slips_of_all, groups=past.all_groups)
+    return share_at(past.thresholds["fpr10"], past.slips_of_all, groups=past.all_groups)
 
 
 def _auc(past: PastView) -> Interval | None:
@@ -510,10 +510,10 @@ def _auc_difference(one: PastView, other: PastView) -> Interval | None:
 
 def _caught(rate: str) -> Metric:
     def measure(past: PastView) -> Interval | None:
-        if rate not in past.limits or not past.fooled.any():
+        if rate not in past.thresholds or not past.fooled.any():
             return None
         hits = above(past.score[past.fooled])
-        return share_at(past.limits[rate], hits, groups=past.groups[past.fooled])
+        return share_at(past.thresholds[rate], hits, groups=past.groups[past.fooled])
 
     return Metric(
         f"tpr_at_{rate}",
@@ -544,7 +544,7 @@ PAST = (
         "slips_through_fpr10_{archive}",
         "attack x detector",
         "Slips through after {archive}, at 10 % false alarms",
-        lambda past: share_at(past.limits["fpr10"], past.slips, groups=past.groups),
+        lambda past: share_at(past.thresholds["fpr10"], past.slips, groups=past.groups),
         says=(
             "share of all attacked images that fool the classifier and pass the guard, as the "
             "archive gives them back"

@@ -37,14 +37,14 @@ from feathide.metrics.scores import (
     spearman,
 )
 from feathide.metrics.uncertain_threshold import (
-    Cut,
-    cut,
+    UncertainThreshold,
     share_at,
+    uncertain_threshold,
 )
 
 __all__ = [
-    "Cut",
     "Interval",
+    "UncertainThreshold",
     "above",
     "auc",
     "aupr",
@@ -52,7 +52,6 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "cases_needed",
-    "cut",
     "difference_at",
     "enough",
     "fpr95",
@@ -66,4 +65,5 @@ __all__ = [
     "success",
     "threshold",
     "tpr_at",
+    "uncertain_threshold",
 ]

@@ -13,14 +13,14 @@ from feathide.metrics.rates import threshold
 from feathide.metrics.scores import Floats, scores_of
 
 __all__ = [
-    "Cut",
-    "cut",
+    "UncertainThreshold",
     "share_at",
+    "uncertain_threshold",
 ]
 
 
 @dataclass(frozen=True)
-class Cut:
+class UncertainThreshold:
     """A threshold, and those that other calibration images might have given.
 
     Args:
@@ -40,14 +40,14 @@ class Cut:
         return np.unique(self.drawn, return_counts=True)[1] / len(self.drawn)
 
 
-def cut(
+def uncertain_threshold(
     negatives: ArrayLike,
     fpr: float,
     *,
     groups: ArrayLike | None = None,
     seed: int = 0,
     draws: int = 1000,
-) -> Cut:
+) -> UncertainThreshold:
     """The threshold of ``threshold``, with those of a bootstrap over calibration patients.
 
     A draw may also take a patient who was not sampled and whose scores lie above all others: the
@@ -81,11 +81,13 @@ def cut(
     order = np.argsort(-scores, kind="stable")
     above = np.cumsum(weights[:, rows[order]], axis=1)
     allowed = np.floor(fpr * above[:, -1:] + 1e-9)
-    return Cut(threshold(negatives, fpr), scores[order][(above > allowed).argmax(1)])
+    return UncertainThreshold(
+        threshold(negatives, fpr), scores[order][(above > allowed).argmax(1)]
+    )
 
 
 def share_at(
-    limit: Cut,
+    threshold: UncertainThreshold,
     hits: Callable[[float], ArrayLike],
     *,
     groups: ArrayLike | None = None,
@@ -95,23 +97,23 @@ def share_at(
 
     With C(q; t) the confidence that Wilson's interval of ``proportion`` at the threshold t gives to
     shares up to q, the interval holds the middle ``level`` of the mean of C over the thresholds of
-    ``limit``: both the calibration images and these rows might have been others. Where all
+    ``threshold``: both the calibration images and these rows might have been others. Where all
     thresholds agree it is that of ``proportion``. Simulated coverage of the share at the true
     threshold: 93 % and more for 16 to 200 calibration images.
 
     Args:
-        limit: The threshold with its uncertainty.
+        threshold: The threshold with its uncertainty.
         hits: A function from a threshold to true, false or NaN (the row does not count) for each
             row (N,).
         groups: The patient of each row (N,); each row is its own by default.
         level: The confidence level, in (0, 1).
 
     Returns:
-        The share at ``limit.value`` with its interval.
+        The share at ``threshold.value`` with its interval.
     """
     at = [
         np.asarray(hits(t), dtype=np.float64).reshape(-1)
-        for t in (limit.value, *limit.others)
+        for t in (threshold.value, *threshold.others)
     ]
     names = (
         np.arange(len(at[0]))
@@ -122,7 +124,7 @@ def share_at(
     whole = proportion(at[0][told[0]], groups=names[told[0]], level=level)
     parts = [
         (x[t], names[t], w)
-        for x, t, w in zip(at[1:], told[1:], limit.shares, strict=True)
+        for x, t, w in zip(at[1:], told[1:], threshold.shares, strict=True)
         if t.any()
     ]
     if not parts:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from feathide.metrics.uncertain_threshold import Cut
+from feathide.metrics.uncertain_threshold import UncertainThreshold
 
 __all__ = ["Answers", "AttackView", "DetectorView", "LeastChange", "PastView", "RunView"]
 
@@ -61,7 +61,7 @@ class DetectorView(Protocol):
     """Scope "detector": one detector on all clean test images, at one budget."""
 
     # a threshold for each rate of ``RATES``, from the calibration split
-    limits: Mapping[str, Cut]
+    thresholds: Mapping[str, UncertainThreshold]
     groups: np.ndarray
     # (n,), whether the classifier is right
     right: np.ndarray
@@ -103,7 +103,7 @@ class PastView(Protocol):
     """Scope "attack x detector": one attack past one detector. Row i is one attacked image."""
 
     seed: int
-    limits: Mapping[str, Cut]
+    thresholds: Mapping[str, UncertainThreshold]
     groups: np.ndarray
     fooled: np.ndarray
     # (n,), scores of the attacked images
@@ -115,8 +115,8 @@ class PastView(Protocol):
     # by threshold ("fpr10", "own"), the least change of each image that fools and passes
     smallest: Mapping[str, LeastChange]
 
-    def slips(self, limit: float) -> np.ndarray:
+    def slips(self, threshold: float) -> np.ndarray:
         """Which images (n,) fool the classifier and pass the detector at a threshold."""
 
-    def slips_of_all(self, limit: float) -> np.ndarray:
+    def slips_of_all(self, threshold: float) -> np.ndarray:
         """Which images (m,) are misread, attacked or not, and pass at a threshold."""

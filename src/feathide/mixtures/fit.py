@@ -15,7 +15,7 @@ samples enough.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -70,44 +70,110 @@ def fit_mixture(
     Raises InputError for features that are not finite, and for numbers out of range.
     """
     _check(x, components, covariance, shrinkage)
-    x, factored = x.detach(), in_factors(covariance, shrinkage, x.shape[1])
+    x = x.detach()
     centre = x.mean(0, dtype=torch.float64)
     _check_finite(x, centre)
-    z = torch.empty_like(x, dtype=torch.float32) if factored else x - centre
-    for rows, out in zip(x.split(ROWS), z.split(ROWS), strict=True) if factored else ():
-        torch.sub(rows, centre, out=out)
-    total, constant = scale(z, centre)
-    z /= total.to(z)
-    if start is None:
-        seen = leading_scores(z, SCORES) if factored and components > 1 else z.float()
-        start = kmeans(seen, min(components, len(x)), torch.Generator().manual_seed(seed))
-    labels = start.to(z.device).unique(return_inverse=True)[1]  # numbered without gaps
-    deviations = within(z, labels) if int(labels.max()) else z
-    inner = torch.ones_like(total) if factored else deviations.square().mean(0).sqrt()
-    # no spread within clusters: keep the spread of all, with unit variance
-    tight = constant | (inner < 1e-3)
-    inner = torch.where(tight, torch.ones_like(inner), inner)
-    limits = floor + tight.double()
-    prior = fit_prior(
-        deviations if factored else deviations / inner,
-        labels,
-        covariance,
-        shrinkage,
-        limits,
-    )
-
-    z, sd = z if factored else z / inner, total * inner
+    chosen = _Chosen(components, covariance, shrinkage, start, floor, seed)
+    wide = in_factors(covariance, shrinkage, x.shape[1])
+    ready = _ready_wide(x, centre, chosen) if wide else _ready(x, centre, chosen)
     mixture, prior = _found(
-        z, labels, prior, covariance, rank=rank, seed=seed, tol=tol, max_iter=max_iter
+        ready.z,
+        ready.labels,
+        ready.prior,
+        covariance,
+        rank=rank,
+        seed=seed,
+        tol=tol,
+        max_iter=max_iter,
     )
     return replace(
-        _unwhiten(mixture, centre, sd, prior.whitener),
+        _unwhiten(mixture, centre, ready.sd, prior.whitener),
         samples=len(x),
         shrinkage=prior.shrinkage,
         pooling=prior.pooling,
-        degenerate=int(constant.sum()),
-        notes=_notes(mixture, len(x), constant, components),
+        degenerate=int(ready.constant.sum()),
+        notes=_notes(mixture, len(x), ready.constant, components),
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What of ``fit_mixture``'s arguments decides how the rows are made ready."""
+
+    components: int
+    covariance: Covariance
+    shrinkage: float | Literal["auto"]
+    start: Tensor | None
+    floor: float
+    seed: int
+
+    def labels(self, seen: Callable[[], Tensor]) -> Tensor:
+        """The clusters to begin with (N,), numbered without gaps: those given, or those of
+        k-means++ on the rows ``seen`` gives.
+        """
+        start = self.start
+        if start is None:
+            rows = seen()
+            draw = torch.Generator().manual_seed(self.seed)
+            start = kmeans(rows, min(self.components, len(rows)), draw)
+            start = start.to(rows.device)
+        return start.unique(return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Rows ready for expectation maximisation: z = (x - centre) / sd (N, C), their clusters (N,),
+    the prior, and which channels do not vary (C,).
+    """
+
+    z: Tensor
+    labels: Tensor
+    sd: Tensor
+    constant: Tensor
+    prior: Prior
+
+
+def _ready(x: Tensor, centre: Tensor, chosen: _Chosen) -> _Ready:
+    """In double precision, by the deviations within clusters."""
+    z = x - centre
+    total, constant = scale(z, centre)
+    z /= total
+    labels = chosen.labels(z.float).to(z.device)
+    deviations = within(z, labels) if int(labels.max()) else z
+    inner = deviations.square().mean(0).sqrt()
+    # no spread within clusters: keep the spread of all, with unit variance
+    tight = constant | (inner < 1e-3)
+    inner = torch.where(tight, torch.ones_like(inner), inner)
+    prior = fit_prior(
+        deviations / inner,
+        labels,
+        chosen.covariance,
+        chosen.shrinkage,
+        chosen.floor + tight.double(),
+    )
+    return _Ready(z / inner, labels, total * inner, constant, prior)
+
+
+def _ready_wide(x: Tensor, centre: Tensor, chosen: _Chosen) -> _Ready:
+    """In single precision, by the deviations of all rows: the factors of the prior describe what
+    is within clusters.
+    """
+    z = torch.empty_like(x, dtype=torch.float32)
+    for rows, out in zip(x.split(ROWS), z.split(ROWS), strict=True):
+        torch.sub(rows, centre, out=out)
+    total, constant = scale(z, centre)
+    z /= total.to(z)
+    labels = chosen.labels(
+        lambda: leading_scores(z, SCORES) if chosen.components > 1 else z
+    ).to(z.device)
+    prior = fit_prior(
+        within(z, labels) if int(labels.max()) else z,
+        labels,
+        chosen.covariance,
+        chosen.shrinkage,
+        chosen.floor + constant.double(),
+    )
+    return _Ready(z, labels, total, constant, prior)
 
 
 def _check(x: Tensor, components: int, covariance: str, shrinkage: float | str) -> None:

@@ -191,20 +191,6 @@ def choose_layers(
     - ``last``: the input of the last linear layer: the module that gives it or, where it is cut
       out of an output (as a class token), the input itself, ``NAME:input``.
     """
-    spatial = [u for u in seen if isinstance(model.get_submodule(u.module), ACTIVATIONS)]
-    conv = spatial or [
-        u for u in seen if isinstance(model.get_submodule(u.module), CONVOLUTIONS)
-    ]
-    stages = list({u.shape[1:]: u for u in conv}.values())
-    blocks = _blocks(model, seen)
-    table = {
-        "conv": conv,
-        "stages": stages,
-        "blocks": stages if blocks is None else blocks,
-        "last": _last(seen) or conv[-1:],
-    }
-    by_name = {u.name: u for u in seen}
-    by_name |= {n: u for u in table["last"] if (n := u.name).endswith(INPUT)}
     if spec and not seen:
         raise expected(
             "a network whose layers can be watched, to read features",
@@ -214,31 +200,60 @@ def choose_layers(
                 "network's Python code and weights"
             ),
         )
+    presets = _presets(model, seen)
+    inputs = [u.name for u in presets["last"] if u.name.endswith(INPUT)]
+    names = list(dict.fromkeys([*(u.name for u in seen), *inputs]))
     chosen: set[str] = set()
     for item in [spec] if isinstance(spec, str) else spec:
         found = (
-            [u.name for u in table[item]]
-            if item in table
-            else [n for n in by_name if n == item]
-            # a name may hold brackets, which a pattern reads as a choice of characters
-            or [n for n in by_name if fnmatchcase(n, item)]
+            [u.name for u in presets[item]] if item in presets else _matching(item, names)
         )
         if not found:
-            again = [n for n in by_name if n.startswith(f"{item}#")]
-            if again:
-                raise InputError(
-                    f"layer {item!r} runs {len(again)} times in one forward pass; name the "
-                    f"call: {', '.join(again)}"
-                )
-            if item in table:
-                raise expected(
-                    f"layers: {item} must find {item} in this network",
-                    got="none",
-                    do=f"name layers yourself, of {', '.join(by_name)}",
-                )
-            raise unknown("layer", item, [*PRESETS, *by_name])
+            raise _no_layer(item, names)
         chosen.update(found)
-    return tuple(n for n in by_name if n in chosen)
+    return tuple(n for n in names if n in chosen)
+
+
+def _presets(model: nn.Module, seen: Sequence[Unit]) -> dict[str, list[Unit]]:
+    """The outputs that each preset stands for; see ``choose_layers``."""
+
+    def of_kind(kinds: tuple[type[nn.Module], ...]) -> list[Unit]:
+        return [u for u in seen if isinstance(model.get_submodule(u.module), kinds)]
+
+    conv = of_kind(ACTIVATIONS) or of_kind(CONVOLUTIONS)
+    stages = list({u.shape[1:]: u for u in conv}.values())
+    blocks = _blocks(model, seen)
+    return {
+        "conv": conv,
+        "stages": stages,
+        "blocks": stages if blocks is None else blocks,
+        "last": _last(seen) or conv[-1:],
+    }
+
+
+def _matching(item: str, names: Sequence[str]) -> list[str]:
+    """The layer of this name, or those that match it as a pattern: a name may hold brackets,
+    which a pattern reads as a choice of characters.
+    """
+    if item in names:
+        return [item]
+    return [n for n in names if fnmatchcase(n, item)]
+
+
+def _no_layer(item: str, names: Sequence[str]) -> InputError:
+    """Why a preset, name or pattern finds nothing, and what to do."""
+    if again := [n for n in names if n.startswith(f"{item}#")]:
+        return InputError(
+            f"layer {item!r} runs {len(again)} times in one forward pass; name the "
+            f"call: {', '.join(again)}"
+        )
+    if item in PRESETS:
+        return expected(
+            f"layers: {item} must find {item} in this network",
+            got="none",
+            do=f"name layers yourself, of {', '.join(names)}",
+        )
+    return unknown("layer", item, [*PRESETS, *names])
 
 
 def _blocks(model: nn.Module, seen: Sequence[Unit]) -> list[Unit] | None:

@@ -98,37 +98,29 @@ def check_network(
     batch."""
     _check_mode(model)
     k = n_classes if head in ("softmax", "findings") else 1 if head == "sigmoid" else 0
-    bad = [
-        k
-        for k, v in model.named_parameters()
-        if v.is_floating_point() and not bool(v.isfinite().all())
-    ]
-    if bad:
-        raise expected(
-            "weights must be finite",
-            got=f"NaN or infinity in {some(bad)}",
-            do="load other weights or train again",
-        )
+    _check_weights(model)
     images = images.to(next((p.device for p in model.parameters()), images.device))
     if len(images) == 1:
         images = torch.cat([images, images.flip(-1)])
     with torch.no_grad():
         out = _forward(model, images, k)
         _check_outputs(out, len(images), n_classes, head)
-        again = _forward(model, images, k)
-        alone = _alone(model, images, out, k)
-        # logits would leave [0, 1]
-        loud = [z for s in (100, -100) if (z := _attempt(model, s * images, k)) is not None]
-        strange = _attempt(model, torch.cat([images[:1], -100 * images[1:]]), k)
+        second_pass = _forward(model, images, k)
+        one_by_one = _alone(model, images, out, k)
+        # logits of images far out of range would leave [0, 1]
+        far_out = [_attempt(model, factor * images, k) for factor in (100, -100)]
+        # the first image as it is, in a batch of others that are far out
+        beside_far = _attempt(model, torch.cat([images[:1], -100 * images[1:]]), k)
     _check_mode(model)
     caveats = []
-    if not torch.allclose(out, again, rtol=1e-4, atol=1e-5):
+    by_batch = not _agree(out, one_by_one) or (
+        beside_far is not None and not _agree(beside_far[:1], out[:1])
+    )
+    if not torch.allclose(out, second_pass, rtol=1e-4, atol=1e-5):
         caveats.append(
             "the network is random at inference: two passes over the same images differ"
         )
-    elif not _agree(out, alone) or (
-        strange is not None and not _agree(strange[:1], out[:1])
-    ):
+    elif by_batch:
         raise expected(
             "the outputs for an image must not depend on the other images of its batch",
             got="other outputs for an image alone than in a batch",
@@ -137,9 +129,10 @@ def check_network(
                 "statistics or x - x.mean()"
             ),
         )
+    shown = torch.cat([out, *(logits for logits in far_out if logits is not None)])
     if output == "probabilities":
-        _check_probabilities(torch.cat([out, *loud]), head)
-    elif _like_probabilities(torch.cat([out, *loud])):
+        _check_probabilities(shown, head)
+    elif _like_probabilities(shown):
         caveats.append(
             "the outputs look like probabilities, not logits: gradients vanish where the "
             "network is sure"
@@ -149,6 +142,20 @@ def check_network(
             "no gradient reaches the image: gradient attacks will fail without proving anything"
         )
     return caveats
+
+
+def _check_weights(model: nn.Module) -> None:
+    bad = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not bool(weight.isfinite().all())
+    ]
+    if bad:
+        raise expected(
+            "weights must be finite",
+            got=f"NaN or infinity in {some(bad)}",
+            do="load other weights or train again",
+        )
 
 
 def _check_mode(model: nn.Module) -> None:

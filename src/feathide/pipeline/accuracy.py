@@ -89,8 +89,8 @@ def learnt(logits: np.ndarray, labels: np.ndarray) -> Learnt:
 
 
 def learnt_rows(context: "Context") -> np.ndarray:
-    """Labelled images that the classifier never saw, of the fit and the calibration split; never
-    of the test split.
+    """Labelled images that the classifier never saw, of the detector-training and the
+    calibration split; never of the test split.
     """
     return context.data.some(
         np.concatenate(

@@ -11,7 +11,7 @@ import torch
 from feathide.attacks.ensemble import Ensemble
 from feathide.attacks.loop import Attack
 from feathide.catalog import ATTACKS, OBJECTIVES, ability_of
-from feathide.execution.packing import change
+from feathide.execution.packing import linf_distance
 from feathide.integrations import Foreign
 from feathide.losses import Objective
 from feathide.models.classifier import FeatureClassifier
@@ -158,7 +158,7 @@ def _attack_rows(
         "label": goal.source.cpu().numpy(),
         "target": goal.target.cpu().numpy(),
         "prediction": classifier.observe(again).predicted.numpy(),
-        "linf": change(again.cpu().numpy(), x.cpu().numpy(), grid),
+        "linf": linf_distance(again.cpu().numpy(), x.cpu().numpy(), grid),
         "first": found.first.cpu().numpy(),
         "gradients": found.gradients.cpu().numpy(),
         "forwards": found.forwards.cpu().numpy(),

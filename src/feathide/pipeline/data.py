@@ -131,10 +131,14 @@ class Data:
 
     def batches(self, part: str, *, attacked: bool = False) -> int:
         """How many batches a part has; of what is attacked in it with ``attacked``."""
-        return -(
-            -len(self.attacked(part) if attacked else self.rows(part))
-            // self.plan.batch_size
-        )
+        if not self.plan.batch_size:
+            raise expected(
+                "batch_size must be a number before work is divided into batches",
+                got="auto",
+                do="take the plan.yaml of a run, or the plan of auditing.run.checked(plan, out)",
+            )
+        rows = self.attacked(part) if attacked else self.rows(part)
+        return -(-len(rows) // self.plan.batch_size)
 
     def batch(self, part: str, index: int, *, attacked: bool = False) -> np.ndarray:
         """The rows of a batch; those that are attacked are the first of the whole batch of the

@@ -27,10 +27,11 @@ __all__ = [
     "cells",
     "keys_of",
     "needed",
-    "plain_only",
     "score_tasks",
     "tasks",
     "tasks_of",
+    "unhidden",
+    "why_not_hidden",
 ]
 
 HELD_OUT = ("detector-training", "calibration", "test")
@@ -46,11 +47,11 @@ def cells(context: Context) -> list[Cell]:
         for eps in context.limits.budgets
         for attack in context.plan.attacks
         for objective in context.plan.objectives
-        if not plain_only(context, attack, objective)
+        if not why_not_hidden(context, attack, objective)
     ]
 
 
-def plain_only(context: Context, attack: AttackPlan, objective: ObjectivePlan) -> str:
+def why_not_hidden(context: Context, attack: AttackPlan, objective: ObjectivePlan) -> str:
     """Why an attack cannot hide by an objective; "" where it can. Our one-step and random attacks
     have no steps to hide in; the others say it themselves.
     """
@@ -69,6 +70,25 @@ def plain_only(context: Context, attack: AttackPlan, objective: ObjectivePlan) -
     except InputError as reason:
         return str(reason)
     return ""
+
+
+def unhidden(context: Context) -> str:
+    """Which of our attacks are run without hiding only, and why, in a sentence; "" if all hide."""
+    hiding = [o for o in context.plan.objectives if OBJECTIVES[o.kind].make is not None]
+    names = dict.fromkeys(
+        attack.name
+        for attack in context.plan.attacks
+        if hiding
+        and ability_of(attack.name).ours
+        and all(why_not_hidden(context, attack, objective) for objective in hiding)
+    )
+    if not names:
+        return ""
+    one = len(names) == 1
+    return (
+        f"{', '.join(names)} {'is' if one else 'are'} run without hiding only: "
+        f"{'it has' if one else 'they have'} no steps to hide in"
+    )
 
 
 # --- which tasks --------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from feathide.execution.digests import digest
+from feathide.execution.digests import digest, fields_of
+from feathide.plans.plan import Cell
 
 __all__ = ["Arrays", "Decision", "Step", "changed"]
 
@@ -44,7 +45,7 @@ class Step:
             decided by the images of a condition has the name of that condition, which holds a
             digest, as its label.
         file: The name of its files below the label and digests; "" for one file without.
-        batches: How many files it makes, one for each batch; None for one.
+        batches: Gives how many files it makes, one for each batch; None for one.
         needs: Gives the steps all of whose files must be there first.
         follows: Gives the steps of which the file of the same batch must be there first.
         work: ``work(context, *arguments)``, with the number of the batch as a last argument where
@@ -57,7 +58,7 @@ class Step:
     label: str = ""
     decided_by: Sequence[Decision] = ()
     file: str = ""
-    batches: int | None = None
+    batches: Callable[[], int] | None = None
     needs: Callable[[], Sequence["Step"]] = tuple
     follows: Callable[[], Sequence["Step"]] = tuple
     arguments: tuple[Any, ...] = field(default=())
@@ -73,7 +74,7 @@ class Step:
         head = f"{self.folder}/{self.name}" + (f"/{self.file}" if self.file else "")
         if self.batches is None:
             return (head,)
-        return tuple(f"{head}-{i:04d}" for i in range(self.batches))
+        return tuple(f"{head}-{i:04d}" for i in range(self.batches()))
 
     @property
     def key(self) -> str:
@@ -87,7 +88,7 @@ def changed(before: Sequence[Decision], after: Sequence[Decision]) -> list[str]:
 
     Example:
         ```python
-        changed(context.steps.train.decided_by, other.steps.train.decided_by)  # ["train"]
+        changed(one.steps.train.decided_by, other.steps.train.decided_by)  # ["train.epochs"]
         ```
     """
     then, now = (dict(v for d in side for v in _flat(d)) for side in (before, after))
@@ -101,5 +102,20 @@ def _flat(decision: Decision, head: str = "") -> Iterator[tuple[str, str]]:
     for name, value in decision.values.items():
         if isinstance(value, Decision):
             yield from _flat(value, f"{head}{name}: ")
+        elif isinstance(value, Cell):
+            # "attack.steps" needs no "cell" before it
+            for part, inner in fields_of(value).items():
+                yield from _leaves(f"{head}{part}", inner)
         else:
-            yield f"{head}{name}", digest(value)
+            yield from _leaves(f"{head}{name}", value)
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """``train.epochs`` with its digest, and so on: the fields of a part of the plan, at any
+    depth.
+    """
+    inside = fields_of(value)
+    if not inside:
+        yield name, digest(value)
+    for part, inner in inside.items():
+        yield from _leaves(f"{name}.{part}", inner)

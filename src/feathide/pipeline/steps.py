@@ -172,7 +172,7 @@ class Steps:
         """What decides which images stand in which batch of which split."""
         values: Values = {"split": self.plan.split}
         if self.plan.split.most is not None:
-            values["split.most"] = "most limits the attacked"
+            values["what split.most limits"] = "most limits the attacked"
         return values | {"batch_size": self.plan.batch_size}
 
     def beside(self, detectors: Sequence[str] | None = None) -> Values:
@@ -217,7 +217,7 @@ class Steps:
             label=condition,
             decided_by=decided_by,
             file=part,
-            batches=self.data.batches(part, attacked=attacked),
+            batches=lambda: self.data.batches(part, attacked=attacked),
             needs=lambda: self.networks,
             arguments=(condition, part),
         )
@@ -257,7 +257,7 @@ class Steps:
             label=f"{slug(cell.attack.name)}-{slug(cell.objective.name)}",
             decided_by=(self._attacked(cell),),
             file=part,
-            batches=self.data.batches(part, attacked=True),
+            batches=lambda: self.data.batches(part, attacked=True),
             needs=lambda: (*self.known(cell), *self._tuned(cell)),
             follows=lambda: (self.extract("clean", part),),
             arguments=(cell, part),

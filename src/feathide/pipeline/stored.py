@@ -9,20 +9,20 @@ from feathide.catalog import DETECTORS
 from feathide.errors import InputError
 from feathide.metrics.metric import OWN
 from feathide.metrics.registry import RATES
-from feathide.metrics.statistics import Cut, cut, threshold
+from feathide.metrics.statistics import UncertainThreshold, threshold, uncertain_threshold
 from feathide.pipeline.conditions import noisy_at
 from feathide.pipeline.context import Context
 from feathide.plans.plan import Cell
 
 __all__ = [
     "Found",
-    "cuts_of",
     "found_in",
     "negatives_in",
     "scores_in",
     "seconds_of",
     "slips_in",
     "thresholds_of",
+    "uncertain_thresholds_of",
 ]
 
 
@@ -97,9 +97,9 @@ def thresholds_of(context: Context, detector: str, eps: float) -> dict[str, floa
     }
 
 
-def cuts_of(
+def uncertain_thresholds_of(
     context: Context, detector: str, eps: float, *, seed: int | None = None
-) -> dict[str, Cut]:
+) -> dict[str, UncertainThreshold]:
     """``thresholds_of`` with those that other calibration cases might have given: the scores of a
     patient, clean and noisy, are drawn together. A detector that is shipped with a threshold
     has it as "own", which no calibration case decides.
@@ -110,10 +110,11 @@ def cuts_of(
     )
     seed = context.plan.seed if seed is None else seed
     found = {
-        name: cut(scores, rate, groups=patients, seed=seed) for name, rate in RATES.items()
+        name: uncertain_threshold(scores, rate, groups=patients, seed=seed)
+        for name, rate in RATES.items()
     }
     own = DETECTORS[detector]().own_threshold
-    return found if own is None else found | {OWN: Cut(own, np.array([own]))}
+    return found if own is None else found | {OWN: UncertainThreshold(own, np.array([own]))}
 
 
 def negatives_in(context: Context, detector: str, eps: float) -> np.ndarray:

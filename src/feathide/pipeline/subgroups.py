@@ -128,25 +128,25 @@ def _measured(context: Context) -> Iterator[Measured]:
 
 
 def _alarms(guard: Guarded) -> Measured:
-    limit, score, patients = guard.limits["fpr10"], guard.clean, guard.groups
+    threshold, score, patients = guard.thresholds["fpr10"], guard.clean, guard.groups
     return Measured(
         guard.head,
         "false_alarms_fpr10",
         guard.rows,
-        score > limit.value,
-        lambda at: share_at(limit, above(score[at]), groups=patients[at]),
+        score > threshold.value,
+        lambda at: share_at(threshold, above(score[at]), groups=patients[at]),
         tested=True,
     )
 
 
 def _slips(past: Passed | Worst, rows: np.ndarray, *, tested: bool) -> Measured:
-    limit, patients = past.limits["fpr10"], past.groups
+    threshold, patients = past.thresholds["fpr10"], past.groups
     return Measured(
         past.head,
         "slips_through_fpr10",
         rows,
-        np.asarray(past.slips(limit.value), dtype=bool),
-        lambda at: share_at(limit, lambda t: past.slips(t)[at], groups=patients[at]),
+        np.asarray(past.slips(threshold.value), dtype=bool),
+        lambda at: share_at(threshold, lambda t: past.slips(t)[at], groups=patients[at]),
         tested=tested,
     )
 

@@ -13,14 +13,14 @@ import numpy as np
 from feathide.catalog import OBJECTIVES
 from feathide.formats.archive import Codec
 from feathide.metrics.registry import Scope
-from feathide.metrics.statistics import Cut, slipping
+from feathide.metrics.statistics import UncertainThreshold, slipping
 from feathide.metrics.views import Answers, LeastChange
 from feathide.pipeline.conditions import PLAIN, noisy_at
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import share_constrained
 from feathide.pipeline.over_draws import fooled_by_draw
 from feathide.pipeline.smallest import Smallest, smallest_in
-from feathide.pipeline.stored import Found, cuts_of, found_in, scores_in
+from feathide.pipeline.stored import Found, found_in, scores_in, uncertain_thresholds_of
 from feathide.pipeline.survival import archived, rounding
 from feathide.plans.plan import Cell
 
@@ -95,8 +95,10 @@ class Guarded:
         return ("", "", "none", self.eps, self.detector)
 
     @cached_property
-    def limits(self) -> dict[str, Cut]:
-        return cuts_of(self.context, self.detector, self.eps, seed=self.seed)
+    def thresholds(self) -> dict[str, UncertainThreshold]:
+        return uncertain_thresholds_of(
+            self.context, self.detector, self.eps, seed=self.seed
+        )
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -138,9 +140,9 @@ class Guarded:
         wrong = out.predicted.numpy() != self.context.data.labels[self.chosen]
         return wrong, self.scores("clean", self.chosen)
 
-    def missed(self, limit: float) -> np.ndarray:
+    def missed(self, threshold: float) -> np.ndarray:
         """Which of these are misread and pass as they are, at a threshold."""
-        return slipping(*self.unattacked)(limit)
+        return slipping(*self.unattacked)(threshold)
 
     def through(self, archive: Codec) -> "Guarded":
         """The same with the images that an archive gives back."""
@@ -294,8 +296,8 @@ class Passed:
         return self.attack.seed
 
     @property
-    def limits(self) -> dict[str, Cut]:
-        return self.guard.limits
+    def thresholds(self) -> dict[str, UncertainThreshold]:
+        return self.guard.thresholds
 
     @property
     def groups(self) -> np.ndarray:
@@ -314,8 +316,8 @@ class Passed:
         conditions = ("clean", noisy_at(self.guard.eps))
         return np.concatenate([self.guard.scores(c, self.attack.rows) for c in conditions])
 
-    def slips(self, limit: float) -> np.ndarray:
-        return slipping(self.fooled, self.score)(limit)
+    def slips(self, threshold: float) -> np.ndarray:
+        return slipping(self.fooled, self.score)(threshold)
 
     @property
     def smallest(self) -> dict[str, LeastChange]:
@@ -325,9 +327,9 @@ class Passed:
     def all_groups(self) -> np.ndarray:
         return self.context.cases.patients[self.guard.chosen]
 
-    def slips_of_all(self, limit: float) -> np.ndarray:
-        by_attack = np.isin(self.guard.chosen, self.attack.rows[self.slips(limit)])
-        return self.guard.missed(limit) | by_attack
+    def slips_of_all(self, threshold: float) -> np.ndarray:
+        by_attack = np.isin(self.guard.chosen, self.attack.rows[self.slips(threshold)])
+        return self.guard.missed(threshold) | by_attack
 
     def through(self, archive: Codec) -> "Passed":
         """The same with the images that an archive gives back."""
@@ -354,16 +356,16 @@ class Worst:
         return ("worst", "any", knowledge, guard.eps, guard.detector)
 
     @property
-    def limits(self) -> dict[str, Cut]:
-        return self.every[0].limits
+    def thresholds(self) -> dict[str, UncertainThreshold]:
+        return self.every[0].thresholds
 
     @property
     def groups(self) -> np.ndarray:
         return self.every[0].groups
 
-    def slips(self, limit: float) -> np.ndarray:
+    def slips(self, threshold: float) -> np.ndarray:
         rows = self.every[0].attack.rows
-        through = [p.attack.rows[p.slips(limit)] for p in self.every]
+        through = [p.attack.rows[p.slips(threshold)] for p in self.every]
         return np.isin(rows, np.concatenate(through))
 
     def through(self, archive: Codec) -> "Worst":

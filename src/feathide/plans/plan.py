@@ -448,18 +448,24 @@ def _where(
     """The file, line and column of a field; ``the plan`` for what no file says."""
     if not isinstance(source, Path | str):
         return "the plan"
+    # of what was given beside the file, the file has another value or none
+    if _holds(given, path):
+        return str(source)
+    text = Path(source).read_text(encoding="utf-8")
+    place = place_of(text, path, unknown=unknown_field)
+    return f"{source}, {place}" if place else str(source)
+
+
+def _holds(given: Mapping[str, Any], path: Sequence[Any]) -> bool:
+    """Whether ``given`` has the field at ``path``, or one value in place of a part above it."""
     inner: Any = given
     for part in path:
-        if not isinstance(inner, Mapping) or part not in inner:
-            break
+        if not isinstance(inner, Mapping):
+            return True
+        if part not in inner:
+            return False
         inner = inner[part]
-    else:
-        inner = None
-    # of what was given beside the file, the file has another value or none
-    replaced = inner is None or not isinstance(inner, Mapping)
-    text = Path(source).read_text(encoding="utf-8")
-    place = "" if replaced else place_of(text, path, unknown=unknown_field)
-    return f"{source}, {place}" if place else str(source)
+    return True
 
 
 def _of(kind: type[P], *names: str) -> tuple[P, ...]:

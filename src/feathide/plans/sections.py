@@ -226,7 +226,7 @@ class NetworkPlan(Part):
     are for GPUs, and neither changes the training.
     ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits
     are then taken as logarithms. ``seed`` of its training; the plan's unless said. ``seeds``:
-    further ones, with each of which the audit is repeated (``study.variants``)."""
+    further ones, with each of which the audit is repeated (``pipeline/variants.py``)."""
 
     arch: str = "resnet18"
     weights: str | None = None
@@ -473,8 +473,8 @@ class SchedulePlan(Part):
 
     ``confidence``: the lead from which on an image counts as one that fools. ``lead``: how sure
     of the target an attacker who hides makes the classifier before all of the step goes to
-    hiding, in typical leads of clean images (``Context.typical_lead``), the same for all of our
-    attacks; "auto": as sure as it is of a clean image, at the lower quartile of the
+    hiding, in typical leads of clean images (``context.outputs.typical_lead``), the same for all
+    of our attacks; "auto": as sure as it is of a clean image, at the lower quartile of the
     detector-training split.
     """
 
@@ -487,8 +487,9 @@ class SchedulePlan(Part):
 
 
 class SplitPlan(Part):
-    """How the held-out images are divided, by patient. ``most``: at most so many images are
-    attacked in the fit and in the test split; clean accuracy and false alarms are of all."""
+    """How the held-out images are divided, by patient. ``most``: at most this many
+    images of the detector-training split and of the test split are attacked; clean accuracy and
+    false alarms are of all."""
 
     detector_training: float = Field(0.4, gt=0, lt=1)
     calibration: float = Field(0.2, gt=0, lt=1)

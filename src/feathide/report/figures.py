@@ -112,61 +112,53 @@ def _curve(negative: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.n
 
 def histograms(run: Run) -> Figure | None:
     """Scores by condition, with the threshold at 10 % false alarms."""
-    style, panels = looks(dict.fromkeys(run.scores["condition"])), list[Panel]()
-    rows: Rows = []
-    for detector, part in run.scores[
-        np.isfinite(run.scores["score"].astype(float))
-    ].groupby("detector", sort=False):
-        to, axis = _axis(part)
-        ends = np.quantile(to(part["score"].to_numpy(float)), EDGE)
-        edges = np.linspace(float(ends[0]), float(ends[1]), BINS + 1)
-        middle, traces = ((edges[1:] + edges[:-1]) / 2).tolist(), []
-        for condition, look in style.items():
-            scores = to(part.loc[part["condition"] == condition, "score"].to_numpy(float))
-            share = np.histogram(scores.clip(edges[0], edges[-1]), edges)[0] / max(
-                1, len(scores)
-            )
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": middle,
-                    "y": share.tolist(),
-                    **_steps(condition, look),
-                }
-            )
-            whole = zip(to.back(edges[:-1]), to.back(edges[1:]), share, strict=True)
-            rows += [(detector, condition, *values) for values in whole]
-        threshold = to(
-            np.array([run.thresholds.get(str(detector), {}).get("fpr10", np.nan)])
-        )
-        panels.append(
-            Panel(
-                label(str(detector)),
-                traces,
-                x=axis,
-                marks=[(t, "threshold") for t in threshold if np.isfinite(t)],
-            )
-        )
-    return (
-        None
-        if not rows
-        else Figure(
-            id="histograms",
-            title="Scores, and where the threshold cuts them",
-            caption="Share of images by score; higher is more suspicious. The dotted line is the "
-            "threshold at 10 % false alarms, "
-            "taken from the calibration images: what lies left of it passes. The outermost "
-            "0.2 % are drawn at the edge; "
-            "where scores span orders of magnitude the axis is compressed.",
-            panels=panels,
-            data=pd.DataFrame(
-                rows, columns=["detector", "condition", "from", "to", "share"]
-            ),
-            x={"title": "score of the guard"},
-            y={"rangemode": "tozero", "tickformat": ".0%", "title": "share of images"},
-        )
+    styles = looks(dict.fromkeys(run.scores["condition"]))
+    finite = run.scores[np.isfinite(run.scores["score"].astype(float))]
+    panels, rows = list[Panel](), list[tuple[object, ...]]()
+    for detector, scores in finite.groupby("detector", sort=False):
+        place, axis = _axis(scores)
+        edges = _edges(scores, place)
+        middle = ((edges[1:] + edges[:-1]) / 2).tolist()
+        traces = list[Style]()
+        for condition, style in styles.items():
+            chosen = scores.loc[scores["condition"] == condition, "score"]
+            share = _shares(place(chosen.to_numpy(float)), edges)
+            drawn = {"type": "scatter", "mode": "lines", "x": middle, "y": share.tolist()}
+            traces.append({**drawn, **_steps(condition, style)})
+            ends = zip(place.back(edges[:-1]), place.back(edges[1:]), share, strict=True)
+            rows += [(detector, condition, *values) for values in ends]
+        threshold = run.thresholds.get(str(detector), {}).get("fpr10", np.nan)
+        at = float(place(np.array([threshold]))[0])
+        marks = [(at, "threshold")] if np.isfinite(at) else []
+        panels.append(Panel(label(str(detector)), traces, x=axis, marks=marks))
+    if not rows:
+        return None
+    columns = ["detector", "condition", "from", "to", "share"]
+    return Figure(
+        id="histograms",
+        title="Scores, and where the threshold cuts them",
+        caption="Share of images by score; higher is more suspicious. The dotted line is the "
+        "threshold at 10 % false alarms, "
+        "taken from the calibration images: what lies left of it passes. The outermost "
+        "0.2 % are drawn at the edge; "
+        "where scores span orders of magnitude the axis is compressed.",
+        panels=panels,
+        data=pd.DataFrame(rows, columns=columns),
+        x={"title": "score of the guard"},
+        y={"rangemode": "tozero", "tickformat": ".0%", "title": "share of images"},
     )
+
+
+def _edges(scores: pd.DataFrame, place: "_Squeeze") -> np.ndarray:
+    """The borders of the bins (BINS + 1,), as placed, all of one width."""
+    first, last = np.quantile(place(scores["score"].to_numpy(float)), EDGE)
+    return np.linspace(float(first), float(last), BINS + 1)
+
+
+def _shares(placed: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The share of the scores in each bin; those beyond the ends count in the outermost bins."""
+    counts = np.histogram(placed.clip(edges[0], edges[-1]), edges)[0]
+    return counts / max(1, len(placed))
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def verdict(run: Run) -> Verdict:
     evidence."""
     rows = at_budget(run)
     success = worst(rows[rows["metric"] == "success"])
-    failed = [str(g["name"]) for g in run.sanity_checks if g["status"] == "fail"]
+    failed = [str(c["name"]) for c in run.sanity_checks if c["status"] == "fail"]
     found = [
         _finding(str(d), part, success, failed, run)
         for d, part in rows[rows["detector"] != ""].groupby("detector", sort=False)
@@ -447,7 +447,7 @@ def _sanity_checks(run: Run, failed: list[str]) -> str:
     if not run.sanity_checks:
         return "No sanity check was computed: nothing in this run checks the evaluation itself."
     count = {
-        s: sum(g["status"] == s for g in run.sanity_checks)
+        s: sum(c["status"] == s for c in run.sanity_checks)
         for s in ("pass", "warn", "fail")
     }
     text = (

@@ -12,10 +12,13 @@ from feathide.metrics.numbers import percent, whole_percent
 from feathide.metrics.rates import cases_needed, enough, independent
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import coverage_of
-from feathide.pipeline.listing import cells, plain_only
+from feathide.pipeline.listing import cells, why_not_hidden
 from feathide.pipeline.network_checks import check_classifier
 
 __all__ = ["calibrated", "caveats_of", "foreseen"]
+
+# of a grey level: less than this lost to rounding is not worth a caveat
+HARDLY = 1e-3
 
 
 def caveats_of(context: Context, table: pd.DataFrame) -> list[str]:
@@ -77,6 +80,7 @@ def _budgets(context: Context) -> list[str]:
                 f"eps {said} is below one stored grey level: hardly any pixel of a file can "
                 "change; raise eps before concluding anything"
             )
+        found += _rounded_down(context, eps, said)
         if (
             (low, high) != (0.0, 1.0)
             and high - low > 1
@@ -90,6 +94,21 @@ def _budgets(context: Context) -> list[str]:
     return found
 
 
+def _rounded_down(context: Context, eps: float, said: str) -> list[str]:
+    """A budget that no file can use up, since its pixels change by whole levels."""
+    grid = context.limits.grid
+    if grid is None or context.plan.norm != "linf":
+        return []
+    levels = int(context.limits.threat(eps).whole(torch.full((1, 1), eps), grid.step))
+    if levels < 1 or eps / grid.step - levels < HARDLY:
+        return []
+    used = format_eps(levels * grid.step, context.cases)
+    return [
+        f"eps {said} is rounded down to {used}: a file holds whole grey levels, so no pixel "
+        "changes by more"
+    ]
+
+
 def _plainly(context: Context) -> list[str]:
     """Attacks of others that could not hide as planned."""
     foreign = [
@@ -98,7 +117,7 @@ def _plainly(context: Context) -> list[str]:
         if not ability_of(a.name).ours
         for o in context.plan.objectives
     ]
-    reasons = {(a.name, o.name): plain_only(context, a, o) for a, o in foreign}
+    reasons = {(a.name, o.name): why_not_hidden(context, a, o) for a, o in foreign}
     return [
         f"{attack} did not hide by {by}: {reason}"
         for (attack, by), reason in reasons.items()

@@ -41,8 +41,8 @@ class SanityCheck:
 
 
 SANITY_CHECKS: dict[str, SanityCheck] = {
-    g.name: g
-    for g in (
+    check.name: check
+    for check in (
         SanityCheck(
             "classifier has learnt",
             "it is right on labelled images hardly more often than chance",
@@ -226,8 +226,8 @@ def sanity_checks_of(context: Context) -> list[dict[str, str]]:
             )
         ] * (status == "fail")
     return [
-        asdict(g)
-        for g in judged(
+        asdict(check)
+        for check in judged(
             judge_probes(probes_in(context.store.load(probe_key(context))))
             | judge_table(evasion_of(context))
         )
@@ -261,7 +261,7 @@ def _rooted(sanity_checks: Sequence[SanityCheck]) -> list[SanityCheck]:
     """A failure that follows from a graver one is a warning: the cause stands alone among the
     failures.
     """
-    failed = {g.name for g in sanity_checks if g.status == "fail"}
+    failed = {check.name for check in sanity_checks if check.status == "fail"}
     cause = {
         name: root
         for root in reversed(ROOTS)
@@ -270,11 +270,11 @@ def _rooted(sanity_checks: Sequence[SanityCheck]) -> list[SanityCheck]:
     }
     return [
         replace(
-            g,
+            check,
             status="warn",
-            detail=f"{g.detail}; may follow from the sanity check {cause[g.name]!r}",
+            detail=f"{check.detail}; may follow from the sanity check {cause[check.name]!r}",
         )
-        if g.status == "fail" and g.name in cause
-        else g
-        for g in sanity_checks
+        if check.status == "fail" and check.name in cause
+        else check
+        for check in sanity_checks
     ]

@@ -43,7 +43,7 @@ class Evasion:
     in spreads of clean scores, or None where the plan has no plain attack beside it;
     ``still``: noisy images that equal the clean ones; ``clean``: for each detector the clean
     scores of the calibration and the test split;
-    ``limits``: for each detector its calibration scores, clean and noisy, a threshold and the
+    ``thresholds``: for each detector its calibration scores, clean and noisy, a threshold and the
     rate of false alarms that it stands for."""
 
     learnt: Learnt | None = None
@@ -57,7 +57,7 @@ class Evasion:
     patients: Mapping[str, frozenset[str]] = field(default_factory=dict)
     still: int = 0
     clean: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    limits: Mapping[str, tuple[np.ndarray, float, float]] = field(default_factory=dict)
+    thresholds: Mapping[str, tuple[np.ndarray, float, float]] = field(default_factory=dict)
 
 
 def is_effective(falls: np.ndarray | None) -> bool:
@@ -92,7 +92,7 @@ def evasion_of(context: Context) -> Evasion:
         },
         still=_still(context),
         clean={d: _clean_scores(context, d) for d in detectors},
-        limits={d: _limit(context, d) for d in detectors},
+        thresholds={d: _threshold(context, d) for d in detectors},
     )
 
 
@@ -126,11 +126,11 @@ def _clean_scores(context: Context, detector: str) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def _limit(context: Context, detector: str) -> tuple[np.ndarray, float, float]:
+def _threshold(context: Context, detector: str) -> tuple[np.ndarray, float, float]:
     """A detector's calibration scores, its threshold, and the rate that this stands for."""
     eps = context.limits.budgets[0]
-    limit = thresholds_of(context, detector, eps)["fpr10"]
-    return negatives_in(context, detector, eps), limit, 0.10
+    threshold = thresholds_of(context, detector, eps)["fpr10"]
+    return negatives_in(context, detector, eps), threshold, 0.10
 
 
 def _training_attack(context: Context, eps: float) -> tuple[float, float]:
@@ -215,7 +215,7 @@ def _best_of(
     oblivious and the best aimed attack.
     """
     eps = context.limits.budgets[0]
-    limit = thresholds_of(context, detector, eps)["fpr10"]
+    threshold = thresholds_of(context, detector, eps)["fpr10"]
     best: dict[str, np.ndarray] = {}
     for f in found:
         cell = f.cell
@@ -229,7 +229,7 @@ def _best_of(
             continue
         slips = f.fooled & (
             scores_in(context, detector, eps, context.steps.condition(cell), "test", f.rows)
-            <= limit
+            <= threshold
         )
         if kind.knowledge not in best or slips.mean() > best[kind.knowledge].mean():
             best[kind.knowledge] = slips

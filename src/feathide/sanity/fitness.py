@@ -16,7 +16,7 @@ from feathide.losses.hiding import score_of, without_gradient
 from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import lacks_memory
 from feathide.pipeline.context import Context
-from feathide.pipeline.listing import plain_only
+from feathide.pipeline.listing import why_not_hidden
 from feathide.pipeline.network_checks import check_classifier
 from feathide.plans.sections import ObjectivePlan
 from feathide.types import Evidence, Outputs
@@ -36,13 +36,13 @@ def check_hiding(context: Context) -> None:
         if (
             objective.weight == "auto"
             and not ability_of(tuned.name).ours
-            and (reason := plain_only(context, tuned, objective))
+            and (reason := why_not_hidden(context, tuned, objective))
         ):
             raise InputError(
                 f"the weight of {objective.name} is tuned with train_attack: {reason}"
             )
         reasons = [
-            plain_only(context, attack, objective)
+            why_not_hidden(context, attack, objective)
             for attack in (*foreign, *context.plan.attacks)
         ]
         if foreign and all(reasons):

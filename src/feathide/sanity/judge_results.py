@@ -164,10 +164,12 @@ def _calibrated(e: Evasion) -> Judged:
     """A threshold is the smallest calibration score above which no more than the rate lie."""
     bad = [
         (
-            f"{name}: {percent(float(np.mean(scores > limit)))} of the calibration scores "
+            f"{name}: {percent(float(np.mean(scores > threshold)))} of the calibration scores "
             f"above the threshold for {whole_percent(rate)}"
         )
-        for name, (scores, limit, rate) in e.limits.items()
-        if not np.mean(scores > limit) <= rate + 1e-9 < np.mean(scores >= limit) + 2e-9
+        for name, (scores, threshold, rate) in e.thresholds.items()
+        if not np.mean(scores > threshold)
+        <= rate + 1e-9
+        < np.mean(scores >= threshold) + 2e-9
     ]
-    return ("fail", "; ".join(bad)) if bad else ("pass", f"{len(e.limits)} detectors")
+    return ("fail", "; ".join(bad)) if bad else ("pass", f"{len(e.thresholds)} detectors")

@@ -35,13 +35,13 @@ INNER, CORNERS = 24, 8
 class Readout(Objective):
     """J = softplus(-g_i), g_i(x) = f(x) w_i - b_i: another question about the last layer's
     features for each image, whose answer is known to be yes somewhere in the ball. Hidden from
-    ``guards``: each score is held at or below ``limits`` (D, n).
+    ``guards``: each score is held at or below ``thresholds`` (D, n).
     """
 
     weight: Tensor
     bias: Tensor
     guards: tuple[Guard, ...]
-    limits: Tensor
+    thresholds: Tensor
 
     def bind(self, clean: Outputs, goal: Aim, noise: Noise) -> BoundLoss:
         def answer(out: Outputs, rows: Rows) -> Tensor:
@@ -49,8 +49,8 @@ class Readout(Objective):
 
         def hide(out: Outputs, rows: Rows) -> Tensor:
             excess = [
-                STRICT * F.relu(score_of(g.detector, out) - limit[rows]) / g.scale
-                for g, limit in zip(self.guards, self.limits, strict=True)
+                STRICT * F.relu(score_of(g.detector, out) - threshold[rows]) / g.scale
+                for g, threshold in zip(self.guards, self.thresholds, strict=True)
             ]
             return torch.stack(excess).sum(0)
 
@@ -126,7 +126,7 @@ def _limits(guards: Sequence[Guard], scores: Sequence[Tensor]) -> Tensor:
     """The suspicion that each guard allows, (D, m): its threshold, or the planted image's."""
     if not guards:
         return torch.empty(0)
-    allowed = [s.clamp_min(g.limit) for s, g in zip(scores, guards, strict=True)]
+    allowed = [s.clamp_min(g.threshold) for s, g in zip(scores, guards, strict=True)]
     return torch.stack(allowed)
 
 
@@ -146,6 +146,6 @@ def _finds(trial: Trial, aim: "Readout", rows: Tensor) -> np.ndarray:
     with torch.no_grad():
         out = seen(found.adversarial)
         answered = aim.bind(out, goal, drawn).margin(out, ALL) > 0  # type: ignore[misc]
-        for g, limit in zip(aim.guards, aim.limits, strict=True):
-            answered &= g.detector.score(out) <= limit + SLACK * g.scale
+        for g, threshold in zip(aim.guards, aim.thresholds, strict=True):
+            answered &= g.detector.score(out) <= threshold + SLACK * g.scale
     return answered.cpu().numpy()

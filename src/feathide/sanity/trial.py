@@ -32,7 +32,7 @@ class Guard:
     """
 
     detector: Detector
-    limit: float
+    threshold: float
     scale: float
 
 

@@ -18,7 +18,7 @@ from feathide.execution.packing import packed, scored, taught, unpacked
 from feathide.execution.store import Store
 from feathide.losses import HFC, Evade, Objective
 from feathide.metrics.rates import slipping, threshold
-from feathide.metrics.uncertain_threshold import cut, share_at
+from feathide.metrics.uncertain_threshold import share_at, uncertain_threshold
 from feathide.pipeline.attacking import attack_of
 from feathide.pipeline.conditions import noisy_at
 from feathide.pipeline.context import Context, context_of
@@ -87,10 +87,14 @@ def arms_race(
             }
             slips["worst"] = partial(_any, tuple(slips.values()))
             held = np.tile(context.cases.patients[context.data.rows("calibration")], 2)
-            limit = cut(found["negatives"], 0.10, groups=held, seed=context.plan.seed)
-            now[name] = np.stack([hit(limit.value) for hit in slips.values()])
+            threshold = uncertain_threshold(
+                found["negatives"], 0.10, groups=held, seed=context.plan.seed
+            )
+            now[name] = np.stack([hit(threshold.value) for hit in slips.values()])
             for objective, hit in slips.items():
-                share = share_at(limit, hit, groups=context.cases.patients[found["tested"]])
+                share = share_at(
+                    threshold, hit, groups=context.cases.patients[found["tested"]]
+                )
                 knowledge = AIMS.get(objective, "detector-aware")
                 head = (number, name, objective, knowledge, "slips_through_fpr10")
                 rows.append((*head, share.value, share.low, share.high, share.n))
@@ -193,8 +197,8 @@ def _round(json: str, detector: str, number: int, store: Store) -> Arrays:
             for c in ("clean", noisy_at(eps))
         ]
     )
-    limit, scale = threshold(negatives, 0.10), max(float(np.std(negatives)), 1e-12)
-    attack = _attack(context, "evade", Evade((guard,), below=(limit,), scales=(scale,)))
+    level, scale = threshold(negatives, 0.10), max(float(np.std(negatives)), 1e-12)
+    attack = _attack(context, "evade", Evade((guard,), below=(level,), scales=(scale,)))
     fit, fit_rows, _ = _attacked(context, attack, "detector-training")
     test, rows, fooled = _attacked(context, attack, "test")
     oblivious = store.load(_oblivious_key(context, "test"))
