@@ -368,7 +368,7 @@ def test_training_mode_is_refused_also_of_a_part() -> None:
         ),
         (
             {"head": "tanh"},
-            r'head must be "softmax", "sigmoid" or \("finding", j\), got \'tanh\'',
+            r'head must be "softmax", "sigmoid", "landmarks" or \("finding", j\), got \'tanh\'',
         ),
     ],
 )
@@ -539,7 +539,7 @@ def test_logits_are_found_in_what_a_network_returns(
     "wrap",
     [
         lambda z: (torch.ones(len(z), 7), z),
-        lambda z: {"map": z.unsqueeze(2)},
+        lambda z: {"map": z.unsqueeze(0)},
         lambda z: None,
     ],
 )

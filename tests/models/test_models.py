@@ -655,7 +655,7 @@ def spoilt(value: float) -> nn.Module:
             PICTURES,
             2,
             "softmax",
-            "must return logits",
+            r"one answer an image, logits \(N, K\), here \(4, K\), got \(4, 2, 1\)",
         ),
     ],
 )

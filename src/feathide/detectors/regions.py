@@ -52,6 +52,8 @@ class PerRegion(Detector):
     Args:
         inner: The detector.
         name: What tables call it.
+        parts_: The detector of each region; made by ``fit``.
+        left_out: The regions that are left out; found by ``fit``.
     """
 
     inner: Detector = field(default_factory=Mahalanobis)

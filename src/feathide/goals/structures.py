@@ -210,8 +210,9 @@ class Insert(MaskWish):
 
 @dataclass(frozen=True)
 class LowerDice(MaskWish):
-    """The Dice coefficient of a structure with the truth falls to ``to`` or below; any wrong label
-    will do.
+    """The Dice coefficient of a structure with the truth falls to ``to`` or below.
+
+    Any wrong label will do.
 
     Args:
         label: The label of the structure.
@@ -243,8 +244,9 @@ class LowerDice(MaskWish):
 
 @dataclass(frozen=True)
 class MoveSurface(MaskWish):
-    """The 95 % Hausdorff distance of a structure to the truth rises to ``mm`` or above; any wrong
-    label will do.
+    """The 95 % Hausdorff distance of a structure to the truth rises to ``mm`` or above.
+
+    Any wrong label will do.
 
     Args:
         label: The label of the structure.

@@ -77,10 +77,10 @@ def _balance(aim: MaskGoal, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class JensenShannon(Objective):
-    """The Jensen-Shannon divergence of the prediction and the wanted label, mean over the voxels of
-    the goal's region; minus that to the label before where any other will do.
+    """The Jensen-Shannon divergence of the prediction and the wanted label.
 
-    Its slope vanishes on voxels that are surely right and on those that are surely wrong.
+    It is the mean over the voxels of the goal's region; where any other label will do, minus the
+    divergence to the label before. Its slope vanishes on voxels that are surely right and on those that are surely wrong.
 
     References:
         Croce, Singh and Hein: Towards reliable evaluation and fast training of robust semantic
@@ -112,8 +112,9 @@ LOG2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class SegPGD(Objective):
-    """The weights of SegPGD on the cross-entropy: at a share r of the steps, 1 - r / 2 on voxels
-    that are not fooled and r / 2 on those that are.
+    """The weights of SegPGD on the cross-entropy.
+
+    At a share r of the steps, 1 - r / 2 on voxels that are not fooled and r / 2 on those that are.
 
     Args:
         least: The weight of fooled voxels at the start; 0 as published.
@@ -141,8 +142,10 @@ class SegPGD(Objective):
 
 @dataclass(frozen=True)
 class CosPGD(Objective):
-    """The weights of CosPGD on the cross-entropy: the cosine of the softmax output and the label to
-    get away from, or 1 minus that with the wanted label.
+    """The weights of CosPGD on the cross-entropy.
+
+    The cosine of the softmax output and the label to get away from, or 1 minus that with the wanted
+    label.
 
     References:
         Agnihotri, Jung and Keuper: CosPGD: an efficient white-box adversarial attack for pixel-wise
@@ -186,8 +189,9 @@ def _weighted(
 
 @dataclass(frozen=True)
 class SoftDice(Objective):
-    """One minus the soft Dice coefficient with the wanted mask, mean over its labels; that with the
-    mask before where any other will do.
+    """One minus the soft Dice coefficient with the wanted mask, a mean over its labels.
+
+    Where any other label will do, the soft Dice coefficient with the mask before.
 
         D_c = 2 sum_v p_vc y_vc / sum_v (p_vc + y_vc)
     """
@@ -216,8 +220,9 @@ class SoftDice(Objective):
 
 @dataclass(frozen=True)
 class AdaptiveLandmarks(Objective):
-    """The adaptive targeted attack on landmarks: every landmark is weighted by its remaining error
-    relative to the largest.
+    """The adaptive targeted attack on landmarks.
+
+    Every landmark is weighted by its remaining error relative to the largest.
 
         J = mean_p w_p e_p,    w_p = e_p / max_q e_q, without gradient
 

@@ -58,8 +58,9 @@ def landmark_distance_mm(found: Tensor, other: Tensor, spacing: Tensor) -> Tenso
 
 
 def hausdorff95_mm(found: Tensor, true: Tensor, spacing: Tensor) -> Tensor:
-    """The 95 % Hausdorff distance of masks in mm: the larger of the two 95th percentiles of the
-    distance from one surface to the other.
+    """The 95 % Hausdorff distance of masks in mm.
+
+    It is the larger of the two 95th percentiles of the distance from one surface to the other.
 
     Args:
         found: Masks (N, *S), bool.
