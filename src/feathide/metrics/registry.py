@@ -522,7 +522,7 @@ def _caught(rate: str) -> Metric:
         measure,
         says="share of the images that fool the classifier and raise an alarm",
         best=1.0,
-        worst=0.1 if rate == "fpr10" else math.nan,
+        worst=0.1 if rate == "fpr10" else 0.0,
     )
 
 
