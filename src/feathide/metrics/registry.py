@@ -521,8 +521,8 @@ def _caught(rate: str) -> Metric:
         f"Caught at {at_rate(rate)}",
         measure,
         says="share of the images that fool the classifier and raise an alarm",
-        best=1.0 if rate == "fpr10" else math.nan,
-        worst=0.1 if rate == "fpr10" else math.nan,
+        best=1.0,
+        worst=0.1 if rate == "fpr10" else 0.0,
     )
 
 
