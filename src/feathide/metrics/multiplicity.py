@@ -6,9 +6,11 @@ from numpy.typing import ArrayLike
 from feathide.errors import expected
 from feathide.metrics.scores import Floats
 
-__all__ = ["PERMUTATIONS", "differs", "holm"]
+__all__ = ["DIFFERS", "PERMUTATIONS", "differs", "holm"]
 
 PERMUTATIONS = 9999
+# a group differs where its corrected p-value is at most this
+DIFFERS = 0.05
 AT_ONCE = 1000  # permutations, for memory
 
 

@@ -18,13 +18,12 @@ from feathide.pipeline.context import Context
 from feathide.pipeline.listing import cells
 from feathide.pipeline.views import Classified, Guarded, Head, Passed, Worst, attacked
 
-__all__ = ["COLUMNS", "DIFFERS", "check_subgroups", "subgroups_of"]
+__all__ = ["COLUMNS", "check_subgroups", "subgroups_of"]
 
 COLUMNS = (
     *("column", "group", "attack", "objective", "eps", "detector", "metric"),
     *("value", "low", "high", "n", "patients", "rest", "p", "p_holm"),
 )
-DIFFERS = 0.05  # a group differs where its corrected p-value is at most this
 HEAD: Head = ("", "", "none", float("nan"), "")
 
 

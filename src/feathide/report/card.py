@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from feathide.metrics.registry import title_of
+from feathide.report.file_copy import named_by
 from feathide.report.naming import label
 from feathide.report.results import Run
 from feathide.report.verdict import Finding, Rate, verdict, worst
@@ -51,6 +52,7 @@ def card(run: Run) -> dict[str, Any]:
         "reads": {d.detector: list(d.reads) for d in found.findings if d.reads},
         "headline": found.headline,
         "evidence": found.evidence,
+        "identifiers": {i.id: i.title for i in named_by(run)},
         "tags": ["synthetic data"] * run.synthetic
         + ["quick look"] * (run.quick is not None),
         **({} if run.quick is None else {"quick_look": dict(run.quick)}),

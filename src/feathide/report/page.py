@@ -15,7 +15,9 @@ from feathide.report.advice import advice
 from feathide.report.card import card
 from feathide.report.document import document, plain
 from feathide.report.figures import figures
+from feathide.report.file_copy import for_the_file
 from feathide.report.glossary import Glossary
+from feathide.report.groups import group_line, group_tables
 from feathide.report.naming import class_name, label, layer_name, relabelled
 from feathide.report.pictures import Album, pairs, triple
 from feathide.report.results import Case, Run
@@ -77,6 +79,9 @@ def render(run: Run) -> str:
         guards=guards(run),
         parts=parts(run),
         variants=list(variants(run)),
+        groups=list(group_tables(run)),
+        group_line=group_line(run),
+        for_the_file=for_the_file(run),
         pairs=list(pairs(run.cases, run.scale, amplify=amplify)),
         amplify=amplify,
         shown=len(album.pictures) - len(album.clean),
