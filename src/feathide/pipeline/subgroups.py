@@ -112,7 +112,7 @@ def _measured(context: Context) -> Iterator[Measured]:
         lambda at: proportion(right[at], groups=patients[rows[at]]),
         tested=True,
     )
-    for eps in context.thresholds.budgets:
+    for eps in context.limits.budgets:
         guards = [
             Guarded(context, detector, eps, context.plan.seed)
             for detector in context.plan.detectors
