@@ -40,7 +40,9 @@ def test_a_key_has_every_digest_and_one_number_a_batch() -> None:
     one, two = (d.digest for d in decided_by)
     step = Step("outputs", work, label="clean", decided_by=decided_by, file="test")
     assert step.key == f"outputs/clean-{one}-{two}/test"
-    batched = Step("outputs", work, decided_by=decided_by[:1], file="test", batches=2)
+    batched = Step(
+        "outputs", work, decided_by=decided_by[:1], file="test", batches=lambda: 2
+    )
     assert batched.keys == (f"outputs/{one}/test-0000", f"outputs/{one}/test-0001")
     with pytest.raises(ValueError, match="too many"):
         _ = batched.key

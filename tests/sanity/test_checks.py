@@ -421,7 +421,7 @@ RESULTS: dict[str, tuple[dict[str, Any], str]] = {
         "test split untouched",
     ),
     "a threshold tuned on test": (
-        {"limits": {"kd": (np.arange(60.0), threshold(np.arange(60.0) + 9, 0.1), 0.1)}},
+        {"thresholds": {"kd": (np.arange(60.0), threshold(np.arange(60.0) + 9, 0.1), 0.1)}},
         "test split untouched",
     ),
 }
