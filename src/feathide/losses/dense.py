@@ -80,7 +80,8 @@ class JensenShannon(Objective):
     """The Jensen-Shannon divergence of the prediction and the wanted label.
 
     It is the mean over the voxels of the goal's region; where any other label will do, minus the
-    divergence to the label before. Its slope vanishes on voxels that are surely right and on those that are surely wrong.
+    divergence to the label before. Its slope vanishes on voxels that are surely right and on those
+    that are surely wrong.
 
     References:
         Croce, Singh and Hein: Towards reliable evaluation and fast training of robust semantic
