@@ -36,6 +36,7 @@ class Outputs:
         reference_network: What a second network shows of the same images.
         statistics: Numbers (N, F) computed from the images alone.
         squeezed: The logits (N, Q, K) of Q coarser versions of the images.
+        guards: The score (N,) that each guard as shipped gives the images, by its name.
 
     Examples:
         >>> out = Outputs(torch.tensor([[0.0, 2.0]]), {"last": torch.zeros(1, 8)})
@@ -51,6 +52,7 @@ class Outputs:
     reference_network: "Outputs | None" = None
     statistics: Tensor | None = None
     squeezed: Tensor | None = None
+    guards: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -93,6 +95,9 @@ class Outputs:
             else self.reference_network._each(change),
             None if self.statistics is None else change(self.statistics),
             None if self.squeezed is None else change(self.squeezed),
+            None
+            if self.guards is None
+            else {name: change(v) for name, v in self.guards.items()},
         )
 
     @staticmethod
@@ -122,6 +127,12 @@ class Outputs:
             None
             if first.squeezed is None
             else torch.cat([p.squeezed for p in parts if p.squeezed is not None]),
+            None
+            if first.guards is None
+            else {
+                name: torch.cat([p.guards[name] for p in parts if p.guards is not None])
+                for name in first.guards
+            },
         )
 
 

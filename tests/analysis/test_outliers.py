@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from feathide.auditing.outliers import Normal, embedding
 from feathide.mixtures import MixtureBank
-from feathide.pipeline.outliers import Normal, embedding
 from feathide.types import Outputs
 
 RANDOM = torch.Generator().manual_seed(3)

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from feathide.analysis.members import lab_with, members
 from feathide.analysis.out_of_distribution import ood_tasks, shifted
 from feathide.analysis.transfer import trial_tasks
+from feathide.auditing.outliers import curves
 from feathide.auditing.run import audit
 from feathide.cli.analysis import explain, ood
 from feathide.execution.store import Store
 from feathide.pipeline.context import Context, context_of
-from feathide.pipeline.outliers import curves
 from feathide.pipeline.rows import COLUMNS
 from feathide.pipeline.stored import found_in
 from feathide.plans.plan import load_plan

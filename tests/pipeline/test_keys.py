@@ -51,6 +51,9 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "data.limit": (50, ALL),
     "network.layers": ("conv", OF_THE_NETWORK),
     "network.precision": ("bf16", OF_THE_NETWORK),
+    "network.purify": (["noise 0.1"], OF_THE_NETWORK | {"judge by fresh draws"}),
+    "network.draws": (4, OF_THE_NETWORK | {"judge by fresh draws"}),
+    "network.known": (False, ATTACKS | ROUNDED),
     "network.train.epochs": (2, CLASSIFIER | OF_THE_NETWORK),
     "network.train.lr": (0.01, CLASSIFIER | OF_THE_NETWORK),
     "network.seed": (3, CLASSIFIER | OF_THE_NETWORK),
@@ -72,6 +75,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, ALL),
     "reference_network.steps": (3, REFERENCE | ATTACKS),
     "train_attack": ("fgsm", ATTACKS | ROUNDED),
+    "smallest_change": (True, {"look for the smallest change"}),
     "held_out": (True, {"extract", "attack", "score"}),
     "attacks": (["pgd"], NOTHING),
     "objectives": (["plain", "closest"], {"check the evaluation"}),
@@ -114,7 +118,9 @@ def test_a_field_computes_exactly_its_dependants(
 ) -> None:
     value, stages = CHANGES[field]
     after = work(changed(field, value), tmp_path)
-    assert {stage for stage, keys in after.items() if keys - before[stage]} == stages
+    assert {
+        stage for stage, keys in after.items() if keys - before.get(stage, set())
+    } == stages
 
 
 def test_the_same_plan_has_the_same_keys(

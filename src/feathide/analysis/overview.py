@@ -14,10 +14,10 @@ from feathide.analysis import pages
 from feathide.analysis import stress as st
 from feathide.analysis import transfer as t
 from feathide.analysis.members import lab_with, member_tasks, members
+from feathide.auditing import outliers as o
 from feathide.execution.engine import run
 from feathide.execution.graph import Task
 from feathide.execution.progress import Progress
-from feathide.pipeline import outliers as o
 from feathide.pipeline.context import Context
 from feathide.pipeline.listing import tasks
 from feathide.pipeline.rows import with_needs

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from feathide.auditing.outliers import curves as outlier_curves
 from feathide.auditing.record import date_of
 from feathide.auditing.tasks import audit_tasks
 from feathide.catalog import DETECTORS, OBJECTIVES
@@ -20,7 +21,6 @@ from feathide.metrics.statistics import proportion
 from feathide.pipeline.conditions import noisy_at
 from feathide.pipeline.context import Context
 from feathide.pipeline.listing import cells
-from feathide.pipeline.outliers import curves as outlier_curves
 from feathide.pipeline.stored import Found, found_in, scores_in, seconds_of, thresholds_of
 from feathide.pipeline.stored_images import decode
 from feathide.plans.plan import Cell

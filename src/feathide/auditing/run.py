@@ -21,6 +21,7 @@ from feathide.auditing.machines import write_machine_files
 from feathide.auditing.record import begun_on
 from feathide.auditing.report_data import run_of, versions
 from feathide.auditing.tasks import audit_tasks
+from feathide.auditing.visibility import visibility_of
 from feathide.data.budgets import format_eps
 from feathide.errors import InputError, check_kind, expected
 from feathide.execution.digests import digest
@@ -36,6 +37,7 @@ from feathide.pipeline.accuracy import check_learnt, has_network, learnt_of
 from feathide.pipeline.context import Context, context_of
 from feathide.pipeline.listing import unhidden
 from feathide.pipeline.network_checks import check_classifier, check_untrained
+from feathide.pipeline.smallest import curve_of
 from feathide.pipeline.subgroups import check_subgroups, subgroups_of
 from feathide.pipeline.survival import check_archives
 from feathide.pipeline.table import comparisons_of, table_of
@@ -198,6 +200,9 @@ def _write_tables(context: Context) -> pd.DataFrame:
         frames["seeds"] = seeds_of(context, table)
     if context.plan.held_out:
         frames["held_out"] = held_out_of(context)
+    frames["visibility"] = visibility_of(context)
+    if context.plan.smallest_change:
+        frames["smallest_change"] = curve_of(context)
     if context.plan.subgroups.columns:
         frames["subgroups"] = subgroups_of(context)
     for name, frame in frames.items():

@@ -11,6 +11,8 @@ from feathide.execution.engine import Task
 from feathide.execution.store import Store
 from feathide.pipeline.context import Context
 from feathide.pipeline.listing import tasks
+from feathide.pipeline.over_draws import draw_tasks
+from feathide.pipeline.smallest import smallest_tasks
 from feathide.pipeline.survival import survival_tasks
 from feathide.pipeline.variants import variant_tasks
 from feathide.sanity.probes import probe_tasks
@@ -25,6 +27,8 @@ def audit_tasks(context: Context) -> list[Task]:
     found = [
         *tasks(context),
         *survival_tasks(context),
+        *smallest_tasks(context),
+        *draw_tasks(context),
         *probe_tasks(context),
         *variant_tasks(context),
     ]

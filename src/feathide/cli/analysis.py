@@ -100,8 +100,8 @@ def outliers(
     """How far are attacked features from the clean model, and which layer catches them?"""
     with said():
         from feathide.analysis.overview import outliers as whole
+        from feathide.auditing.outliers import PICTURES
         from feathide.errors import choose
-        from feathide.pipeline.outliers import PICTURES
 
         choose("picture", picture, PICTURES)
         context = _lab(plan_of(plan), out)

@@ -22,8 +22,8 @@ def screen() -> "Console":
     """
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPED)
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=PIPED, emoji=False)
 
 
 def show(found: "Audit") -> None:

@@ -13,6 +13,7 @@ from feathide.detectors.learned import LayerNetworks, SupportVectors
 from feathide.detectors.lid import LocalDimension
 from feathide.detectors.mahalanobis import Mahalanobis, input_step
 from feathide.detectors.reference_network import ReferenceNetwork
+from feathide.detectors.shield import Shield
 from feathide.detectors.two_sided import TwoSided
 from feathide.detectors.uncertainty import (
     DensityAndDropout,
@@ -42,6 +43,7 @@ __all__ = [
     "PixelStatistics",
     "RandomSubsets",
     "ReferenceNetwork",
+    "Shield",
     "SupportVectors",
     "TwoSided",
     "input_step",
@@ -72,5 +74,6 @@ MAKERS: tuple[Callable[[], Detector], ...] = (
     PixelStatistics,
     PixelRegression,
     FeatureSqueezing,
+    Shield,
 )
 DETECTORS: dict[str, Callable[[], Detector]] = {make().name: make for make in MAKERS}

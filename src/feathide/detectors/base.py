@@ -37,7 +37,7 @@ T = TypeVar("T")
 OPEN = ContextVar("OPEN", default=False)  # the border is open: see ``unguarded``
 
 
-NEEDS = ("dropout", "reference_network", "statistics", "squeezed")
+NEEDS = ("dropout", "reference_network", "statistics", "squeezed", "guards")
 
 
 class Detector(ABC):
@@ -53,6 +53,7 @@ class Detector(ABC):
         needs_reference_network: Whether ``score`` reads ``out.reference_network``.
         needs_statistics: Whether ``score`` reads ``out.statistics``.
         needs_squeezed: Whether ``score`` reads ``out.squeezed``.
+        needs_guards: Whether ``score`` reads ``out.guards``.
         differentiable: Whether attacks can follow the gradient of ``score``. A detector that claims
             this and hides its gradient fails a sanity check.
 
@@ -73,10 +74,18 @@ class Detector(ABC):
     differentiable: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = False
     needs_squeezed: ClassVar[bool] = False
+    needs_guards: ClassVar[bool] = False
 
     @property
     def reads(self) -> tuple[Space, ...]:
         return ("features",)
+
+    @property
+    def own_threshold(self) -> float | None:
+        """The score above which the detector itself rejects an image; None where it is set from
+        calibration images alone.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -163,7 +172,7 @@ def _scoring(score: Callable[[Any, Outputs], Tensor]) -> Callable[[Any, Outputs]
 
 def needs_of(detector: Detector) -> tuple[str, ...]:
     """What a detector reads beside logits and features: "dropout", "reference_network",
-    "statistics", "squeezed".
+    "statistics", "squeezed", "guards".
     """
     return tuple(name for name in NEEDS if getattr(detector, f"needs_{name}"))
 
@@ -240,6 +249,8 @@ def _read(out: Outputs) -> Iterator[tuple[str, Tensor]]:
         yield "statistics of the image", out.statistics
     if out.squeezed is not None:
         yield "logits of the squeezed images", out.squeezed
+    if out.guards is not None:
+        yield from ((f"scores of guard {name}", v) for name, v in out.guards.items())
     if out.reference_network is not None:
         yield from (
             (f"{name} of the reference network", values)

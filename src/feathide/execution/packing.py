@@ -39,6 +39,10 @@ def packed(out: Outputs, rows: np.ndarray) -> dict[str, np.ndarray]:
         value = getattr(out, name)
         if value is not None:
             arrays[name] = value.numpy()
+    if out.guards is not None:
+        arrays["guards"] = np.array(list(out.guards))
+        scores = enumerate(out.guards.values())
+        arrays |= {f"guard{i:03d}": score.numpy() for i, score in scores}
     if out.reference_network is not None:
         arrays |= {
             f"reference_network/{k}": v
@@ -54,6 +58,10 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
         for i, n in enumerate(arrays["layers"])
     }
     extra = {n: torch.from_numpy(arrays[n]) for n in BESIDE if n in arrays}
+    guards = {
+        str(n): torch.from_numpy(arrays[f"guard{i:03d}"])
+        for i, n in enumerate(arrays.get("guards", ()))
+    }
     seen = {
         k.removeprefix("reference_network/"): v
         for k, v in arrays.items()
@@ -64,6 +72,7 @@ def unpacked(arrays: Mapping[str, np.ndarray]) -> Outputs:
         features,
         **extra,
         reference_network=unpacked(seen) if seen else None,
+        guards=guards or None,
     )
 
 

@@ -167,7 +167,7 @@ class RichProgress:
     def __init__(
         self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, emoji=False)
         self._quiet, self._verbose = quiet, verbose
         self._live = self._console.is_terminal and not quiet and not verbose
         self._bars = Bars(

@@ -19,6 +19,7 @@ from feathide.attacks.updates import Blend, Together
 from feathide.errors import InputError, choose, expected
 from feathide.integrations.foreign_attacks import Foreign, ForeignAttack, foreign_attack
 from feathide.integrations.hook import Guided, host_of
+from feathide.integrations.shipped_guards import SHIPPED, guard_digest
 from feathide.integrations.versions import check_version
 from feathide.losses import CrossEntropy, Objective
 from feathide.models.classifier import FeatureClassifier
@@ -96,7 +97,9 @@ def identity(name: str) -> str:
     library, or a digest of the user's file; "" for ours.
     """
     base = parsed(name)[0]
-    library, colon, _ = base.partition(":")
+    library, colon, what = base.partition(":")
+    if library == SHIPPED:
+        return guard_digest(what)
     return (
         ""
         if not colon

@@ -19,6 +19,7 @@ from feathide.errors import choose
 from feathide.integrations.foreign_attacks import borrowed_seed
 from feathide.integrations.foreign_detectors import PytorchOODDetector, SklearnDetector
 from feathide.integrations.named_attacks import classes_of
+from feathide.integrations.shipped_guards import SHIPPED, guard_named
 from feathide.registry.specs import parsed
 from feathide.registry.user_code import called, load_object
 from feathide.types import Evidence, Outputs
@@ -28,7 +29,7 @@ __all__ = ["DETECTOR_LIBRARIES", "ArtFeatureDetector", "detector_named"]
 
 def detector_named(name: str) -> Callable[[], Detector]:
     """What makes the detector ``name``: ``sklearn:Name``, ``pytorch_ood:Name`` or ``art:Name``,
-    with the arguments in brackets.
+    with the arguments in brackets; ``guard:WHAT`` is a guard as it is shipped.
 
     Among the arguments, ``layers`` (scikit-learn) or ``layer`` says what it reads. scikit-learn's
     estimators get ``random_state=0`` where they take one. Other names are the user's own code,
@@ -36,6 +37,8 @@ def detector_named(name: str) -> Callable[[], Detector]:
     ``InputError`` for unknown names and arguments."""
     base, options = parsed(name)
     library, _, what = base.partition(":")
+    if library == SHIPPED:
+        return partial(guard_named, name)
     if library not in DETECTOR_LIBRARIES:
         return partial(_own, base, name, options)
     make, table = DETECTOR_LIBRARIES[library]

@@ -8,16 +8,20 @@ from typing import Any, Literal
 from feathide.metrics.intervals import Interval
 
 __all__ = [
+    "OWN",
     "RATES",
     "SHIFTS",
     "Metric",
     "Scope",
+    "at_rate",
     "per_cent",
 ]
 
 Scope = Literal["run", "detector", "attack", "attack x detector"]
 # false alarms at which thresholds are set
 RATES = {"fpr10": 0.10, "fpr5": 0.05, "fpr1": 0.01}
+# the threshold that a detector is shipped with, beside those
+OWN = "own"
 # the harmless shifts of ``data.shifts``, as a reader calls them
 SHIFTS = {
     "noise": "acquisition noise",
@@ -80,3 +84,8 @@ class Metric:
 def per_cent(rate: str) -> int:
     """A rate of ``RATES`` in per cent."""
     return round(100 * RATES[rate])
+
+
+def at_rate(rate: str) -> str:
+    """The threshold of a rate in words: "10 %", or "its own threshold"."""
+    return "its own threshold" if rate == OWN else f"{per_cent(rate)} %"

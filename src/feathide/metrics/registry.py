@@ -13,12 +13,29 @@ from numpy.typing import ArrayLike
 
 from feathide.metrics.calibration import brier_score, calibration_error
 from feathide.metrics.intervals import Interval, bootstrap, proportion
-from feathide.metrics.metric import ARCHIVE, RATES, SHIFTS, Metric, Scope, per_cent
+from feathide.metrics.metric import (
+    ARCHIVE,
+    OWN,
+    RATES,
+    SHIFTS,
+    Metric,
+    Scope,
+    at_rate,
+    per_cent,
+)
+from feathide.metrics.over_draws import share_over_draws
 from feathide.metrics.paired import difference_at, paired_difference
 from feathide.metrics.rates import above
 from feathide.metrics.roc import auc
 from feathide.metrics.uncertain_threshold import share_at
-from feathide.metrics.views import Answers, AttackView, DetectorView, PastView, RunView
+from feathide.metrics.views import (
+    Answers,
+    AttackView,
+    DetectorView,
+    LeastChange,
+    PastView,
+    RunView,
+)
 
 __all__ = [
     "METRICS",
@@ -137,16 +154,21 @@ RUN = (
 # --- a detector on clean images -----------------------------------------------------------------
 
 
-def _alarms(detector: DetectorView, rate: str, score: np.ndarray) -> Interval:
-    return share_at(detector.thresholds[rate], above(score), groups=detector.groups)
+def _alarms(
+    detector: DetectorView, rate: str, score: Callable[[], np.ndarray]
+) -> Interval | None:
+    """The share above a threshold; None for a detector that has no such threshold."""
+    if rate not in detector.thresholds:
+        return None
+    return share_at(detector.thresholds[rate], above(score()), groups=detector.groups)
 
 
 def _false_alarms(rate: str) -> Metric:
     return Metric(
         f"false_alarms_{rate}",
         "detector",
-        f"False alarms at {per_cent(rate)} %",
-        lambda detector: _alarms(detector, rate, detector.clean),
+        f"False alarms at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.clean),
         says="share of clean test images above the threshold",
         best=0.0,
         worst=1.0,
@@ -157,53 +179,53 @@ def _false_alarms_on_noise(rate: str) -> Metric:
     return Metric(
         f"false_alarms_{rate}_noise",
         "detector",
-        f"On noise of eps, at {per_cent(rate)} %",
-        lambda detector: _alarms(detector, rate, detector.noisy),
+        f"On noise of eps, at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.noisy),
         best=0.0,
         worst=1.0,
     )
 
 
-def _false_alarms_under(shift: str) -> Metric:
+def _false_alarms_under(shift: str, rate: str = "fpr10") -> Metric:
     return Metric(
-        f"false_alarms_fpr10_shifted_{shift}",
+        f"false_alarms_{rate}_shifted_{shift}",
         "detector",
-        f"On {SHIFTS[shift]}, at 10 %",
-        lambda detector: _alarms(detector, "fpr10", detector.shifted(shift)),
+        f"On {SHIFTS[shift]}, at {at_rate(rate)}",
+        lambda detector: _alarms(detector, rate, lambda: detector.shifted(shift)),
         best=0.0,
         worst=1.0,
     )
 
 
-def _accuracy_accepted(detector: DetectorView) -> Interval | None:
-    threshold = detector.thresholds["fpr10"]
-    if not (detector.clean <= threshold.value).any():
-        return None
+def _accuracy_accepted(rate: str) -> Metric:
+    def measure(detector: DetectorView) -> Interval | None:
+        threshold = detector.thresholds.get(rate)
+        if threshold is None or not (detector.clean <= threshold.value).any():
+            return None
 
-    def right(t: float) -> np.ndarray:
-        return np.where(detector.clean <= t, detector.right, np.nan)
+        def right(t: float) -> np.ndarray:
+            return np.where(detector.clean <= t, detector.right, np.nan)
 
-    return share_at(threshold, right, groups=detector.groups)
+        return share_at(threshold, right, groups=detector.groups)
+
+    title = f"Accuracy on what passes at {at_rate(rate)}"
+    return Metric(f"accuracy_accepted_{rate}", "detector", title, measure)
 
 
 DETECTOR = (
-    *map(_false_alarms, RATES),
-    *map(_false_alarms_on_noise, RATES),
+    *map(_false_alarms, (*RATES, OWN)),
+    *map(_false_alarms_on_noise, (*RATES, OWN)),
     *map(_false_alarms_under, SHIFTS),
+    *(_false_alarms_under(shift, OWN) for shift in SHIFTS),
     Metric(
         "false_alarms_fpr10_{archive}",
         "detector",
         "After {archive}, at 10 %",
-        lambda detector: _alarms(detector, "fpr10", detector.clean),
+        lambda detector: _alarms(detector, "fpr10", lambda: detector.clean),
         best=0.0,
         worst=1.0,
     ),
-    Metric(
-        "accuracy_accepted_fpr10",
-        "detector",
-        "Accuracy on what passes at 10 %",
-        _accuracy_accepted,
-    ),
+    *map(_accuracy_accepted, ("fpr10", OWN)),
 )
 
 
@@ -212,6 +234,12 @@ DETECTOR = (
 
 def _success(attack: AttackView) -> Interval:
     return proportion(attack.fooled, groups=attack.groups)
+
+
+def _success_over_draws(attack: AttackView) -> Interval | None:
+    if attack.by_draw is None:
+        return None
+    return share_over_draws(attack.by_draw, groups=attack.groups, seed=attack.seed)
 
 
 def _success_difference(one: AttackView, other: AttackView) -> Interval:
@@ -247,6 +275,83 @@ def _layers_constrained(attack: AttackView) -> Interval | None:
     return None if attack.constrained is None else _point(*attack.constrained)
 
 
+def _least_change(
+    found: LeastChange, share: float, view: AttackView | PastView
+) -> Interval:
+    """The change at which a share of the images succeed; infinity, beyond the largest tried."""
+    beyond = 2 * found.largest
+    values = np.minimum(found.values, beyond)
+
+    def quantile(sizes: ArrayLike) -> float:
+        return float(np.quantile(np.asarray(sizes), share, method="inverted_cdf"))
+
+    drawn = bootstrap(quantile, values, groups=view.groups, seed=view.seed)
+
+    def told(size: float) -> float:
+        return math.inf if size > found.largest * (1 + 1e-6) else size
+
+    return Interval(told(drawn.value), told(drawn.low), told(drawn.high), drawn.n)
+
+
+def _none_succeeds(found: LeastChange, view: AttackView | PastView) -> Interval:
+    return proportion(np.isinf(found.values), groups=view.groups)
+
+
+QUARTILES = {"": 0.5, "_q25": 0.25, "_q75": 0.75}
+WHICH = {"": "Median of", "_q25": "Lower quartile of", "_q75": "Upper quartile of"}
+
+
+def _eps_to_fool(part: str) -> Metric:
+    def measure(attack: AttackView) -> Interval | None:
+        found = attack.smallest
+        return None if found is None else _least_change(found, QUARTILES[part], attack)
+
+    return Metric(
+        f"eps_to_fool{part}",
+        "attack",
+        f"{WHICH[part]} the smallest change that fools",
+        measure,
+        says="infinity: beyond the largest change that was tried",
+        unit="box",
+    )
+
+
+def _never_fools(attack: AttackView) -> Interval | None:
+    found = attack.smallest
+    return None if found is None else _none_succeeds(found, attack)
+
+
+def _eps_to_pass(rate: str, part: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        found = past.smallest.get(rate)
+        return None if found is None else _least_change(found, QUARTILES[part], past)
+
+    end = "" if rate == "fpr10" else f"_{rate}"
+    return Metric(
+        f"eps_to_pass{end}{part}",
+        "attack x detector",
+        f"{WHICH[part]} the smallest change that fools and passes at {at_rate(rate)}",
+        measure,
+        says="infinity: beyond the largest change that was tried",
+        unit="box",
+    )
+
+
+def _never_passes(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        found = past.smallest.get(rate)
+        return None if found is None else _none_succeeds(found, past)
+
+    end = "" if rate == "fpr10" else f"_{rate}"
+    return Metric(
+        f"eps_to_pass{end}_beyond",
+        "attack x detector",
+        f"No change that was tried fools and passes at {at_rate(rate)}",
+        measure,
+        says="share of attacked images for which no change up to the largest does both",
+    )
+
+
 ATTACK = (
     Metric(
         "success",
@@ -255,6 +360,16 @@ ATTACK = (
         _success,
         says="share of attacked images that fool the classifier",
         difference=_success_difference,
+    ),
+    Metric(
+        "success_over_draws",
+        "attack",
+        "Attack success over draws",
+        _success_over_draws,
+        says=(
+            "chance that an attacked image fools the classifier at a fresh draw of what is "
+            "random in it"
+        ),
     ),
     Metric(
         "success_{archive}",
@@ -269,6 +384,14 @@ ATTACK = (
         "Largest change",
         lambda attack: _point(attack.linf.max(), len(attack.linf)),
         unit="box",
+    ),
+    *map(_eps_to_fool, QUARTILES),
+    Metric(
+        "eps_to_fool_beyond",
+        "attack",
+        "No change that was tried fools",
+        _never_fools,
+        says="share of attacked images that no change up to the largest fools with",
     ),
     Metric(
         "layers_constrained",
@@ -322,14 +445,19 @@ ATTACK = (
 
 
 def _slips_through(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        if rate not in past.thresholds:
+            return None
+        return share_at(past.thresholds[rate], past.slips, groups=past.groups)
+
+    at = at_rate(rate) if rate == OWN else f"{at_rate(rate)} false alarms"
     return Metric(
         f"slips_through_{rate}",
         "attack x detector",
-        f"Slips through at {per_cent(rate)} % false alarms",
-        lambda past: share_at(past.thresholds[rate], past.slips, groups=past.groups),
+        f"Slips through at {at}",
+        measure,
         says=(
-            "share of all attacked images that fool the classifier and pass the guard, at "
-            f"{per_cent(rate)} % false alarms"
+            f"share of all attacked images that fool the classifier and pass the guard, at {at}"
         ),
         best=0.0,
         worst=1.0,
@@ -380,15 +508,26 @@ def _auc_difference(one: PastView, other: PastView) -> Interval | None:
     return replace(found, n=int(both.sum()))
 
 
-def _caught(past: PastView) -> Interval | None:
-    if not past.fooled.any():
-        return None
-    hits = above(past.score[past.fooled])
-    return share_at(past.thresholds["fpr10"], hits, groups=past.groups[past.fooled])
+def _caught(rate: str) -> Metric:
+    def measure(past: PastView) -> Interval | None:
+        if rate not in past.thresholds or not past.fooled.any():
+            return None
+        hits = above(past.score[past.fooled])
+        return share_at(past.thresholds[rate], hits, groups=past.groups[past.fooled])
+
+    return Metric(
+        f"tpr_at_{rate}",
+        "attack x detector",
+        f"Caught at {at_rate(rate)}",
+        measure,
+        says="share of the images that fool the classifier and raise an alarm",
+        best=1.0,
+        worst=0.1 if rate == "fpr10" else 0.0,
+    )
 
 
 PAST = (
-    *map(_slips_through, RATES),
+    *map(_slips_through, (*RATES, OWN)),
     Metric(
         "slips_through_fpr10_all",
         "attack x detector",
@@ -427,15 +566,9 @@ PAST = (
         unit="score",
         difference=_auc_difference,
     ),
-    Metric(
-        "tpr_at_fpr10",
-        "attack x detector",
-        "Caught at 10 %",
-        _caught,
-        says="share of the images that fool the classifier and raise an alarm",
-        best=1.0,
-        worst=0.1,
-    ),
+    *map(_caught, ("fpr10", OWN)),
+    *(_eps_to_pass(rate, part) for rate in ("fpr10", OWN) for part in QUARTILES),
+    *map(_never_passes, ("fpr10", OWN)),
 )
 # in the order of display
 METRICS: dict[str, Metric] = {m.name: m for m in (*RUN, *DETECTOR, *ATTACK, *PAST)}

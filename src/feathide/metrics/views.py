@@ -12,7 +12,7 @@ import numpy as np
 
 from feathide.metrics.uncertain_threshold import UncertainThreshold
 
-__all__ = ["Answers", "AttackView", "DetectorView", "PastView", "RunView"]
+__all__ = ["Answers", "AttackView", "DetectorView", "LeastChange", "PastView", "RunView"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,19 @@ class Answers:
     labels: np.ndarray
     right: np.ndarray
     groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class LeastChange:
+    """The smallest change of each image that succeeds.
+
+    Args:
+        values: (n,), in box units; infinity where none up to ``largest`` succeeds.
+        largest: the largest change that was tried.
+    """
+
+    values: np.ndarray
+    largest: float
 
 
 class RunView(Protocol):
@@ -80,6 +93,10 @@ class AttackView(Protocol):
     constrained: tuple[float, int] | None
     # (m,) each: of successes in floating point, which rounding loses, and their patients
     rounded: tuple[np.ndarray, np.ndarray] | None
+    # (n, D), whether an image fools at each of D fresh draws; None: nothing is random
+    by_draw: np.ndarray | None
+    # the least change of each image that fools; None: not looked for
+    smallest: LeastChange | None
 
 
 class PastView(Protocol):
@@ -95,6 +112,8 @@ class PastView(Protocol):
     negatives: np.ndarray
     # (m,), patients of all test images that were chosen, misclassified ones, too
     all_groups: np.ndarray
+    # by threshold ("fpr10", "own"), the least change of each image that fools and passes
+    smallest: Mapping[str, LeastChange]
 
     def slips(self, threshold: float) -> np.ndarray:
         """Which images (n,) fool the classifier and pass the detector at a threshold."""

@@ -5,6 +5,7 @@ in one forward pass.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from feathide.data.valid_range import check_images, check_tensor
 from feathide.errors import check_kind, expected, first_line, unknown
+from feathide.models.averaging import averaged, seeded
 from feathide.models.decision import as_decision
 from feathide.models.dropout import (
     DropoutDraws,
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 Reading = Callable[[Tensor], Tensor]
+Look = Callable[[Tensor, Tensor], Tensor]
+Purify = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +87,15 @@ class FeatureClassifier:
         squeezers: Functions of the images with the window (else the box) mapped to [0, 1]; the
             logits of what they return are in ``Outputs.squeezed``; such as
             ``feathide.detectors.squeezing.SQUEEZERS``.
+        guards: Functions of the images in units of the box and of their logits, by name; the
+            scores (N,) that they give are in ``Outputs.guards``; such as ``FrozenGuard.look``.
+        purify: What is done to the images, with the box mapped to [0, 1], before the network sees
+            them: a function of the images and the number of a draw; such as
+            ``feathide.detectors.purifiers.Steps``. It is a part of what is attacked. Statistics and
+            guards look at the images as they come.
+        draws: The numbers of the draws of a random ``purify``, or, without one, of what is random
+            in the network itself. The probabilities are averaged over them (expectation over
+            transformation), features too, so that the outputs are the same at every pass.
 
     Raises:
         InputError: The network is in training mode, a layer is unknown, or the arguments contradict
@@ -115,6 +128,9 @@ class FeatureClassifier:
     compile: str | None = None
     statistics: Reading | None = None
     squeezers: Sequence[Reading] = ()
+    guards: Mapping[str, Look] = field(default_factory=dict)
+    purify: Purify | None = None
+    draws: Sequence[int] = ()
     _resolved: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -175,13 +191,32 @@ class FeatureClassifier:
             return self._outputs(x)
 
     def _outputs(self, x: Tensor) -> Outputs:
+        if self.purify is None and not self.draws:
+            found = self._seen(x)
+        else:
+            found = averaged([self._drawn(x, draw) for draw in self.draws or (0,)])
+        return replace(found, **self._beside(x, found.logits))
+
+    def _drawn(self, x: Tensor, draw: int) -> Outputs:
+        """What the network shows at one draw."""
+        if self.purify is not None:
+            low, high = self.box
+            pure = self.purify((x - low) / (high - low), draw)
+            return self._seen(low + (high - low) * pure)
+        with seeded(self.seed, draw, x.device) as again:
+            self.names(x)  # the first look at a network draws, too
+            # a batch would share its draws among its images: each is seen by itself
+            return Outputs.cat([again(partial(self._seen, one)) for one in x.split(1)])
+
+    def _seen(self, x: Tensor) -> Outputs:
+        """What the network shows of images as it is given them."""
         z = self.prepared(x)
         names = self._names(z)
         if self.compile and not self.dropout_samples:
             raw, *pooled = self._fast(names)(z)
             logits, others = self._as_decision(raw)
             features = {n: full(f) for n, f in zip(names, pooled, strict=True)}
-            return Outputs(logits, features, None, others, **self._beside(x))
+            return Outputs(logits, features, None, others)
         found, counts = dict[str, Tensor](), dict[str, int]()
         head_input: list[Tensor] = []
         hooks = collectors(names, found, {}, self.pool, self._readouts, counts)
@@ -195,7 +230,7 @@ class FeatureClassifier:
             stochastic = self._stochastic(z, raw, head, head_input)
         logits, others = self._as_decision(raw)
         features = means({n: found[n] for n in names}, counts)
-        return Outputs(logits, features, stochastic, others, **self._beside(x))
+        return Outputs(logits, features, stochastic, others)
 
     def _as_decision(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         return as_decision(raw, self.head, self.output)
@@ -215,7 +250,7 @@ class FeatureClassifier:
         decided, _ = as_decision(draws.flatten(0, 1), self.head, said)
         return decided.unflatten(0, draws.shape[:2])
 
-    def _beside(self, x: Tensor) -> dict[str, Any]:
+    def _beside(self, x: Tensor, logits: Tensor) -> dict[str, Any]:
         """What is shown of the images ``x`` beside what this network makes of them."""
         low, high = self.box
         return {
@@ -228,7 +263,13 @@ class FeatureClassifier:
             "squeezed": torch.stack([self._squeezed(x, s) for s in self.squeezers], 1)
             if self.squeezers
             else None,
+            "guards": self._guarded(x, logits) if self.guards else None,
         }
+
+    def _guarded(self, x: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """What guards as shipped say of the images; they run in the precision that they have."""
+        with torch.autocast(x.device.type, enabled=False):
+            return {name: look(x, logits) for name, look in self.guards.items()}
 
     def _squeezed(self, x: Tensor, squeeze: Reading) -> Tensor:
         """The logits of the images ``x`` once they are squeezed."""
@@ -278,6 +319,7 @@ class FeatureClassifier:
             reference_network=None,
             statistics=None,
             squeezers=(),
+            guards={},
         )
         narrow._resolved["layers"] = (
             tuple(n for n in self.names(x) if n in layers) if layers else ()

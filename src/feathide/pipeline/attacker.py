@@ -34,14 +34,20 @@ class Attacker:
     def detectors(
         self, names: Sequence[str] | None
     ) -> tuple[Sequence[Detector], Sequence[float], Sequence[float]]:
-        """Detectors, by default all of the plan, their thresholds at 10 % false alarms and the
-        standard deviations of their scores.
+        """Detectors, by default all of the plan, their thresholds at 10 % false alarms, or their
+        own where that is lower, and the standard deviations of their scores.
         """
         names, fitted = tuple(names or self.context.plan.detectors), self.context.fitted
         found = [fitted.detector(n, self.eps) for n in names]
         scores = [fitted.calibration(n, self.eps) for n in names]
         return (
             found,
-            [threshold(s, 0.10) for s in scores],
+            [_lower(threshold(s, 0.10), d) for d, s in zip(found, scores, strict=True)],
             [float(max(np.std(s), 1e-12)) for s in scores],
         )
+
+
+def _lower(calibrated: float, detector: Detector) -> float:
+    """The threshold below which an image passes, whichever of the two is used."""
+    own = detector.own_threshold
+    return calibrated if own is None else min(calibrated, own)

@@ -14,6 +14,7 @@ from feathide.catalog import ATTACKS, OBJECTIVES, ability_of
 from feathide.execution.packing import linf_distance
 from feathide.integrations import Foreign
 from feathide.losses import Objective
+from feathide.models.classifier import FeatureClassifier
 from feathide.models.memory import in_halves
 from feathide.pipeline.attacker import Attacker
 from feathide.pipeline.conditions import PLAIN
@@ -24,7 +25,15 @@ from feathide.plans.plan import Cell
 if TYPE_CHECKING:
     from feathide.pipeline.context import Context
 
-__all__ = ["attack_batch", "attack_of", "attack_rows", "right_in", "tune", "weight_of"]
+__all__ = [
+    "attack_batch",
+    "attack_of",
+    "attack_rows",
+    "attacked",
+    "right_in",
+    "tune",
+    "weight_of",
+]
 
 TUNE_CASES = 32
 SURE = 5.0  # units of the logits, in which cross-entropy has hardly a slope left
@@ -139,10 +148,7 @@ def _attack_rows(
     weight = weight_of(context, cell) if weight is None else weight
     attack = attack_of(context, cell, weight)
     classifier = context.networks.classifier
-    attacked = classifier
-    if OBJECTIVES[cell.objective.kind].needs == "detectors":
-        attacked = context.networks.observing(cell.objective.aim or context.plan.detectors)
-    found = attack(attacked, x, goal, **context.limits.terms(rows, x))
+    found = attack(attacked(context, cell), x, goal, **context.limits.terms(rows, x))
     image = encode(found.adversarial, grid, box)
     again = decode(image, grid, box).to(x)
     return {
@@ -170,6 +176,17 @@ def _nothing(context: "Context") -> dict[str, np.ndarray]:
         "image": encode(image, context.limits.grid, cases.box),
         "linf": empty * 1.0,
     }
+
+
+def attacked(context: "Context", cell: Cell) -> FeatureClassifier:
+    """The classifier as the attacker of a cell asks it: with what the detectors read beside,
+    where they aim at these; without the purifier where they do not know it.
+    """
+    if not context.plan.network.known:
+        return context.networks.bare
+    if OBJECTIVES[cell.objective.kind].needs == "detectors":
+        return context.networks.observing(cell.objective.aim or context.plan.detectors)
+    return context.networks.classifier
 
 
 def tune(context: "Context", cell: Cell) -> Arrays:

@@ -51,7 +51,8 @@ def _caveats(context: Context) -> tuple[str, ...]:
                 "probabilities"
             ),
         )
-    _refuse_random(found)
+    if not context.recipe.random:
+        _refuse_random(found)
     classifier.names(x)
     return tuple(found)
 
@@ -61,7 +62,8 @@ def check_untrained(context: Context) -> FeatureClassifier:
     its outputs then is wrong later. Gives what it has checked.
     """
     empty = context.recipe.empty_network()
-    network = context.networks.shown(empty, context.plan.network.layers)
+    shown = context.networks.shown(empty, context.plan.network.layers)
+    network = context.networks.defended(shown)
     x = context.data.images(_tried(context.data))
     network.check(x)
     classes = max(len(context.data.class_names), 2)
@@ -93,8 +95,9 @@ def _refuse_random(caveats: Sequence[str]) -> None:
             "the network must give the same outputs for the same images",
             got="different ones at every pass",
             do=(
-                "switch off what is random in it at inference, such as a dropout in "
-                "forward, or average it inside"
+                "say network: {draws: 16} to average over so many draws (expectation over "
+                "transformation), or switch off what is random in it, such as a dropout in "
+                "forward"
             ),
         )
 

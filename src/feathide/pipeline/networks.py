@@ -45,7 +45,24 @@ class Networks:
             model = upright(model, self.data.cases.channels, self.data.cases.shape)
         if self.recipe.trains:
             mean, std = self.restored(model, self.steps.train.key)
-        return self._compiled(self.shown(model, n.layers, mean, std))
+        shown = self.shown(model, n.layers, mean, std)
+        return self._compiled(self.defended(shown))
+
+    def defended(self, classifier: FeatureClassifier) -> FeatureClassifier:
+        """A network behind the purifier of the plan, averaged over the draws of what is
+        random.
+        """
+        recipe = self.recipe
+        return replace(classifier, purify=recipe.purify, draws=recipe.draws)
+
+    @cached_property
+    def bare(self) -> FeatureClassifier:
+        """The classifier without its purifier, as an attacker knows it who does not know that."""
+        return replace(self.classifier, purify=None, draws=())
+
+    def drawn(self, draw: int) -> FeatureClassifier:
+        """The classifier at one draw of what is random in it."""
+        return replace(self.classifier, draws=(draw,))
 
     @cached_property
     def reference_network(self) -> FeatureClassifier:
@@ -118,10 +135,10 @@ class Networks:
 @lru_cache(maxsize=16)
 def _observing(networks: Networks, detectors: tuple[str, ...]) -> FeatureClassifier:
     recipe = networks.recipe
-    dropout, reference_network, image, squeezed = (
+    dropout, reference_network, image, squeezed, guards = (
         recipe.needs(what, detectors) for what in NEEDS
     )
-    if not any((dropout, reference_network, image, squeezed)):
+    if not any((dropout, reference_network, image, squeezed, guards)):
         return networks.classifier
     return replace(
         networks.classifier,
@@ -129,4 +146,5 @@ def _observing(networks: Networks, detectors: tuple[str, ...]) -> FeatureClassif
         reference_network=networks.reference_network if reference_network else None,
         statistics=statistics if image else None,
         squeezers=SQUEEZERS if squeezed else (),
+        guards={n: g.look for n, g in recipe.frozen(detectors).items()} if guards else {},
     )

@@ -10,6 +10,9 @@ from torch import nn
 from feathide.catalog import DETECTORS
 from feathide.data.budgets import parse_eps
 from feathide.detectors.base import needs_of
+from feathide.detectors.frozen import FrozenGuard
+from feathide.detectors.purifiers import Steps as Purifying
+from feathide.detectors.purifiers import purifier_named
 from feathide.errors import expected
 from feathide.models.loading import load_network
 from feathide.models.weights import Taken, load_weights, read_about, start_from
@@ -22,8 +25,9 @@ from feathide.types import Box
 
 __all__ = ["NEEDS", "Need", "Recipe"]
 
-Need = Literal["dropout", "reference_network", "statistics", "squeezed"]
+Need = Literal["dropout", "reference_network", "statistics", "squeezed", "guards"]
 NEEDS: tuple[Need, ...] = get_args(Need)
+USUAL_DRAWS = 8  # of a random purifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,26 @@ class Recipe:
             seed=self.plan.seed,
         )
 
+    @cached_property
+    def purify(self) -> Purifying | None:
+        """What the product does to images before its network; None for nothing."""
+        names = self.plan.network.purify
+        if not names:
+            return None
+        return Purifying([purifier_named(name) for name in names], self.plan.seed)
+
+    @property
+    def random(self) -> bool:
+        """Whether the product is random: its purifier, or the network itself."""
+        if self.purify is None:
+            return self.plan.network.draws is not None
+        return self.purify.random
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The draws over which the outputs are averaged; () where nothing is random."""
+        return tuple(range(self.plan.network.draws or USUAL_DRAWS)) if self.random else ()
+
     # --- the reference network ------------------------------------------------------------------
 
     @property
@@ -149,7 +173,18 @@ class Recipe:
 
     def needs(self, what: Need, detectors: Sequence[str] | None = None) -> bool:
         """Whether a detector, of the plan's unless said, reads dropout draws, a reference
-        network, statistics of the image or squeezed images.
+        network, statistics of the image, squeezed images or a guard as shipped.
         """
         names = self.plan.detectors if detectors is None else detectors
         return any(what in needs_of(DETECTORS[name]()) for name in names)
+
+    def own_thresholds(self) -> dict[str, float]:
+        """The thresholds that detectors of the plan are shipped with, by their names."""
+        found = {n: DETECTORS[n]().own_threshold for n in self.plan.detectors}
+        return {name: own for name, own in found.items() if own is not None}
+
+    def frozen(self, detectors: Sequence[str] | None = None) -> dict[str, FrozenGuard]:
+        """The guards as shipped among some detectors, the plan's unless said."""
+        names = self.plan.detectors if detectors is None else detectors
+        found = {name: DETECTORS[name]() for name in names if ":" in name}
+        return {n: guard for n, guard in found.items() if isinstance(guard, FrozenGuard)}

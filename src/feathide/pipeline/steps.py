@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from feathide.catalog import OBJECTIVES
+from feathide.detectors.purifiers import VERSION as OF_PURIFIERS
 from feathide.detectors.residuals import VERSION as OF_STATISTICS
 from feathide.detectors.squeezing import VERSION as OF_SQUEEZERS
 from feathide.execution.digests import FORMAT
@@ -158,6 +159,10 @@ class Steps:
             values["compile"] = "compiled"
         if n.output != "logits":
             values["output"] = n.output
+        if n.purify:
+            values |= {"purify": n.purify, "version of the purifiers": OF_PURIFIERS}
+        if self.recipe.draws:
+            values["draws"] = len(self.recipe.draws)
         if (n.layout, n.tokens) != ("auto", "mean"):
             values |= {"layout": n.layout, "tokens": n.tokens}
         return Decision(values)
@@ -178,11 +183,15 @@ class Steps:
         if self.recipe.needs("reference_network", detectors):
             values["reference network"] = self.reference_network.key
         versions: dict[Need, str] = {"statistics": OF_STATISTICS, "squeezed": OF_SQUEEZERS}
-        return values | {
-            need: version
-            for need, version in versions.items()
-            if self.recipe.needs(need, detectors)
-        }
+        return (
+            values
+            | {
+                need: version
+                for need, version in versions.items()
+                if self.recipe.needs(need, detectors)
+            }
+            | {f"guard {name}": identity(name) for name in self.recipe.frozen(detectors)}
+        )
 
     @property
     def sight(self) -> Values:
@@ -265,6 +274,8 @@ class Steps:
             "schedule": p.schedule,
         }
         values |= self.batching
+        if not p.network.known:
+            values["purifier"] = "unknown"
         if needs == "bank":
             values |= {"mixture": p.mixture, "version of the mixtures": "floor"}
         if own:

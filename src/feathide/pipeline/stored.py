@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from feathide.catalog import DETECTORS
 from feathide.errors import InputError
+from feathide.metrics.metric import OWN
 from feathide.metrics.registry import RATES
 from feathide.metrics.statistics import UncertainThreshold, threshold, uncertain_threshold
 from feathide.pipeline.conditions import noisy_at
@@ -99,17 +101,20 @@ def uncertain_thresholds_of(
     context: Context, detector: str, eps: float, *, seed: int | None = None
 ) -> dict[str, UncertainThreshold]:
     """``thresholds_of`` with those that other calibration cases might have given: the scores of a
-    patient, clean and noisy, are drawn together.
+    patient, clean and noisy, are drawn together. A detector that is shipped with a threshold
+    has it as "own", which no calibration case decides.
     """
     scores, patients = (
         negatives_in(context, detector, eps),
         np.tile(context.cases.patients[context.data.rows("calibration")], 2),
     )
     seed = context.plan.seed if seed is None else seed
-    return {
+    found = {
         name: uncertain_threshold(scores, rate, groups=patients, seed=seed)
         for name, rate in RATES.items()
     }
+    own = DETECTORS[detector]().own_threshold
+    return found if own is None else found | {OWN: UncertainThreshold(own, np.array([own]))}
 
 
 def negatives_in(context: Context, detector: str, eps: float) -> np.ndarray:

@@ -14,10 +14,12 @@ from feathide.catalog import OBJECTIVES
 from feathide.formats.archive import Codec
 from feathide.metrics.registry import Scope
 from feathide.metrics.statistics import UncertainThreshold, slipping
-from feathide.metrics.views import Answers
+from feathide.metrics.views import Answers, LeastChange
 from feathide.pipeline.conditions import PLAIN, noisy_at
 from feathide.pipeline.context import Context
 from feathide.pipeline.coverage import share_constrained
+from feathide.pipeline.over_draws import fooled_by_draw
+from feathide.pipeline.smallest import Smallest, smallest_in
 from feathide.pipeline.stored import Found, found_in, scores_in, uncertain_thresholds_of
 from feathide.pipeline.survival import archived, rounding
 from feathide.plans.plan import Cell
@@ -228,6 +230,36 @@ class Attacked:
         before = stored["before"]
         return ~stored["after"][before], self.context.cases.patients[stored["rows"][before]]
 
+    @cached_property
+    def by_draw(self) -> np.ndarray | None:
+        found = fooled_by_draw(self.context, self.cell)
+        if found is None:
+            return None
+        whole = found_in(self.context, self.cell)
+        place = {int(r): i for i, r in enumerate(whole.rows)}
+        return found[[place[int(r)] for r in self.rows]]
+
+    @cached_property
+    def searched(self) -> Smallest | None:
+        return smallest_in(self.context, self.cell)
+
+    @property
+    def smallest(self) -> LeastChange | None:
+        return None if self.searched is None else self._least(self.searched.fool)
+
+    def _least(self, values: np.ndarray) -> LeastChange:
+        """Least changes in the order of these rows."""
+        assert self.searched is not None
+        place = {int(r): i for i, r in enumerate(self.searched.rows)}
+        return LeastChange(
+            values[[place[int(r)] for r in self.rows]], self.searched.largest
+        )
+
+    def least_past(self, detector: str) -> dict[str, LeastChange]:
+        """By threshold, the least changes that fool and pass a detector."""
+        past = {} if self.searched is None else self.searched.past
+        return {rate: self._least(v) for (d, rate), v in past.items() if d == detector}
+
     def through(self, archive: Codec) -> "Attacked":
         """The same with the images that an archive gives back."""
         return replace(self, archive=archive)
@@ -286,6 +318,10 @@ class Passed:
 
     def slips(self, threshold: float) -> np.ndarray:
         return slipping(self.fooled, self.score)(threshold)
+
+    @property
+    def smallest(self) -> dict[str, LeastChange]:
+        return self.attack.least_past(self.guard.detector)
 
     @property
     def all_groups(self) -> np.ndarray:

@@ -89,6 +89,8 @@ class Plan(Part):
         detectors: The detectors, by name.
         reference_network: How the reference network of the detectors of that name is trained.
         train_attack: The plain attack that the detectors learn from.
+        smallest_change: Look for the least change of each image that fools, and that also passes
+            each guard, up to the largest eps.
         held_out: Add a table in which the detectors learn from each attack in turn.
         split: The shares of the test images for detector training, calibration and test.
         subgroups: By which groups of patients results are given, too, such as site and sex.
@@ -138,6 +140,7 @@ class Plan(Part):
     )
     reference_network: ReferencePlan = ReferencePlan()
     train_attack: str = "pgd"
+    smallest_change: bool = False
     held_out: bool = False
     split: SplitPlan = SplitPlan()
     subgroups: Annotated[
@@ -194,6 +197,7 @@ class Plan(Part):
     def _check_trust(self) -> None:
         """The user's own attacks and detectors are code, which is run only if it is trusted."""
         from feathide.integrations import ATTACK_LIBRARIES, DETECTOR_LIBRARIES
+        from feathide.integrations.shipped_guards import SHIPPED, holds_code
 
         aims = (d for o in self.objectives for d in o.aim)
         attacks, detectors = (
@@ -205,6 +209,8 @@ class Plan(Part):
             (detectors, DETECTOR_LIBRARIES),
         ):
             for library, colon, name in (parsed(n)[0].partition(":") for n in names):
+                if library == SHIPPED and not holds_code(name):
+                    continue
                 if colon and library not in libraries and not self.network.trust:
                     raise expected(
                         (

@@ -50,6 +50,7 @@ __all__ = [
     "named",
 ]
 
+OF_GUARDS = ("threshold", "higher")
 AIMED = ("evade", "selective", "orthogonal")
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -108,9 +109,30 @@ def called(value: Any) -> Any:
 
 
 def called_name(value: Any) -> Any:
-    """The name of a detector, which may be given as ``{name: ..., options: {...}}``."""
-    value = called(value)
+    """The name of a detector, which may be given as ``{name: ..., options: {...}}``; of a guard
+    as it is shipped, as ``{name: ..., fit: never, threshold: ...}``.
+    """
+    value = called(as_shipped(value))
     return value["name"] if isinstance(value, Mapping) and set(value) == {"name"} else value
+
+
+def as_shipped(value: Any) -> Any:
+    """``{name: X, fit: never, threshold: 1}`` is long for ``{name: guard:X, options: {threshold:
+    1}}``.
+    """
+    if not isinstance(value, Mapping) or not {"fit", *OF_GUARDS} & set(value):
+        return value
+    if value.get("fit") != "never":
+        raise expected(
+            "threshold and higher belong to a guard as it is shipped, with fit: never",
+            got=f"fit: {value.get('fit')}",
+            do="say fit: never, or leave them out",
+        )
+    own = {k: value[k] for k in OF_GUARDS if k in value}
+    rest = {k: v for k, v in value.items() if k not in ("fit", *OF_GUARDS)}
+    name = str(value.get("name", ""))
+    name = name if name.startswith("guard:") else f"guard:{name}"
+    return rest | {"name": name, "options": {**value.get("options", {}), **own}}
 
 
 def listed(value: Any) -> Any:
@@ -196,6 +218,10 @@ class NetworkPlan(Part):
     shape agree; ``rename``: what the names in either file begin with -> in the network, or "in
     order" (``weights.load_weights``).
 
+    ``purify``: what the product does to an image before the network, such as "jpeg 75", "bits 4",
+    "median 3", "cushion 0.5", and at random "noise 0.05", "resize 0.8"; ``known``: whether the
+    attacker knows it. ``draws``: of what is random, in it or in the network itself; outputs are
+    averaged over them.
     ``precision``: "bf16" runs it under autocast; ``compile``: a compiled copy of it is run. Both
     are for GPUs, and neither changes the training.
     ``output``: "probabilities" for a network that ends in a softmax or a sigmoid, whose logits
@@ -216,11 +242,23 @@ class NetworkPlan(Part):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
+    purify: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    draws: int | None = Field(None, ge=1, le=1000)
+    known: bool = True
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     train: TrainPlan = TrainPlan()
     seed: Seed | None = None
     seeds: tuple[Seed, ...] = ()
+
+    @field_validator("purify")
+    @classmethod
+    def _purifies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from feathide.detectors.purifiers import purifier_named
+
+        for name in names:
+            purifier_named(name)
+        return names
 
     @property
     def own(self) -> bool:

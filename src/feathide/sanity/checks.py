@@ -53,7 +53,8 @@ SANITY_CHECKS: dict[str, SanityCheck] = {
             "deterministic network",
             "two passes over the same images differ",
             "an attack that sees one draw is judged by another",
-            "audit the network with its randomness averaged or fixed",
+            "say network.draws: 16, which averages over draws (expectation over "
+            "transformation), or fix its randomness",
         ),
         SanityCheck(
             "gradient",

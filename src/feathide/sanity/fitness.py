@@ -83,7 +83,7 @@ def check_fitness(context: Context, classifier: FeatureClassifier) -> None:
 
 def without_slope(context: Context, classifier: FeatureClassifier) -> list[str]:
     """The detectors of others whose scores have no gradient, so that no attack can aim at them;
-    tried on random outputs of the classifier's form.
+    tried on random outputs of the classifier's form, and guards as shipped on two images.
 
     Raises ``InputError`` for one whose code fails on outputs that carry a gradient, if an attack
     or a sanity check will show it such."""
@@ -100,9 +100,14 @@ def without_slope(context: Context, classifier: FeatureClassifier) -> list[str]:
     ]
     if not names:
         return []
+    frozen = context.recipe.frozen(names)
+    looks = {name: guard.look for name, guard in frozen.items()}
+    seen = _shown(context, replace(classifier, guards=looks)).guards or {}
+    flat = [name for name, score in seen.items() if not score.requires_grad]
     out, labels = _random_outputs(_shown(context, classifier))
-    flat = []
     for name in names:
+        if name in frozen:
+            continue
         # it may want more or other images than these, which stand for none
         try:
             guard = taught(name, Evidence(out, labels, out, out, out))

@@ -40,7 +40,7 @@ def lowered(
     own, blind = {}, {}
     for name, guard in trial.guards.items():
         aim, seen = Evade((guard.detector,), scales=(guard.scale,)), watcher(few, guard)
-        if _leads(few, guard):
+        if leads(few, guard):
             schedule = pgd(
                 threat, objective=aim, steps=STEPS, step_size=0.25, decay="cosine"
             )
@@ -62,7 +62,7 @@ def lowered(
     return found
 
 
-def _leads(trial: Trial, guard: Guard) -> bool:
+def leads(trial: Trial, guard: Guard) -> bool:
     """Whether a gradient leads from a guard's score back to the image at all."""
     with torch.enable_grad():
         out = watcher(trial, guard)(trial.x.detach().clone().requires_grad_())

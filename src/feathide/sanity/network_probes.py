@@ -1,5 +1,6 @@
 """Probes of the network and of the plain attack: flags, slope, stability, ranks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,7 +45,9 @@ def flags_of(trial: Trial) -> dict[str, bool]:
     with torch.no_grad():
         classes = c(trial.x[:1]).logits.shape[1]
     said = check_network(c.model, c.prepared(trial.x[:8]), classes, c.head, output=c.output)
-    return {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
+    flags = {name: any(s.startswith(start) for s in said) for name, start in FLAGS.items()}
+    # what is random is averaged over recorded draws
+    return flags | {"random": flags["random"] and not c.draws}
 
 
 def slope_of(trial: Trial) -> np.ndarray:
@@ -96,10 +99,15 @@ def ranks_of(trial: Trial, attack: Attack, images: Tensor) -> np.ndarray:
     return np.array([spearman(hide, s) for s in scores])
 
 
-def batch_gap(detector: Detector, out: Outputs) -> float:
-    """The largest change of a score when its row stands alone, in units of the scores' spread."""
+def batch_gap(detector: Detector, out: Outputs, single: Sequence[Outputs] = ()) -> float:
+    """The largest change of a score when its row stands alone, in units of the scores' spread;
+    ``single``: what was seen of each image alone, for a guard that looks at images itself.
+    """
     out = out.to(torch.float64)
+    rows = [s.to(torch.float64) for s in single] or [
+        out[i : i + 1] for i in range(len(out))
+    ]
     with torch.no_grad():
         whole = detector.score(out)
-        alone = torch.cat([detector.score(out[i : i + 1]) for i in range(len(out))])
+        alone = torch.cat([detector.score(row) for row in rows])
     return float((whole - alone).abs().max() / whole.std().clamp_min(1e-12))

@@ -24,7 +24,7 @@ from feathide.pipeline.listing import needed
 from feathide.pipeline.step import Arrays
 from feathide.plans.plan import Cell
 from feathide.plans.sections import AttackPlan, ObjectivePlan
-from feathide.sanity.guard_gradients import QUERIES, STEPS, lowered
+from feathide.sanity.guard_gradients import QUERIES, STEPS, leads, lowered
 from feathide.sanity.network_probes import (
     batch_gap,
     flags_of,
@@ -36,6 +36,7 @@ from feathide.sanity.network_probes import (
 from feathide.sanity.planted import planted
 from feathide.sanity.surrogate import surrogate_key, surrogate_of, surrogate_task
 from feathide.sanity.trial import LOOKED, Guard, Trial, run_attack
+from feathide.types import Outputs
 
 __all__ = [
     "measure",
@@ -93,15 +94,23 @@ def measure(trial: Trial) -> dict[str, np.ndarray]:
         others.append(found[0])
     with torch.no_grad():
         out = trial.observer(trial.x).to("cpu")
-    arrays |= {
-        f"batch/{name}": np.asarray(batch_gap(g.detector, out))
-        for name, g in trial.guards.items()
-    }
-    arrays |= {
-        f"undifferentiable/{n}": np.asarray(not g.detector.differentiable)
-        for n, g in trial.guards.items()
-    }
+    alone = _alone(trial)
+    for name, g in trial.guards.items():
+        shipped = g.detector.needs_guards
+        gap = batch_gap(g.detector, out, alone if shipped else ())
+        arrays[f"batch/{name}"] = np.asarray(gap)
+        # a guard as shipped declares nothing: it has a gradient or not
+        flat = not g.detector.differentiable or (shipped and not leads(trial, g))
+        arrays[f"undifferentiable/{name}"] = np.asarray(flat)
     return arrays | lowered(trial, base[0], others) | planted(trial)
+
+
+def _alone(trial: Trial) -> list[Outputs]:
+    """What is seen of each image by itself, where a guard as shipped looks at images."""
+    if not any(g.detector.needs_guards for g in trial.guards.values()):
+        return []
+    with torch.no_grad():
+        return [trial.observer(x[None]).to("cpu") for x in trial.x]
 
 
 def probe_cell(context: Context) -> Cell:
