@@ -40,7 +40,7 @@ def _step(context: Context, cell: Cell) -> Step:
         _judge,
         label=context.steps.condition(cell),
         decided_by=(Decision({"draws": FRESH, "first": FIRST}),),
-        batches=context.data.batches("test", attacked=True),
+        batches=lambda: context.data.batches("test", attacked=True),
         follows=lambda: (context.steps.attack(cell, "test"),),
         arguments=(cell,),
     )

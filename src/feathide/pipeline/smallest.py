@@ -90,7 +90,7 @@ def smallest_step(context: Context, cell: Cell) -> Step:
         _search,
         label=steps.condition(cell),
         decided_by=(Decision(decided_by),),
-        batches=context.data.batches("test", attacked=True),
+        batches=lambda: context.data.batches("test", attacked=True),
         needs=lambda: (*steps.evidence(cell.eps), *steps.calibration(cell.eps)),
         follows=lambda: (steps.attack(cell, "test"),),
         arguments=(cell,),
