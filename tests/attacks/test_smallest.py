@@ -61,12 +61,20 @@ def test_a_guard_that_catches_large_changes_only_is_passed_where_it_does_not() -
         FOOL: lambda level, rows: level >= 3,
         "blind to small": lambda level, rows: level <= 5,
         "blind to large": lambda level, rows: level >= 11,
-        "a window": lambda level, rows: (level >= 8) & (level <= 10),
+        "a window": lambda level, rows: (level >= 9) & (level <= 10),
         "closed": lambda level, rows: level < 0,
     }
     found = search(rules, 2, 16).least
     assert (found["blind to small"] == 3).all() and (found["blind to large"] == 11).all()
-    assert (found["a window"] == 8).all() and np.isinf(found["closed"]).all()
+    assert (found["a window"] == 9).all() and np.isinf(found["closed"]).all()
+
+
+def test_a_window_between_two_failures_is_found_on_the_ladder() -> None:
+    rules = {
+        FOOL: lambda level, rows: level >= 3,
+        "a window": lambda level, rows: (level >= 9) & (level <= 10),
+    }
+    assert (search(rules, 2, 16).least["a window"] == 9).all()
 
 
 def test_nothing_passes_that_does_not_fool() -> None:
