@@ -279,7 +279,7 @@ def test_numbers_at_a_threshold_carry_the_doubt_of_the_threshold(context: Contex
     )
     needs = "false alarms need 100 for 10 %, 200 for 5 %, 1000 for 1 %"
     assert any(
-        s.startswith(f"thresholds: {told}; {needs}; with {patients} no guard") for s in said
+        s.startswith(f"thresholds: {told}; {needs}; {patients} are too few") for s in said
     )
     assert all(f.word != "holds" for f in verdict(run_of(context, table)).findings)
     few = f"{told} are few: a threshold needs 100 at 10 %, 200 at 5 %, 1000 at 1 % false alarms"
