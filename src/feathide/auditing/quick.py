@@ -181,9 +181,11 @@ def _attack_of(plan: Plan) -> AttackPlan:
 
 
 def _objectives_of(plan: Plan) -> tuple[ObjectivePlan, ...]:
-    """Plain, and the first that hides, at a fixed weight."""
+    """Plain, and the first two that hide, at a fixed weight: a guard that sees HFC may not see
+    typical HFC.
+    """
     hiding = [o for o in plan.objectives if OBJECTIVES[o.kind].make is not None]
-    kept = (ObjectivePlan(name="plain"), *hiding[:1])
+    kept = (ObjectivePlan(name="plain"), *hiding[:2])
     return tuple(
         o.model_copy(update={"weight": None}) if o.weight == "auto" else o for o in kept
     )
