@@ -163,8 +163,10 @@ class _File:
 
     def __post_init__(self) -> None:
         network = self.network.requires_grad_(False)
-        before = {"mean": self.mean, "std": self.std, "window": self.window}
-        object.__setattr__(self, "seen", FeatureClassifier(network, (), **before))  # type: ignore[arg-type]
+        seen = FeatureClassifier(
+            network, (), mean=self.mean, std=self.std, window=self.window
+        )
+        object.__setattr__(self, "seen", seen)
 
     def __call__(self, x: Tensor, _: Tensor) -> Tensor:
         z = self.seen.prepared(x)
