@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from feathide.metrics.numbers import number, percent
+from feathide.metrics.numbers import number, percent, score
 from feathide.metrics.registry import metric_of
 from feathide.report import Run, card, render, verdict
 from feathide.report.pictures import Album
@@ -209,8 +209,9 @@ def test_every_number_of_the_table_is_on_the_page(run: Run, text: str) -> None:
         (run.table["eps"] == run.threat["eps"]) & (run.table["detector"] != "")
     ]
     for metric, value in zip(rows["metric"], rows["value"], strict=True):
-        share = metric_of(metric).unit == ""  # type: ignore[union-attr]
-        assert (percent(value) if share else number(value)) in text
+        unit = metric_of(metric).unit  # type: ignore[union-attr]
+        write = {"": percent, "score": score}.get(unit, number)
+        assert write(value) in text
     assert data_of(text)["csv"]["results"] == run.table.to_csv(index=False)
 
 

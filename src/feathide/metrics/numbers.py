@@ -1,10 +1,11 @@
 """How numbers are written, in one style wherever a reader meets them: measured shares with one
-decimal, chosen rates whole, everything else with three digits that matter.
+decimal, chosen rates whole, scores from 0 to 1 with two decimals, everything else with three digits
+that matter.
 """
 
 import math
 
-__all__ = ["bare", "number", "percent", "whole_percent"]
+__all__ = ["bare", "number", "percent", "score", "whole_percent"]
 
 SMALL, LARGE = 1e-4, 1e7  # outside these, a number is written with a power of ten
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -38,6 +39,16 @@ def whole_percent(share: float) -> str:
         '10 %'
     """
     return f"{100 * share:.0f} %"
+
+
+def score(value: float) -> str:
+    """A number from 0 to 1 that is no share, such as an AUC, with two decimals.
+
+    Example:
+        >>> score(0.0328), score(1.0)
+        ('0.03', '1.00')
+    """
+    return f"{value:.2f}"
 
 
 def number(value: float, *, digits: int = 3) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from feathide.metrics.metric import Metric
-from feathide.metrics.numbers import bare, number, percent
+from feathide.metrics.numbers import bare, number, percent, score
 from feathide.metrics.registry import METRICS, in_order, metric_of, title_of
 from feathide.report.naming import label
 from feathide.report.results import Run
@@ -25,6 +25,10 @@ __all__ = [
     "parts",
     "variants",
 ]
+
+# by a metric's unit: how a value is written, and the ends of its interval
+ROUNDED = (number, partial(number, digits=2))
+WRITTEN = {"": (percent, bare), "score": (score, score)}
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,10 @@ def cell(row: Mapping[str, float] | pd.Series, metric: Metric | None = None) -> 
     value, low, high = (float(row[k]) for k in ("value", "low", "high"))
     if math.isnan(value):
         return Cell("–")
-    share = metric is not None and metric.unit == ""
-    write = bare if share else partial(number, digits=2)
-    interval = "" if math.isnan(low) else f"({write(low)}–{write(high)})"
-    text = percent(value) if share else number(value)
-    return Cell(text, interval, value, _bad(value, metric))
+    unit = "any" if metric is None else metric.unit
+    write, write_end = WRITTEN.get(unit, ROUNDED)
+    interval = "" if math.isnan(low) else f"({write_end(low)}–{write_end(high)})"
+    return Cell(write(value), interval, value, _bad(value, metric))
 
 
 def _bad(value: float, metric: Metric | None) -> float | None:
